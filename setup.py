@@ -1,0 +1,74 @@
+"""Installs `moe_jax`. Experiments, configs and launch scripts run from the clone."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "moe_jax/__init__.py").read_text("utf-8"), re.MULTILINE
+)[1]
+
+# Lower bounds are the releases that the test suite was run with, except for the small libraries
+# (absl-py, ml_collections, rich, ...), whose calls used here have been stable for years.
+# Upper bounds only with a reason beside them.
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "array_record>=0.8.3",
+    "tensorflow-datasets>=4.9.10",  # used without TensorFlow: file format array_record only
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it, but declares it for 3.8 only
+    "ml_collections>=1.1.0",
+    "absl-py>=2.1",
+    "tensorboardX>=2.6.2",
+    "rich>=13.0",
+    "numpy>=2.0",
+    "jaxtyping>=0.3.2",
+]
+
+TEXT = ["tokenizers>=0.22"]
+TEST = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
+    "scipy>=1.14",
+    *TEXT,
+]
+
+EXTRAS = {
+    "test": TEST,
+    "text": TEXT,
+    "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
+    "gpu": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "wandb": ["wandb>=0.20"],
+    "dev": [
+        *TEST,
+        "ruff>=0.17.6,<0.18",  # the formatter's style may change with each minor release
+        "mypy>=2.4",
+        "pre-commit>=4.0",
+    ],
+}
+
+setup(
+    name="moe_jax",
+    version=VERSION,
+    description="A JAX research framework for sparse Mixture-of-Experts models",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["moe_jax*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
