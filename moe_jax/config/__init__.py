@@ -1,0 +1,1 @@
+"""Machinery for configs: dataclasses as truth, ConfigDicts as surface, kinds, overrides, checks."""

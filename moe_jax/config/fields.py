@@ -1,0 +1,44 @@
+"""How config dataclasses declare their fields.
+
+A config is a tree of frozen, keyword-only dataclasses, each beside what it configures. Two kinds
+of field need a mark: alternatives chosen by name (`kind`) and scalars that may follow a schedule
+(`knob`). A class may define ``check(self)`` that yields ``(field, rule)`` for each broken rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Rule = tuple[str, str]  # (field name, what is asked of it)
+
+
+def kind(table: Mapping[str, Any], default: Callable[[], Any]) -> Any:
+    """A field that holds one of several dataclasses, chosen by its name in `table`.
+
+    In the ConfigDict the subtree has an extra first key ``kind``: the table's key, or
+    ``"my_module:MyClass"`` for a class from outside the package.
+    """
+    return dataclasses.field(default_factory=default, metadata={"kinds": table})
+
+
+def knob(default: float) -> Any:
+    """A float that may follow a schedule. It reaches the compiled step as a runtime scalar, so
+    changing it does not recompile."""
+    return dataclasses.field(default=default, metadata={"knob": True})
+
+
+def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:
+    """Rule: each named field is >= `minimum` (None passes: an optional value that is not set)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            yield name, f"must be at least {minimum}"
+
+
+def one_of(config: Any, choices: Mapping[str, Any] | tuple[str, ...], *names: str) -> Iterator[Rule]:
+    """Rule: each named field is one of `choices`."""
+    for name in names:
+        if getattr(config, name) not in choices:
+            yield name, "must be one of " + ", ".join(choices)

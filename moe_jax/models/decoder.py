@@ -1,0 +1,314 @@
+"""The decoder language model: embedding, a prologue and a repeated pattern of blocks, head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.nn.attention import KeyValueCache
+from moe_jax.nn.block import Block
+from moe_jax.nn.context import Context, LayerReport, TokenBatch
+from moe_jax.nn.mlp import MLP
+from moe_jax.nn.moe_layer import MoEConfig, MoELayer
+from moe_jax.nn.norm import RMSNorm
+from moe_jax.nn.param import fan_in, parameter
+from moe_jax.ops.expert_ffn import ACTIVATIONS
+from moe_jax.parallel.rules import sharding
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What the backward pass keeps instead of computing again.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # keep everything: no recomputation
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    # Rows received from other devices are kept: recomputing them would communicate again.
+    "received": jax.checkpoint_policies.save_only_these_names("received", "attention_out"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Dimensions and numerics of the decoder.
+
+    vocab_size may exceed the tokenizer's (a multiple of 8 shards better). mlp_dim is the hidden
+    width of the dense layers. init_scale: variance * fan_in of every matrix but the router's
+    (Switch: 0.1). Parameters are param_dtype, matmuls dtype; norms, router, softmax and losses
+    are float32 always.
+    """
+
+    vocab_size: int = 264
+    num_layers: int = 4
+    model_dim: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    mlp_dim: int = 512
+    activation: str = "swiglu"
+    qk_norm: bool = False
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = False
+    init_scale: float = 1.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+
+    def check(self) -> Iterator[Rule]:
+        sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
+        yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim")
+        yield from one_of(self, ACTIVATIONS, "activation")
+        yield from one_of(self, DTYPES, "dtype", "param_dtype")
+        yield from one_of(self, REMAT_POLICIES, "remat")
+        if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
+            yield "num_heads", f"must be a multiple of num_kv_heads = {self.num_kv_heads}"
+        if self.head_dim % 2:
+            yield "head_dim", "must be even (rotary positions turn pairs)"
+        if self.init_scale <= 0:
+            yield "init_scale", "must be above 0"
+
+
+def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
+    """Whether layer number `layer` (from 0) is sparse."""
+    return moe.every > 0 and layer >= moe.first and (layer - moe.first) % moe.every == 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers first, first + step, ...: `count` layers of one kind that scan treats as one."""
+
+    first: int
+    step: int
+    count: int
+    moe: bool
+
+    @property
+    def name(self) -> str:
+        """The stack's key in parameters and router state: its first layer's number."""
+        return f"{self.first:02d}"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.first + self.step * i for i in range(self.count))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern."""
+
+    prologue: tuple[Stack, ...]
+    pattern: tuple[Stack, ...]
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return self.prologue + self.pattern
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The numbers of the sparse layers, in the order in which reports are stacked."""
+        return tuple(sorted(layer for stack in self.moe_stacks for layer in stack.layers))
+
+    @property
+    def moe_stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for stack in self.stacks if stack.moe)
+
+    def in_layer_order(self, by_stack: Mapping[str, Any]) -> Any:
+        """Trees of the sparse stacks, leaves (count, ...), as one with leaves (L, ...)."""
+        numbers = [layer for stack in self.moe_stacks for layer in stack.layers]
+        order = jnp.asarray([numbers.index(layer) for layer in self.moe_layers], jnp.int32)
+        return jax.tree.map(
+            lambda *leaves: jnp.concatenate(leaves, axis=0)[order],
+            *[by_stack[stack.name] for stack in self.moe_stacks],
+        )
+
+    def by_stack(self, tree: Any) -> dict[str, Any]:
+        """The inverse of `in_layer_order`."""
+        rows = {layer: row for row, layer in enumerate(self.moe_layers)}
+        parts = {}
+        for stack in self.moe_stacks:
+            index = jnp.asarray([rows[layer] for layer in stack.layers], jnp.int32)
+            parts[stack.name] = jax.tree.map(lambda leaf, index=index: leaf[index], tree)
+        return parts
+
+
+def layout_of(num_layers: int, moe: MoEConfig) -> Layout:
+    """Cuts the layers into a prologue and a repeated pattern of length moe.every.
+
+    The prologue is what does not fit: the dense layers before moe.first and the remainder.
+    """
+    period = moe.every or 1
+    start = moe.first if moe.every else 0
+    start += (num_layers - start) % period if start < num_layers else 0
+    start = min(start, num_layers)
+    prologue = tuple(
+        Stack(layer, 1, 1, is_moe_layer(moe, layer)) for layer in range(start)
+    )
+    repeats = (num_layers - start) // period
+    places = range(start, start + period if repeats else start)
+    pattern = tuple(Stack(at, period, repeats, is_moe_layer(moe, at)) for at in places)
+    return Layout(prologue, pattern)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DecoderOutput:
+    """logits float32. report: leaves (L, G, ...) over the sparse layers; None in a dense model."""
+
+    logits_BSV: Float[Array, "B S V"]
+    report: LayerReport | None
+    cache: dict[str, KeyValueCache] | None
+
+
+class Decoder(nnx.Module):
+    """token ids -> logits. Parameters of a stack of layers are stacked on a leading axis."""
+
+    def __init__(self, config: DecoderConfig, moe: MoEConfig, mesh: Mesh, *, rngs: nnx.Rngs):
+        D, V = config.model_dim, config.vocab_size
+        self.param_dtype, self.dtype = DTYPES[config.param_dtype], DTYPES[config.dtype]
+        self.config, self.moe, self.mesh = config, moe, mesh
+        self.layout = layout_of(config.num_layers, moe)
+        # Unit-variance logits at the start: rows of the embedding have norm 1 (variance 1 / D).
+        init = jax.nn.initializers.normal(D**-0.5)
+        self.embedding = parameter(rngs, init, (V, D), ("vocab", "embed"), self.param_dtype)
+        self.layers = nnx.Dict(
+            {stack.name: self._make_stack(stack, rngs) for stack in self.layout.stacks}
+        )
+        self.final_norm = RMSNorm(D, rngs=rngs)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else parameter(
+                rngs, fan_in(config.init_scale), (D, V), ("embed", "vocab"), self.param_dtype
+            )
+        )
+
+    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
+        config = self.config
+        numerics: dict[str, Any] = dict(
+            init_scale=config.init_scale, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        attention = dict(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+            qk_norm=config.qk_norm,
+            **numerics,
+        )
+        options: dict[str, Any] = dict(activation=config.activation, **numerics)
+        if stack.moe:
+            options |= dict(config=self.moe, mesh=self.mesh)
+        else:
+            options |= dict(hidden_dim=config.mlp_dim)
+
+        def make(key: Array) -> Block:
+            return Block(
+                model_dim=config.model_dim,
+                attention=attention,
+                feed_forward=MoELayer if stack.moe else MLP,
+                feed_forward_options=options,
+                rngs=nnx.Rngs(params=key),
+            )
+
+        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+
+    def router_state(self) -> dict[str, dict[str, Array]]:
+        """The initial state of all routers, stacked like the layers; {} values for most."""
+        state = self.moe.router.state(self.moe.num_experts)
+        return {
+            stack.name: jax.tree.map(lambda leaf, n=stack.count: jnp.stack([leaf] * n), state)
+            for stack in self.layout.moe_stacks
+        }
+
+    def make_cache(self, B: int, P: int) -> dict[str, KeyValueCache]:
+        """An empty cache for B rows of up to P positions."""
+        config = self.config
+        caches = {}
+        for stack in self.layout.stacks:
+            shape = (stack.count, B, P, config.num_kv_heads, config.head_dim)
+            zeros = jnp.zeros(shape, self.dtype)
+            length = jnp.zeros((stack.count,), jnp.int32)
+            caches[stack.name] = KeyValueCache(key_BPMH=zeros, value_BPMH=zeros, length=length)
+        return caches
+
+    def __call__(
+        self,
+        batch: TokenBatch,
+        context: Context,
+        router_state: Mapping[str, Mapping[str, Array]],
+        cache: Mapping[str, KeyValueCache] | None = None,
+    ) -> DecoderOutput:
+        x_BSD = self.embedding[...].astype(self.dtype)[batch.token_BS]
+        # Embedding rows have norm 1; the blocks expect elements of variance 1.
+        x_BSD = self._constrain(x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype))
+        reports: dict[str, LayerReport] = {}
+        caches: dict[str, KeyValueCache] = {}
+        for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
+            x_BSD, new_reports, new_caches = self._run(
+                stacks, x_BSD, batch, context, router_state, cache
+            )
+            reports |= new_reports
+            caches |= new_caches
+        x_BSD = self.final_norm(x_BSD)
+        head = self.embedding[...].T if self.head is None else self.head[...]
+        logits_BSV = jnp.einsum(
+            "BSD,DV->BSV", x_BSD, head.astype(self.dtype), preferred_element_type=jnp.float32
+        )
+        return DecoderOutput(
+            logits_BSV=logits_BSV,
+            report=self.layout.in_layer_order(reports) if reports else None,
+            cache=caches if cache is not None else None,
+        )
+
+    def _constrain(self, x_BSD: Array) -> Array:
+        target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")
+        return jax.lax.with_sharding_constraint(x_BSD, target)
+
+    def _run(
+        self,
+        stacks: tuple[Stack, ...],
+        x_BSD: Array,
+        batch: TokenBatch,
+        context: Context,
+        router_state: Mapping[str, Mapping[str, Array]],
+        cache: Mapping[str, KeyValueCache] | None,
+    ) -> tuple[Array, dict[str, LayerReport], dict[str, KeyValueCache]]:
+        """Scans over the repeats of a pattern whose places are `stacks`."""
+        if not stacks:
+            return x_BSD, {}, {}
+        split = {stack.name: nnx.split(self.layers[stack.name]) for stack in stacks}
+        graphs = {name: graph for name, (graph, _) in split.items()}
+        per_layer = {
+            stack.name: {
+                "params": split[stack.name][1],
+                "number": jnp.asarray(stack.layers, jnp.int32),
+                "state": dict(router_state.get(stack.name, {})),
+                "cache": None if cache is None else cache[stack.name],
+            }
+            for stack in stacks
+        }
+
+        def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
+            reports, caches = {}, {}
+            for name, layer in layers.items():
+                block = nnx.merge(graphs[name], layer["params"])
+                x_BSD, report, new_cache = block(
+                    x_BSD, batch, context, layer["state"], layer["number"], layer["cache"]
+                )
+                x_BSD = self._constrain(x_BSD)
+                reports |= {name: report} if report is not None else {}
+                caches |= {name: new_cache} if new_cache is not None else {}
+            return x_BSD, (reports, caches)
+
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        x_BSD, (reports, caches) = jax.lax.scan(body, x_BSD, per_layer)
+        return x_BSD, reports, caches

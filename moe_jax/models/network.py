@@ -1,0 +1,74 @@
+"""A module as pure functions over nested dicts of arrays, sharded by the rule table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from moe_jax.nn.param import axes_of
+from moe_jax.parallel.rules import sharding
+
+Params = dict[str, Any]  # nested; leaves are arrays
+
+
+class Network:
+    """`module` split once: `init(key)` creates its parameters sharded, `apply` calls it.
+
+    Parameters are nested plain dicts ("layers/00/moe/experts/w_up"), so that optimizers,
+    checkpoints and notebooks need to know nothing of Flax.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh):
+        self._make = make
+        self.mesh = mesh
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0))))
+        self._graph, self._state = nnx.split(abstract)
+        self.abstract: Params = nnx.to_pure_dict(self._state)
+        self.axes: Params = axes_of(self._state)
+        self.shardings: Params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, axes: sharding(mesh, axes, leaf.shape, path_name(path)),
+            self.abstract,
+            self.axes,
+        )
+
+    def init(self, key: jax.Array) -> Params:
+        """New parameters, each created on its own devices."""
+
+        def create(key: jax.Array) -> Params:
+            return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key)), nnx.Param))
+
+        return jax.jit(create, out_shardings=self.shardings)(key)
+
+    def module(self, params: Mapping[str, Any]) -> Any:
+        """The module with these parameters in it."""
+        values = nnx.traversals.flatten_mapping(params)
+        variables = {
+            path: variable.replace(values[path])
+            for path, variable in nnx.to_flat_state(self._state)
+        }
+        return nnx.merge(self._graph, nnx.State.from_flat_path(variables))
+
+    def apply(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.module(params)(*args, **kwargs)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as "layers/00/moe/router/kernel"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def abstract_with(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, jax.sharding.PartitionSpec())

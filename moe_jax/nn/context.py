@@ -1,0 +1,62 @@
+"""What travels through the network beside the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from moe_jax.routing.types import Sums, Traffic
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """A batch of packed rows. segment 0 is padding; positions count from each segment's start."""
+
+    token_BS: Int[Array, "B S"]
+    position_BS: Int[Array, "B S"]
+    segment_BS: Int[Array, "B S"]
+    row_B: Int[Array, "B"]  # the row's number in the global batch: routing keys hang on it
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """How the network is called: a function of (seed, step), never of a device.
+
+    key: routing key of this step, None for no noise. knobs: scheduled scalars by config path.
+    capacity_factor: in place of the config's, for evaluation; None: dropless.
+    whole_rows: every row is one routing group whatever its length (generation).
+    capture: also return the routes of every MoE layer.
+    """
+
+    key: PRNGKeyArray | None = None
+    knobs: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
+    train: bool = field(default=False, metadata={"static": True})
+    capacity_factor: float | None = field(default=None, metadata={"static": True})
+    whole_rows: bool = field(default=False, metadata={"static": True})
+    capture: bool = field(default=False, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """Where every token went in one layer: for probes, traces and pictures."""
+
+    expert_BSK: Int[Array, "*L B S K"]  # E or more: no expert
+    weight_BSK: Float[Array, "*L B S K"]
+    kept_BSK: Shaped[Array, "*L B S K"]
+    prob_BSE: Float[Array, "*L B S E"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """Statistics of one MoE layer, additive over the G groups of its leading axis."""
+
+    sums: Sums
+    traffic: Traffic
+    routes: Routes | None = None

@@ -1,0 +1,42 @@
+"""The dense feed-forward layer, and shared experts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe_jax.nn.param import fan_in, parameter
+from moe_jax.ops.expert_ffn import ACTIVATIONS, GATED
+
+
+class MLP(nnx.Module):
+    """Gated: (act(x W_gate) * (x W_up)) W_down; otherwise act(x W_up) W_down."""
+
+    def __init__(
+        self,
+        *,
+        model_dim: int,
+        hidden_dim: int,
+        activation: str,
+        init_scale: float,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        D, F, init = model_dim, hidden_dim, fan_in(init_scale)
+        gated = activation in GATED
+        up_axes, down_axes = ("embed", "mlp"), ("mlp", "embed")
+        self.w_gate = parameter(rngs, init, (D, F), up_axes, param_dtype) if gated else None
+        self.w_up = parameter(rngs, init, (D, F), up_axes, param_dtype)
+        self.w_down = parameter(rngs, init, (F, D), down_axes, param_dtype)
+        self.activation, self.dtype = activation, dtype
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        h_BSF = x_BSD @ self.w_up[...].astype(self.dtype)
+        if self.w_gate is not None:
+            h_BSF = act(x_BSD @ self.w_gate[...].astype(self.dtype)) * h_BSF
+        else:
+            h_BSF = act(h_BSF)
+        return h_BSF @ self.w_down[...].astype(self.dtype)

@@ -1,0 +1,372 @@
+"""The sparse layer: route, plan, dispatch, in one fully manual `shard_map`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from moe_jax.config.fields import Rule, at_least, kind, one_of
+from moe_jax.config.knobs import bind
+from moe_jax.dispatch import LAYOUTS, TRANSPORTS, dispatch
+from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
+from moe_jax.nn.mlp import MLP
+from moe_jax.nn.param import fan_in, parameter
+from moe_jax.ops.expert_ffn import GATED, ExpertWeights
+from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.parallel.rules import mesh_size
+from moe_jax.routing import ROUTERS, Mixtral
+from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
+from moe_jax.routing.losses import RoutingLosses
+from moe_jax.routing.plan import make_plan, plan_traffic, renormalize_kept
+from moe_jax.routing.token_choice import TokenChoice
+from moe_jax.routing.types import Assignments, Plan, Router, RouterInputs, SoftPlan
+
+TOKENS = PartitionSpec(ROW_AXES, "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """The sparse layers of a model.
+
+    every, first: MoE in layers first, first + every, ... (counting from 0), dense elsewhere;
+      every=0: nowhere, a dense model.
+    expert_dim: hidden width F of one expert. num_shared, shared_dim: experts that see every token.
+    capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
+      multiple of the row length; None: one row.
+    layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
+    """
+
+    num_experts: int = 8
+    every: int = 1
+    first: int = 0
+    expert_dim: int = 256
+    num_shared: int = 0
+    shared_dim: int | None = None  # width of one shared expert; None: expert_dim
+    router: Router = kind(ROUTERS, Mixtral)
+    losses: RoutingLosses = field(default_factory=RoutingLosses)
+    capacity_factor: float | None = None
+    capacity_rounding: str = "ceil"
+    min_capacity: int = 1
+    renormalize_after_drop: bool = False
+    group_size: int | None = None
+    layout: str = "rows"
+    transport: str = "all_to_all"
+    receive_factor: float = 2.0
+    matmul: str = "auto"
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "num_experts", "expert_dim", "shared_dim", "group_size")
+        yield from at_least(self, 1, "min_capacity")
+        yield from at_least(self, 0, "every", "first", "num_shared")
+        for name in ("capacity_factor", "receive_factor"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                yield name, "must be above 0"
+        yield from one_of(self, LAYOUTS, "layout")
+        yield from one_of(self, TRANSPORTS, "transport")
+        yield from one_of(self, ROUNDINGS, "capacity_rounding")
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on later tokens through routing. Without capacity
+        the order of service of token choice does not matter."""
+        dropless = self.capacity_factor is None and isinstance(self.router, TokenChoice)
+        return dropless or self.router.causal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """How a (B, S) batch is cut into groups of T tokens: pieces of a row, or whole rows."""
+
+    T: int
+    rows: int  # rows of one group, 1 if it is a piece
+    pieces: int  # groups of one row, 1 if a group has whole rows
+
+    @classmethod
+    def of(cls, group_size: int | None, S: int) -> Grouping:
+        T = group_size or S
+        if T % S and S % T:
+            raise ValueError(f"group of {T} tokens against rows of {S}: neither divides the other")
+        return cls(T=T, rows=max(T // S, 1), pieces=max(S // T, 1))
+
+    def cut(self, x_bs: Array) -> Array:
+        """(b, s, ...) of one shard -> (g, T, ...)."""
+        return x_bs.reshape(-1, self.T, *x_bs.shape[2:])
+
+
+class RouterParams(nnx.Module):
+    """The parameters that a router asks for, as attributes by name."""
+
+    def __init__(self, router: Router, D: int, E: int, rngs: nnx.Rngs):
+        for name, spec in router.params(D, E).items():
+            setattr(self, name, parameter(rngs, spec.init, spec.shape, spec.axes))
+        self.names = tuple(router.params(D, E))
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: getattr(self, name)[...] for name in self.names}
+
+
+class Experts(nnx.Module):
+    """The weights of all experts: w_gate, w_up (E, D, F), w_down (E, F, D)."""
+
+    def __init__(
+        self,
+        E: int,
+        D: int,
+        F: int,
+        *,
+        activation: str,
+        init_scale: float,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = fan_in(init_scale, batch_axis=0)
+        up_axes, down_axes = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+        gated = activation in GATED
+        self.w_gate = parameter(rngs, init, (E, D, F), up_axes, param_dtype) if gated else None
+        self.w_up = parameter(rngs, init, (E, D, F), up_axes, param_dtype)
+        self.w_down = parameter(rngs, init, (E, F, D), down_axes, param_dtype)
+
+    def arrays(self) -> dict[str, Array | None]:
+        gate = self.w_gate[...] if self.w_gate is not None else None
+        return {"w_gate": gate, "w_up": self.w_up[...], "w_down": self.w_down[...]}
+
+
+# How the experts lie on the mesh: E over expert, F over tensor, D over fsdp.
+EXPERT_SPECS = {
+    "w_gate": PartitionSpec("expert", "fsdp", "tensor"),
+    "w_up": PartitionSpec("expert", "fsdp", "tensor"),
+    "w_down": PartitionSpec("expert", "tensor", "fsdp"),
+}
+
+
+class MoELayer(nnx.Module):
+    """y = sum over the chosen experts of weight * expert(x), plus the shared experts."""
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        *,
+        model_dim: int,
+        activation: str,
+        init_scale: float,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        mesh: Mesh,
+        rngs: nnx.Rngs,
+    ):
+        D, E = model_dim, config.num_experts
+        common: dict[str, Any] = dict(
+            activation=activation, init_scale=init_scale, param_dtype=param_dtype, rngs=rngs
+        )
+        self.router = RouterParams(config.router, D, E, rngs)
+        self.experts = Experts(E, D, config.expert_dim, **common)
+        # Shared experts that all see every token are one wider MLP.
+        width = config.num_shared * (config.shared_dim or config.expert_dim)
+        self.shared = (
+            MLP(model_dim=D, hidden_dim=width, dtype=dtype, **common) if width else None
+        )
+        self.config, self.activation, self.dtype, self.mesh = config, activation, dtype, mesh
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        batch: TokenBatch,
+        context: Context,
+        router_state: Mapping[str, Array],
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B S D"], LayerReport]:
+        """Returns the layer's output and its statistics, per routing group."""
+        grouping = Grouping.of(
+            None if context.whole_rows else self.config.group_size, x_BSD.shape[1]
+        )
+        key = None if context.key is None else jax.random.fold_in(context.key, layer)
+        group_BP = _group_ids(batch.row_B, grouping)
+        whole = PartitionSpec()
+        body = _ShardBody(self.config, self.activation, self.dtype, grouping, self.mesh, context)
+        experts = {n: w for n, w in self.experts.arrays().items() if w is not None}
+        y_BSD, report = jax.shard_map(
+            body,
+            mesh=self.mesh,
+            in_specs=(
+                TOKENS,
+                TokenBatch(token_BS=TOKENS, position_BS=TOKENS, segment_BS=TOKENS, row_B=PartitionSpec(ROW_AXES)),
+                TOKENS,
+                {name: EXPERT_SPECS[name] for name in experts},
+                whole,
+                whole,
+                whole,
+                whole,
+            ),
+            out_specs=(TOKENS, TOKENS),
+            check_vma=False,
+        )(
+            x_BSD,
+            batch,
+            group_BP,
+            experts,
+            self.router.arrays(),
+            dict(router_state),
+            dict(context.knobs),
+            key,
+        )
+        if self.shared is not None:
+            y_BSD = y_BSD + self.shared(x_BSD)
+        return y_BSD, _flatten_groups(report)
+
+
+def _group_ids(row_B: Int[Array, "B"], grouping: Grouping) -> Int[Array, "U P"]:
+    """Global numbers of the groups, laid out so that a shard of rows has its groups' numbers."""
+    if grouping.rows > 1:
+        return row_B[:: grouping.rows, None] // grouping.rows
+    piece_P = jnp.arange(grouping.pieces, dtype=row_B.dtype)
+    return row_B[:, None] * grouping.pieces + piece_P[None, :]
+
+
+def _flatten_groups(report: LayerReport) -> LayerReport:
+    """Statistics leave the shard_map as (units, pieces, ...); one leading G from here on."""
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+    return dataclasses.replace(report, sums=flat(report.sums), traffic=flat(report.traffic))
+
+
+@dataclass(frozen=True)
+class _ShardBody:
+    """What one device does. Collectives: the transport's over `expert`, an all-gather of the
+    expert weights over `fsdp`, a sum of the outputs over `tensor`; nothing else."""
+
+    config: MoEConfig
+    activation: str
+    dtype: jnp.dtype
+    grouping: Grouping
+    mesh: Mesh
+    context: Context
+
+    def __call__(self, x_bsD, batch, group_bP, experts, router_params, state, knobs, key):
+        config = bind(self.config, knobs, prefix="moe")
+        cut = self.grouping.cut
+        x_gTD = cut(x_bsD)
+        inputs = RouterInputs(
+            x_TD=x_gTD,
+            valid_T=cut(batch.segment_BS) > 0,
+            id_T=cut(batch.token_BS),
+            position_T=cut(batch.position_BS),
+            segment_T=cut(batch.segment_BS),
+            train=self.context.train,
+        )
+        keys_g = None
+        if key is not None:
+            keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(group_bP.reshape(-1))
+        inputs = dataclasses.replace(inputs, key=keys_g)
+        plan_g, sums_g, traffic_g = jax.vmap(
+            lambda inputs: self._route(config, router_params, state, inputs)
+        )(inputs)
+        weights = self._gather_weights(experts)
+        expert_shards = self.mesh.shape["expert"]
+        y_gTD, overflow_g = dispatch(
+            x_gTD,
+            plan_g,
+            weights,
+            layout=config.layout,
+            transport=config.transport,
+            axis="expert" if expert_shards > 1 else None,
+            receive_factor=config.receive_factor,
+        )
+        if self.mesh.shape["tensor"] > 1:
+            y_gTD = jax.lax.psum(y_gTD, "tensor")
+        traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
+        routes = None
+        if self.context.capture:
+            prob_gTE = _token_probabilities(config.router, router_params, state, inputs)
+            routes = _routes(plan_g, prob_gTE, x_bsD.shape[:2])
+        report = LayerReport(sums=sums_g, traffic=traffic_g)
+        report = jax.tree.map(lambda leaf: leaf.reshape(*group_bP.shape, *leaf.shape[1:]), report)
+        return y_gTD.reshape(x_bsD.shape), dataclasses.replace(report, routes=routes)
+
+    def _route(self, config, router_params, state, inputs):
+        """One group: router, capacity, statistics."""
+        router = config.router
+        decision, sums = router.route(router_params, state, inputs)
+        if isinstance(decision, Assignments):
+            capacity = expert_capacity(
+                inputs.x_TD.shape[0],
+                config.num_experts,
+                router.experts_per_token,
+                self.context.capacity_factor,
+                config.capacity_rounding,
+                config.min_capacity,
+            )
+            plan: Plan | SoftPlan = make_plan(decision, capacity)
+            if config.renormalize_after_drop:
+                plan = renormalize_kept(plan)
+        else:
+            plan = decision
+        return plan, sums, plan_traffic(plan, inputs.valid_T)
+
+    def _gather_weights(self, experts) -> ExpertWeights:
+        """This device's experts in the compute type, whole along D."""
+
+        def whole(name: str) -> Array | None:
+            if name not in experts:
+                return None
+            w = experts[name].astype(self.dtype)
+            if self.mesh.shape["fsdp"] > 1:
+                axis = 2 if name == "w_down" else 1
+                w = jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+            return w
+
+        return ExpertWeights(
+            w_gate_EDF=whole("w_gate"),
+            w_up_EDF=whole("w_up"),
+            w_down_EFD=whole("w_down"),
+            activation=self.activation,
+            backend=self.config.matmul,
+        )
+
+
+def _token_probabilities(
+    router: Router, params: Mapping[str, Array], state: Mapping[str, Array], inputs_g: RouterInputs
+) -> Float[Array, "g T E"]:
+    """The router's probabilities of every token: the prob_E of a group of that one token."""
+    quiet = dataclasses.replace(inputs_g, key=None, train=False)
+
+    def one_token(token: RouterInputs) -> Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], token)
+        return router.route(params, state, alone)[1].prob_E
+
+    return jax.vmap(jax.vmap(one_token))(quiet)
+
+
+def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) -> Routes:
+    """The plan of g groups as K choices for each token of a (b, s) shard."""
+    if isinstance(plan_g, SoftPlan):
+        raise NotImplementedError("routes of a soft plan: every token goes to every slot")
+    a = plan_g.assignments
+    g, _, E = prob_gTE.shape
+    if a.k is not None:
+        expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
+    else:
+        # No fixed number of choices: every expert is a column, E marks the ones not chosen.
+        group_g1 = jnp.arange(g, dtype=jnp.int32)[:, None]
+        at = (group_g1, a.token_R, a.expert_R)
+        column_E = jnp.arange(E, dtype=jnp.int32)
+        empty = jnp.zeros((g, a.T, E), bool)
+        wanted = empty.at[at].set(True, mode="drop")
+        expert = jnp.where(wanted, column_E[None, None, :], E)
+        weight = jnp.zeros((g, a.T, E), jnp.float32).at[at].add(a.weight_R, mode="drop")
+        kept = empty.at[at].set(plan_g.kept_R, mode="drop")
+    return Routes(
+        expert_BSK=expert.reshape(*shape, -1),
+        weight_BSK=weight.reshape(*shape, -1),
+        kept_BSK=kept.reshape(*shape, -1),
+        prob_BSE=prob_gTE.reshape(*shape, -1),
+    )

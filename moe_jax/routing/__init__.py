@@ -1,0 +1,16 @@
+"""Who goes where: routers, capacity, balance. Plain arrays, no Flax, no collective."""
+
+from moe_jax.routing.gshard import GShard
+from moe_jax.routing.mixtral import Mixtral
+from moe_jax.routing.noisy_top_k import NoisyTopK
+from moe_jax.routing.switch import Switch
+from moe_jax.routing.v_moe import VMoE
+
+# A new router is a new file and one row here.
+ROUTERS: dict[str, type] = {
+    "switch": Switch,
+    "gshard": GShard,
+    "mixtral": Mixtral,
+    "noisy_top_k": NoisyTopK,
+    "v_moe": VMoE,
+}

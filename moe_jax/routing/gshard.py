@@ -1,0 +1,60 @@
+"""GShard routing: the two best experts, the second perhaps at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.config.fields import Rule, one_of
+from moe_jax.routing.token_choice import (
+    TokenChoice,
+    choose,
+    make_sums,
+    router_logits,
+    scatter_gates,
+)
+from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
+
+SECOND_POLICIES = ("all", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GShard(TokenChoice):
+    """p = softmax(x W); the two best experts with weights p1 / (p1 + p2) and p2 / (p1 + p2).
+
+    second_policy, in training: "all" always wants the second expert; "random" wants it with
+    probability min(1, 2 p2 / (p1 + p2)). In evaluation it is always wanted.
+    First choices are served before second choices, as published; that lets later tokens displace
+    earlier ones, so the router counts as not causal unless drop_order="token_major".
+    Lepikhin et al. (2006.16668) algorithm 1. Ties go to the lower expert.
+    """
+
+    second_policy: str = "random"
+    drop_order: str = "choice_major"
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from one_of(self, SECOND_POLICIES, "second_policy")
+
+    @property
+    def choices(self) -> int:
+        return 2
+
+    def route(
+        self, params: RouterParams, state: RouterState, inputs: RouterInputs
+    ) -> tuple[Assignments, Sums]:
+        logits_TE = router_logits(params, inputs, self.jitter)
+        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
+        best_TK, expert_TK = jax.lax.top_k(prob_TE, 2)
+        weight_TK = best_TK / jnp.maximum(jnp.sum(best_TK, axis=1, keepdims=True), 1e-9)
+        T, E = logits_TE.shape
+        if self.second_policy == "random" and inputs.train and inputs.key is not None:
+            key = jax.random.fold_in(inputs.key, 1)
+            wanted_T = jax.random.uniform(key, (T,)) < 2 * weight_TK[:, 1]
+            expert_TK = expert_TK.at[:, 1].set(jnp.where(wanted_T, expert_TK[:, 1], E))
+        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
+        gate_TE = scatter_gates(weight_TK, expert_TK, E)
+        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)

@@ -1,0 +1,160 @@
+"""Which routing losses a run uses: coefficient, scope and convention of each.
+
+The scope of a loss is what its `Sums` are reduced over before the loss is taken; the values of
+the units are then averaged:
+  group         each routing group by itself (GShard)
+  row           each row, a sequence (DeepSeek's sequence-wise balance)
+  micro_batch   each micro-batch (most codebases); without accumulation the same as global_batch
+  global_batch  the whole batch of an optimizer step; exact under accumulation, by two passes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.routing import balance
+from moe_jax.routing.plan import reduce_sums
+from moe_jax.routing.types import Router, Sums
+
+SCOPES = ("group", "row", "micro_batch", "global_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """`coefficient` (may follow a schedule) times the loss, over its scope."""
+
+    coefficient: float = knob(0.0)
+    scope: str = "global_batch"
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 0, "coefficient")
+        yield from one_of(self, SCOPES, "scope")
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        """The unweighted losses of one unit of the scope, by name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBalance(LossTerm):
+    """`balance.load_balance_loss`. Switch uses 0.01 with normalization "one"."""
+
+    count: str = "all"  # or "first": GShard counts first choices only
+    normalization: str = "one"
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from one_of(self, ("all", "first"), "count")
+        yield from one_of(self, balance.NORMALIZATIONS, "normalization")
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        loss = balance.load_balance_loss(
+            sums, count=self.count, normalization=self.normalization
+        )
+        return {"load_balance": loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance(LossTerm):
+    """`balance.importance_loss`, CV^2 of the summed gates."""
+
+    variance: str = "population"
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from one_of(self, ("population", "unbiased"), "variance")
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {"importance": balance.importance_loss(sums, variance=self.variance)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(LossTerm):
+    """`balance.load_loss`, CV^2 of the smooth load estimate; needs a router with noise."""
+
+    variance: str = "population"
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from one_of(self, ("population", "unbiased"), "variance")
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {"load": balance.load_loss(sums, variance=self.variance)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterZ(LossTerm):
+    """`balance.router_z_loss`. ST-MoE uses 0.001."""
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {"router_z": balance.router_z_loss(sums)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOwn(LossTerm):
+    """What the router's `losses` method returns, with one coefficient in front."""
+
+    coefficient: float = knob(1.0)
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return router.losses(sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingLosses:
+    """All the terms. `over_layers`: "sum" (Switch, Megatron-Core, DeepSeek) or "mean"."""
+
+    load_balance: LoadBalance = field(default_factory=LoadBalance)
+    importance: Importance = field(default_factory=Importance)
+    load: Load = field(default_factory=Load)
+    router_z: RouterZ = field(default_factory=RouterZ)
+    router: RouterOwn = field(default_factory=RouterOwn)
+    over_layers: str = "sum"
+
+    def check(self) -> Iterator[Rule]:
+        yield from one_of(self, ("sum", "mean"), "over_layers")
+
+    def terms(self) -> tuple[LossTerm, ...]:
+        """Every term, in the order of the fields."""
+        values = (getattr(self, spec.name) for spec in fields(self))
+        return tuple(value for value in values if isinstance(value, LossTerm))
+
+
+def scoped_loss(
+    losses: RoutingLosses, router: Router, sums_LG: Sums, scopes: tuple[str, ...], pieces: int
+) -> Float[Array, ""]:
+    """The weighted loss of all terms whose scope is among `scopes`.
+
+    sums_LG: leaves (L, G, ...), of L layers and the G groups at hand. pieces: groups per row (1
+    where a group is one row or more). A unit's values are averaged over units, then summed or
+    averaged over layers.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for term in losses.terms():
+        if term.scope not in scopes:
+            continue
+        units_LU = _units(term.scope, sums_LG, pieces)
+        per_unit = jax.vmap(jax.vmap(lambda sums, term=term: term.values(router, sums)))
+        for value_LU in per_unit(units_LU).values():
+            value_L = jnp.mean(value_LU, axis=1)
+            combine = jnp.sum if losses.over_layers == "sum" else jnp.mean
+            total += term.coefficient * combine(value_L)
+    return total
+
+
+def _units(scope: str, sums_LG: Sums, pieces: int) -> Sums:
+    """Leaves (L, U, ...): the sums of each unit of the scope."""
+    if scope == "group":
+        return sums_LG
+    if scope == "row":
+        cut = jax.tree.map(
+            lambda leaf: leaf.reshape(leaf.shape[0], -1, pieces, *leaf.shape[2:]), sums_LG
+        )
+        return reduce_sums(cut, axis=2)
+    return jax.tree.map(lambda leaf: leaf[:, None], reduce_sums(sums_LG, axis=1))

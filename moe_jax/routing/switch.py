@@ -1,0 +1,46 @@
+"""Switch Transformer routing: one expert per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from moe_jax.config.fields import knob
+from moe_jax.routing.token_choice import (
+    TokenChoice,
+    choose,
+    make_sums,
+    router_logits,
+    scatter_gates,
+)
+from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch(TokenChoice):
+    """p = softmax(x W); the token goes to argmax p with weight max p.
+
+    The softmax comes before the choice: after a choice of one it would be the constant 1 and the
+    router would get no gradient. Fedus, Zoph, Shazeer (2101.03961) eq. 1-2; the paper trains with
+    jitter 0.01, initial scale 0.1, capacity factor 1 to 2 and load-balance coefficient 0.01.
+    Ties go to the lower expert.
+    """
+
+    jitter: float = knob(0.01)
+    init_scale: float = 0.1
+
+    @property
+    def choices(self) -> int:
+        return 1
+
+    def route(
+        self, params: RouterParams, state: RouterState, inputs: RouterInputs
+    ) -> tuple[Assignments, Sums]:
+        logits_TE = router_logits(params, inputs, self.jitter)
+        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
+        weight_TK, expert_TK = jax.lax.top_k(prob_TE, 1)
+        E = logits_TE.shape[1]
+        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
+        gate_TE = scatter_gates(weight_TK, expert_TK, E)
+        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)

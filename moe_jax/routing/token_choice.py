@@ -1,0 +1,181 @@
+"""What routers share in which each token chooses its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.routing.types import (
+    Assignments,
+    ParamSpec,
+    RouterInputs,
+    RouterParams,
+    RouterState,
+    Sums,
+)
+
+DROP_ORDERS = ("token_major", "choice_major", "batch_priority")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """The fields and the defaults of the Router protocol that these routers have in common.
+
+    Fields:
+      jitter: input noise, uniform(1 - jitter, 1 + jitter), in training.
+      init_scale: the kernel's initial variance is init_scale / D; 0 starts from zeros.
+      drop_order: who is served first where capacity is short; see `choose`.
+    """
+
+    jitter: float = knob(0.0)
+    init_scale: float = 1.0
+    drop_order: str = "token_major"
+
+    def check(self) -> Iterator[Rule]:
+        yield from one_of(self, DROP_ORDERS, "drop_order")
+        yield from at_least(self, 0, "jitter", "init_scale")
+        yield from at_least(self, 1, *(["k"] if "k" in self.__dataclass_fields__ else []))
+
+    def warn(self) -> Iterator[str]:
+        yield from ()
+
+    @property
+    def choices(self) -> int:
+        """K, the static number of choices per token."""
+        return self.k  # type: ignore[attr-defined]
+
+    @property
+    def experts_per_token(self) -> float:
+        return self.choices
+
+    @property
+    def causal(self) -> bool:
+        """True where a drop never depends on later tokens: token-major, or one choice a token."""
+        ranks_matter = self.choices > 1 or self.drop_order == "batch_priority"
+        return self.drop_order == "token_major" or not ranks_matter
+
+    def params(self, D: int, E: int) -> dict[str, ParamSpec]:
+        return {"kernel": kernel_spec(D, E, self.init_scale)}
+
+    def state(self, E: int) -> dict[str, Array]:
+        return {}
+
+    def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {}
+
+    def update(self, state: RouterState, sums: Sums) -> RouterState:
+        return state
+
+
+def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:
+    """A router's matrix: truncated normal of variance scale / D (Switch: small is stabler)."""
+    if scale == 0:
+        init = jax.nn.initializers.zeros
+    else:
+        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+    return ParamSpec(shape=(D, E), init=init, axes=("embed", None))
+
+
+def jitter(x_TD: Float[Array, "T D"], inputs: RouterInputs, amount: float | Array) -> Array:
+    """Multiplies the router's input by uniform(1 - amount, 1 + amount), in training only.
+
+    Switch (2101.03961) appendix; `amount` may be traced (a schedule).
+    """
+    if not inputs.train or inputs.key is None or (isinstance(amount, float) and amount == 0):
+        return x_TD
+    key = jax.random.fold_in(inputs.key, 0)
+    noise_TD = jax.random.uniform(key, x_TD.shape, jnp.float32, -1.0, 1.0)
+    return x_TD * (1 + amount * noise_TD)
+
+
+def router_logits(
+    params: RouterParams, inputs: RouterInputs, jitter_amount: float | Array = 0.0
+) -> Float[Array, "T E"]:
+    """x @ kernel in float32 whatever the compute type (ST-MoE: bfloat16 logits cost quality)."""
+    x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, jitter_amount)
+    kernel_DE = params["kernel"].astype(jnp.float32)
+    return jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
+
+
+def choose(
+    weight_TK: Float[Array, "T K"],
+    expert_TK: Int[Array, "T K"],
+    inputs: RouterInputs,
+    E: int,
+    drop_order: str = "token_major",
+) -> Assignments:
+    """Assignments of T tokens with K choices each, best first.
+
+    drop_order, who is served first where capacity is short:
+      token_major     earlier tokens with all their choices (causal)
+      choice_major    all first choices, then all second choices (GShard, Switch, V-MoE)
+      batch_priority  as choice_major, within a choice the tokens with the highest first weight
+                      (V-MoE, 2106.05974, section 4.1)
+    Choices with an expert >= E, and all choices of invalid tokens, are unused rows.
+    """
+    T, K = expert_TK.shape
+    used_TK = inputs.valid_T[:, None] & (expert_TK < E)
+    rank_TK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.float32), (T, K))
+    if drop_order == "token_major":
+        priority_R = None
+    elif drop_order == "choice_major":
+        priority_R = rank_TK.reshape(-1)
+    else:
+        best_T = jax.lax.stop_gradient(jnp.max(weight_TK, axis=1))
+        # Weights lie in [0, 1]: whole ranks of 2 keep choices apart.
+        priority_R = (2 * rank_TK - best_T[:, None]).reshape(-1)
+    return Assignments(
+        token_R=jnp.repeat(jnp.arange(T, dtype=jnp.int32), K),
+        expert_R=jnp.where(used_TK, expert_TK, E).astype(jnp.int32).reshape(-1),
+        weight_R=jnp.where(used_TK, weight_TK, 0).astype(jnp.float32).reshape(-1),
+        priority_R=priority_R,
+        T=T,
+        E=E,
+        k=K,
+    )
+
+
+def make_sums(
+    assignments: Assignments,
+    logits_TE: Float[Array, "T E"],
+    prob_TE: Float[Array, "T E"],
+    gate_TE: Float[Array, "T E"],
+    valid_T: Bool[Array, "T"],
+    load_TE: Float[Array, "T E"] | None = None,
+) -> Sums:
+    """Sums over the valid tokens of one group for a router of the token-choice family."""
+    a = assignments
+    assert a.k is not None
+    expert_TK = a.expert_R.reshape(a.T, a.k)
+    chosen_TKE = expert_TK[:, :, None] == jnp.arange(a.E, dtype=jnp.int32)
+    mask_T1 = valid_T[:, None]
+    log_prob_TE = jnp.log(jnp.maximum(prob_TE, jnp.finfo(jnp.float32).tiny))
+    entropy_T = -jnp.sum(prob_TE * log_prob_TE, axis=1)
+    lse_T = jax.nn.logsumexp(logits_TE, axis=1)
+
+    def total(x_TE: Array) -> Array:
+        return jnp.sum(jnp.where(mask_T1, x_TE, 0), axis=0)
+
+    return Sums(
+        wanted_E=jnp.sum(chosen_TKE, axis=(0, 1), dtype=jnp.int32),
+        first_E=jnp.sum(chosen_TKE[:, 0], axis=0, dtype=jnp.int32),
+        prob_E=total(prob_TE),
+        importance_E=total(gate_TE),
+        load_E=jnp.zeros((a.E,), jnp.float32) if load_TE is None else total(load_TE),
+        z=jnp.sum(jnp.where(valid_T, jnp.square(lse_T), 0)),
+        entropy=jnp.sum(jnp.where(valid_T, entropy_T, 0)),
+        valid=jnp.sum(valid_T, dtype=jnp.int32),
+    )
+
+
+def scatter_gates(
+    weight_TK: Float[Array, "T K"], expert_TK: Int[Array, "T K"], E: int
+) -> Float[Array, "T {E}"]:
+    """The sparse gates G(x): weight of each expert, 0 where it was not chosen."""
+    chosen_TKE = expert_TK[:, :, None] == jnp.arange(E, dtype=expert_TK.dtype)
+    return jnp.sum(jnp.where(chosen_TKE, weight_TK[:, :, None], 0), axis=1)

@@ -1,0 +1,175 @@
+"""The three small pytrees between a router, a capacity and a dispatcher.
+
+A router decides (`Assignments`), a plan fits the decision into capacity (`Plan`), a dispatcher
+moves tokens. Everything here is written for ONE group of T tokens and vmapped over groups; under
+the vmap every array has a leading G. Shape letters: T tokens of a group, E experts, R assignments
+(static), D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+
+def _static(**kwargs: Any) -> Any:
+    return field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Assignments:
+    """What a router wants, before capacity; row r is one (token, expert) pair.
+
+    Experts 0..E-1 have matrices; E..E+Z-1 are null, copy or constant experts, computed at home
+    without capacity; E+Z marks an unused row (padding, a ReLU zero). Unused is not dropped.
+    """
+
+    token_R: Int[Array, "*G R"]  # 0..T-1
+    expert_R: Int[Array, "*G R"]
+    weight_R: Float[Array, "*G R"]  # combine weight, float32, differentiable
+    # Served by ascending (priority, row); None: rows stand in the order of service.
+    priority_R: Float[Array, "*G R"] | None = None
+    T: int = _static()
+    E: int = _static()
+    Z: int = _static(default=0)
+    # Regular layouts let a dispatcher combine by a reshape instead of a scatter.
+    k: int | None = _static(default=None)  # token_R[r] == r // k
+    c: int | None = _static(default=None)  # expert_R[r] == r // c, where the row is used
+
+    @property
+    def unused(self) -> int:
+        """The expert id of an unused row, E+Z."""
+        return self.E + self.Z
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Assignments after capacity.
+
+    slot_R: place of the row in its expert's queue, from 0 (also of rows over capacity).
+    kept_R: has a matrix expert and a slot below the capacity. accepted_E: kept rows per expert.
+    """
+
+    assignments: Assignments
+    slot_R: Int[Array, "*G R"]
+    kept_R: Bool[Array, "*G R"]
+    accepted_E: Int[Array, "*G E"]
+    capacity: int | None = _static()  # slots per expert and group; None: dropless
+
+    @property
+    def slots(self) -> int:
+        """Slots per expert that a fixed buffer needs; dropless: T, since choices are distinct."""
+        return self.assignments.T if self.capacity is None else self.capacity
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SoftPlan:
+    """Soft MoE: every slot is a mixture of tokens, every token a mixture of slots."""
+
+    dispatch_TEC: Float[Array, "*G T E C"]
+    combine_TEC: Float[Array, "*G T E C"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Additive statistics of routing: the sum over valid tokens of a group, so that reducing over
+    groups, micro-batches or devices is a plain sum and no mean is taken too early.
+
+    Counts are int32 (integers through every reduction: bfloat16 cannot hold 257).
+    """
+
+    wanted_E: Int[Array, "*G E"]  # assignments per expert, before any drop
+    first_E: Int[Array, "*G E"]  # first choices per expert
+    prob_E: Float[Array, "*G E"]  # sum of the router's probabilities
+    importance_E: Float[Array, "*G E"]  # sum of the gates, as the router's paper defines them
+    load_E: Float[Array, "*G E"]  # smooth, differentiable estimate of wanted_E (or 0)
+    z: Float[Array, "*G"]  # sum of logsumexp(logits)^2
+    entropy: Float[Array, "*G"]  # sum of the entropy of the router's probabilities, nats
+    valid: Int[Array, "*G"]  # tokens counted
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Additive statistics of what a plan and a dispatcher did with the wanted assignments."""
+
+    accepted_E: Int[Array, "*G E"]
+    dropped: Int[Array, "*G"]  # wanted assignments over capacity
+    dropped_tokens: Int[Array, "*G"]  # valid tokens that lost every expert they wanted
+    overflow: Int[Array, "*G"]  # kept, but over a bounded receive buffer; never part of dropped
+    slots: Int[Array, "*G"]  # slots offered, E * capacity; 0 where dropless
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class RouterInputs:
+    """What a router may look at, for one group."""
+
+    x_TD: Float[Array, "*G T D"]
+    valid_T: Bool[Array, "*G T"]  # False: padding, which is never routed and never counted
+    id_T: Int[Array, "*G T"]  # token ids
+    position_T: Int[Array, "*G T"]
+    segment_T: Int[Array, "*G T"]
+    key: PRNGKeyArray | None = None  # function of (seed, step, layer, global group id); None: no noise
+    train: bool = _static(default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamSpec:
+    """A router's parameter: shape, initializer(key, shape, dtype), logical axis names."""
+
+    shape: tuple[int, ...]
+    init: Callable[..., Array]
+    axes: tuple[str | None, ...]
+
+
+RouterParams = Mapping[str, Shaped[Array, "..."]]
+RouterState = Mapping[str, Shaped[Array, "..."]]
+
+
+class Router(Protocol):
+    """A frozen dataclass whose fields are its config; pure methods, no Flax, no collective.
+
+    `causal`: a token's routing never depends on later tokens of its row. Routers with
+    causal=False refuse to generate.
+    """
+
+    @property
+    def causal(self) -> bool: ...
+
+    @property
+    def experts_per_token(self) -> float:
+        """Matrix experts per token, on average: for FLOPs and capacities."""
+        ...
+
+    def params(self, D: int, E: int) -> dict[str, ParamSpec]: ...
+
+    def state(self, E: int) -> dict[str, Array]:
+        """Initial non-trained state (a balancing bias, a Lagrange multiplier); {} for most."""
+        ...
+
+    def route(
+        self, params: RouterParams, state: RouterState, inputs: RouterInputs
+    ) -> tuple[Assignments | SoftPlan, Sums]:
+        """Routes one group."""
+        ...
+
+    def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
+        """The router's own losses by name, unweighted, from sums reduced over a loss's scope."""
+        ...
+
+    def update(self, state: RouterState, sums: Sums) -> RouterState:
+        """The next state, from the sums of the whole global batch; once per optimizer step."""
+        ...
+
+
+per_group = partial(jax.vmap, in_axes=0)

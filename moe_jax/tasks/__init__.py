@@ -1,0 +1,1 @@
+"""What is learned: batch layout, loss and metrics of each application."""

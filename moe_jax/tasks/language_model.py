@@ -1,0 +1,90 @@
+"""Next-token prediction on packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.nn.context import TokenBatch
+
+RawBatch = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TaskSums:
+    """Additive over targets: what loss and metrics are made of."""
+
+    nats: Float[Array, ""]
+    correct: Int[Array, ""]
+    tokens: Int[Array, ""]
+    bytes: Int[Array, ""]
+
+
+def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Position of each token within its segment, from 0."""
+    place_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)
+    changed_BS = segment_BS[:, 1:] != segment_BS[:, :-1]
+    starts_BS = jnp.pad(changed_BS, ((0, 0), (1, 0)), constant_values=True)
+    start_BS = jax.lax.cummax(jnp.where(starts_BS, place_S[None], 0), axis=1)
+    return place_S[None] - start_BS
+
+
+class LanguageModel:
+    """Rows of S + 1 tokens: the first S are inputs, the last S targets.
+
+    A target counts where it belongs to the same segment as its input and is not padding.
+    bytes_per_token_V: bytes of text that each token id stands for, for bits per byte.
+    """
+
+    def __init__(self, bytes_per_token_V: np.ndarray):
+        self._bytes_V = np.asarray(bytes_per_token_V, np.int32)
+
+    def inputs(self, raw: RawBatch) -> TokenBatch:
+        segment_BS = raw["segments"][:, :-1]
+        return TokenBatch(
+            token_BS=raw["tokens"][:, :-1],
+            position_BS=segment_positions(segment_BS),
+            segment_BS=segment_BS,
+            row_B=raw["row"],
+        )
+
+    def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:
+        here, following = raw["segments"][:, :-1], raw["segments"][:, 1:]
+        return (here == following) & (following > 0)
+
+    def sums(self, logits_BSV: Float[Array, "B S V"], raw: RawBatch) -> TaskSums:
+        """-log p(target) and counts, summed over the counted targets, in float32."""
+        target_BS = raw["tokens"][:, 1:]
+        mask_BS = self.target_mask(raw)
+        logits_BSV = logits_BSV.astype(jnp.float32)
+        lse_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
+        hit_BS = jnp.take_along_axis(logits_BSV, target_BS[..., None], axis=-1)[..., 0]
+        correct_BS = jnp.argmax(logits_BSV, axis=-1) == target_BS
+        bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)
+        return TaskSums(
+            nats=jnp.sum(jnp.where(mask_BS, lse_BS - hit_BS, 0)),
+            correct=jnp.sum(mask_BS & correct_BS, dtype=jnp.int32),
+            tokens=jnp.sum(mask_BS, dtype=jnp.int32),
+            bytes=jnp.sum(jnp.where(mask_BS, bytes_BS, 0), dtype=jnp.int32),
+        )
+
+    @staticmethod
+    def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+        """cross_entropy (nats per target), perplexity, accuracy, bits_per_byte, from sums that
+        may have been added up over an evaluation on the host."""
+        tokens, nats = max(float(sums["tokens"]), 1.0), float(sums["nats"])
+        cross_entropy = nats / tokens
+        metrics = {
+            "cross_entropy": cross_entropy,
+            "perplexity": float(np.exp(min(cross_entropy, 700.0))),
+            "accuracy": float(sums["correct"]) / tokens,
+        }
+        if sums["bytes"]:
+            metrics["bits_per_byte"] = nats / float(np.log(2)) / float(sums["bytes"])
+        return metrics

@@ -1,0 +1,1 @@
+"""The training run: experiment (the whole config), state, step, loop, optimizer, checkpoints."""

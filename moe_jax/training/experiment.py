@@ -1,0 +1,66 @@
+"""`Experiment`: the whole config of a run, and the rules that span several of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
+from moe_jax.models.decoder import DecoderConfig
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.training.checkpoint import CheckpointConfig
+from moe_jax.training.optimizer import OptimizerConfig
+from moe_jax.training.writers import LoggingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """Separate seeds, so that the arms of a comparison can be paired. None: the run's `seed`."""
+
+    init: int | None = None
+    data: int | None = None
+    routing: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation every `every` steps (0: only at the end) on `batches` batches (-1: all)."""
+
+    every: int = 100
+    batches: int = -1
+    batch_size: int | None = None  # None: the training batch size
+    split: str = "validation"
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 0, "every")
+        yield from at_least(self, 1, "batch_size")
+        if self.batches != -1:
+            yield from at_least(self, 1, "batches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that defines a run."""
+
+    name: str = "experiment"
+    seed: int = 0
+    seeds: Seeds = field(default_factory=Seeds)
+    steps: int = 1000
+    batch_size: int = 16  # rows of one optimizer step, over all devices and micro-batches
+    accumulation: int = 1  # micro-batches of one optimizer step
+    max_bad_steps: int = 5  # stop after so many steps in a row with a NaN/inf loss or gradient
+    data: Dataset = kind(DATASETS, StdlibText)
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedules: tuple[str, ...] = ()  # e.g. "moe.losses.load_balance.coefficient = linear(0, 0.01, 1000)"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "steps", "batch_size", "accumulation", "max_bad_steps")
+        yield from at_least(self, 0, "seed")

@@ -1,0 +1,24 @@
+"""The state of training: everything that a checkpoint must hold but the place in the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """step: optimizer steps done, skipped ones included. router_state: what routers keep beside
+    their parameters (never seen by the optimizer). bad_steps: steps skipped in a row;
+    skipped: in total."""
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    opt_state: Any
+    router_state: dict[str, Any]
+    bad_steps: Int[Array, ""]
+    skipped: Int[Array, ""]

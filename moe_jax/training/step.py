@@ -1,0 +1,293 @@
+"""The pure training and evaluation steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from moe_jax.config.knobs import bind
+from moe_jax.models.decoder import Layout
+from moe_jax.models.network import Network
+from moe_jax.nn.context import Context, LayerReport
+from moe_jax.nn.moe_layer import Grouping, MoEConfig
+from moe_jax.routing.balance import routing_metrics
+from moe_jax.routing.losses import SCOPES, RoutingLosses, scoped_loss
+from moe_jax.routing.plan import reduce_sums
+from moe_jax.routing.types import Sums, Traffic
+from moe_jax.tasks.language_model import LanguageModel, RawBatch, TaskSums
+from moe_jax.training.state import TrainState
+
+Knobs = Mapping[str, Float[Array, ""]]
+ADDITIVE_SCOPES = tuple(scope for scope in SCOPES if scope != "global_batch")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BatchSums:
+    """Additive statistics of a batch: the task's, and per sparse layer (L, ...) the routing's."""
+
+    task: TaskSums
+    routing: Sums | None
+    traffic: Traffic | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step reports. expert_grad_norm: (L, E), None in a dense model."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    finite: Array
+    sums: BatchSums
+    expert_grad_norm: Array | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The steps of one experiment: static parts here, arrays as arguments.
+
+    accumulation: micro-batches of one optimizer step. noise_seed: seed of the routing keys.
+    scheduled: paths of scalars that may be non-zero although the config says 0.
+    """
+
+    network: Network
+    task: LanguageModel
+    optimizer: optax.GradientTransformation
+    moe: MoEConfig
+    layout: Layout
+    accumulation: int
+    noise_seed: int
+    scheduled: frozenset[str] = frozenset()
+
+    def train(
+        self, state: TrainState, raw: RawBatch, knobs: Knobs
+    ) -> tuple[TrainState, StepResult]:
+        """One optimizer step on a global batch of `accumulation` micro-batches.
+
+        The cross-entropy is the mean over the targets of the whole batch, whatever the
+        micro-batches. A step with a NaN or inf in loss or gradient changes nothing but the
+        counters of skipped steps.
+        """
+        targets = jnp.sum(self.task.target_mask(raw), dtype=jnp.int32).astype(jnp.float32)
+        context = Context(
+            key=jax.random.fold_in(jax.random.key(self.noise_seed), state.step),
+            knobs=knobs,
+            train=True,
+            capacity_factor=self.moe.capacity_factor,
+        )
+        loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new_state = self._update(state, grads, sums)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (new_state.params, new_state.opt_state, new_state.router_state),
+            (state.params, state.opt_state, state.router_state),
+        )
+        bad = (~finite).astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=kept[0],
+            opt_state=kept[1],
+            router_state=kept[2],
+            bad_steps=(state.bad_steps + bad) * bad,
+            skipped=state.skipped + bad,
+        )
+        result = StepResult(
+            loss=loss,
+            grad_norm=grad_norm,
+            finite=finite,
+            sums=sums,
+            expert_grad_norm=self._expert_grad_norm(grads),
+        )
+        return new_state, result
+
+    def evaluate(
+        self,
+        params: Mapping[str, Any],
+        router_state: Mapping[str, Any],
+        raw: RawBatch,
+        knobs: Knobs,
+        capacity_factor: float | None,
+    ) -> BatchSums:
+        """Sums of one batch without noise, with evaluation's own capacity factor."""
+        context = Context(knobs=knobs, capacity_factor=capacity_factor)
+        return self._forward(params, router_state, raw, context)[0]
+
+    def _forward(
+        self, params: Any, router_state: Any, raw: RawBatch, context: Context
+    ) -> tuple[BatchSums, LayerReport | None]:
+        output = self.network.apply(params, self.task.inputs(raw), context, router_state)
+        task = self.task.sums(output.logits_BSV, raw)
+        report = output.report
+        if report is None:
+            return BatchSums(task=task, routing=None, traffic=None), None
+        sums = BatchSums(
+            task=task,
+            routing=reduce_sums(report.sums, axis=1),
+            traffic=reduce_sums(report.traffic, axis=1),
+        )
+        return sums, report
+
+    # --- gradients ---
+
+    def _gradients(
+        self, state: TrainState, raw: RawBatch, context: Context, targets: Array
+    ) -> tuple[Array, Any, BatchSums]:
+        """Loss, gradients and sums of the global batch."""
+        micro_batches = self._split(raw)
+        losses = bind(self.moe.losses, context.knobs, prefix="moe.losses")
+        global_gradient, global_loss = None, jnp.zeros((), jnp.float32)
+        if self.accumulation > 1 and self._needs_global_sums():
+            global_loss, global_gradient = self._global_pass(state, micro_batches, context, losses)
+
+        def loss_fn(params: Any, micro: RawBatch) -> tuple[Array, BatchSums]:
+            sums, report = self._forward(params, state.router_state, micro, context)
+            loss = sums.task.nats / targets
+            if report is not None:
+                loss += self._routing_loss(losses, report, micro, global_gradient)
+            return loss, sums
+
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        if self.accumulation == 1:
+            (loss, sums), grads = value_and_grad(state.params, _first(micro_batches))
+            return loss, grads, sums
+
+        def accumulate(carry: Any, micro: RawBatch) -> tuple[Any, None]:
+            (loss, sums), grads = value_and_grad(state.params, micro)
+            return jax.tree.map(jnp.add, carry, (loss, grads, sums)), None
+
+        first = jax.eval_shape(value_and_grad, state.params, _first(micro_batches))
+        (loss_shape, sums_shape), grads_shape = first
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss_shape, grads_shape, sums_shape)
+        )
+        (loss, grads, sums), _ = jax.lax.scan(accumulate, zeros, micro_batches)
+        if global_gradient is not None:
+            # The inner products above carry the gradient; their value is not the loss.
+            surrogate = _inner(global_gradient, sums.routing)
+            loss = loss - surrogate + global_loss
+        return loss, grads, sums
+
+    def _routing_loss(
+        self, losses: RoutingLosses, report: LayerReport, micro: RawBatch, global_gradient: Any
+    ) -> Array:
+        """This micro-batch's share of the routing losses."""
+        pieces = self._grouping(micro).pieces
+        router = self.moe.router
+        if self.accumulation == 1:
+            return scoped_loss(losses, router, report.sums, SCOPES, pieces)
+        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces)
+        loss = local / self.accumulation
+        if global_gradient is not None:
+            loss += _inner(global_gradient, reduce_sums(report.sums, axis=1))
+        return loss
+
+    def _global_pass(
+        self, state: TrainState, micro_batches: RawBatch, context: Context, losses: RoutingLosses
+    ) -> tuple[Array, Any]:
+        """Losses over the global batch under accumulation: a forward-only pass for the sums, then
+        dLoss/dSums. Back-propagating <dLoss/dSums, sums> through each micro-batch gives the exact
+        gradient, because the sums of the batch are the sum of the micro-batches' sums."""
+
+        def forward(total: Any, micro: RawBatch) -> tuple[Any, None]:
+            sums, _ = self._forward(state.params, state.router_state, micro, context)
+            return jax.tree.map(jnp.add, total, sums.routing), None
+
+        shape = jax.eval_shape(
+            lambda micro: self._forward(state.params, state.router_state, micro, context)[0],
+            _first(micro_batches),
+        ).routing
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        total, _ = jax.lax.scan(forward, zeros, micro_batches)
+
+        def loss_of(sums: Sums) -> Array:
+            as_groups = jax.tree.map(lambda leaf: leaf[:, None], sums)
+            return scoped_loss(losses, self.moe.router, as_groups, ("global_batch",), 1)
+
+        loss, gradient = jax.value_and_grad(loss_of, allow_int=True)(total)
+        return loss, jax.lax.stop_gradient(gradient)
+
+    def _needs_global_sums(self) -> bool:
+        for name in ("load_balance", "importance", "load", "router_z", "router"):
+            term = getattr(self.moe.losses, name)
+            path = f"moe.losses.{name}.coefficient"
+            if term.scope == "global_batch" and (term.coefficient or path in self.scheduled):
+                return True
+        return False
+
+    # --- pieces ---
+
+    def _update(self, state: TrainState, grads: Any, sums: BatchSums) -> TrainState:
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            router_state=self._update_routers(state.router_state, sums),
+        )
+
+    def _update_routers(self, router_state: Any, sums: BatchSums) -> Any:
+        """Each layer's router state from that layer's sums over the whole global batch."""
+        if sums.routing is None or not jax.tree.leaves(router_state):
+            return router_state
+        layer_sums = self.layout.by_stack(sums.routing)
+        update = jax.vmap(self.moe.router.update)
+        return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
+
+    def _expert_grad_norm(self, grads: Mapping[str, Any]) -> Array | None:
+        """(L, E): Euclidean norm of each expert's gradient, over its matrices."""
+        if not self.layout.moe_stacks:
+            return None
+
+        def norm(experts: Mapping[str, Array]) -> Array:
+            squares = [jnp.sum(jnp.square(w), axis=(2, 3)) for w in experts.values()]
+            return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
+
+        by_stack = {
+            stack.name: norm(grads["layers"][stack.name]["moe"]["experts"])
+            for stack in self.layout.moe_stacks
+        }
+        return self.layout.in_layer_order(by_stack)
+
+    def _grouping(self, raw: RawBatch) -> Grouping:
+        return Grouping.of(self.moe.group_size, raw["tokens"].shape[1] - 1)
+
+    def _split(self, raw: RawBatch) -> RawBatch:
+        """(B, ...) -> (M, B / M, ...): micro-batch m takes every M-th group of rows, which each
+        shard of the batch has in equal number, so nothing moves and no mesh changes the split."""
+        M, n = self.accumulation, self._grouping(raw).rows
+
+        def split(leaf: Array) -> Array:
+            B = leaf.shape[0]
+            cut = leaf.reshape(B // (M * n), M, n, *leaf.shape[1:])
+            return jnp.moveaxis(cut, 1, 0).reshape(M, B // M, *leaf.shape[1:])
+
+        return jax.tree.map(split, dict(raw))
+
+
+def _first(micro_batches: RawBatch) -> RawBatch:
+    return jax.tree.map(lambda leaf: leaf[0], micro_batches)
+
+
+def _inner(gradient: Sums, sums: Sums) -> Array:
+    """<dLoss/dSums, sums> over the float leaves; counts have no gradient."""
+    products = [
+        jnp.sum(g * s)
+        for g, s in zip(jax.tree.leaves(gradient), jax.tree.leaves(sums), strict=True)
+        if jnp.issubdtype(s.dtype, jnp.floating)
+    ]
+    return jnp.sum(jnp.stack(products))
+
+
+def layer_metrics(sums: BatchSums) -> dict[str, Array]:
+    """Every routing metric of every sparse layer: name -> (L,)."""
+    return jax.vmap(routing_metrics)(sums.routing, sums.traffic)
