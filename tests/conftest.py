@@ -1,32 +1,55 @@
-"""Eight host devices, strict types, checked annotations. Runs before anything imports jax."""
+"""Eight host devices, strict types, checked annotations, one compilation cache.
+
+Set before anything imports jax; subprocesses that a test starts inherit the environment.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 DEVICES = 8
+TESTS = Path(__file__).parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
-    [
+    (
         os.environ.get("XLA_FLAGS", ""),
         f"--xla_force_host_platform_device_count={DEVICES}",
         # Eight device threads on a busy machine with two cores may wait long for each other.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    ]
+    )
 ).strip()
+# Workers, subprocesses and the next run share what is slow to compile.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+import tests.annotations  # noqa: E402, F401 - named as a string below
+
 jaxtyping.install_import_hook(
-    ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"], "beartype.beartype"
+    ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"],
+    "tests.annotations.check",
 )
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Not everywhere: optax multiplies integers by floats, so its callers cannot be strict.
+STRICT_DTYPES = ("routing", "dispatch", "ops", "parallel", "nn", "models", "tasks")
 
 
 def pytest_sessionstart() -> None:
     if jax.device_count() != DEVICES:
         pytest.exit(f"the tests need {DEVICES} CPU devices, found {jax.devices()}", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No implicit promotion of dtypes in the tests of our own array code."""
+    folder = request.path.relative_to(TESTS).parts[0]
+    with jax.numpy_dtype_promotion("strict") if folder in STRICT_DTYPES else nullcontext():
+        yield

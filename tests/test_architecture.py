@@ -1,0 +1,133 @@
+"""The rules of the house, read off the source: layers, dependencies, length of functions."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Imports go only downward. The doors are the modules directly in moe_jax/ (train, report, ...).
+LAYERS = "doors training tasks data models nn analysis dispatch routing ops parallel config".split()
+PURE = ("routing", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
+IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}  # where it is not the package's
+MAX_LINES = 60
+
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "moe_jax").rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    is_door = len(parts) == 1 or SOURCES[module].parent == ROOT / "moe_jax"
+    return "doors" if is_door else parts[1]
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything that a module imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: write the import from moe_jax"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def own_imports(module: str) -> Iterator[tuple[str, int]]:
+    """(module of moe_jax, line) of what a module of moe_jax imports."""
+    for name, line in imported(TREES[module]):
+        if name.split(".")[0] == "moe_jax" and name != "moe_jax.__version__":
+            target = name if name in SOURCES else name.rpartition(".")[0]
+            assert target in SOURCES, f"{module}:{line} imports {name}, which is not there"
+            yield target, line
+
+
+def third_party(tree: ast.AST) -> set[str]:
+    tops = {name.split(".")[0] for name, _ in imported(tree)}
+    return tops - set(sys.stdlib_module_names) - {"moe_jax", "tests"}
+
+
+def requirements(variable: str) -> set[str]:
+    """The import names of the packages in a list of setup.py."""
+    for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable:
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            names = [re.match(r"[\w-]+", text)[0].replace("-", "_") for text in texts]
+            return {IMPORT_NAMES.get(name, name) for name in names}
+    raise AssertionError(f"setup.py has no {variable}")
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    yield from (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_folder_is_a_package_with_a_layer():
+    assert {path.parent / "__init__.py" for path in SOURCES.values()} <= set(SOURCES.values())
+    assert {layer(module) for module in SOURCES} <= set(LAYERS)
+
+
+def test_imports_go_only_downward():
+    upward = [
+        f"{module}:{line} imports {name}"
+        for module in SOURCES
+        for name, line in own_imports(module)
+        if LAYERS.index(layer(name)) < LAYERS.index(layer(module))
+    ]
+    assert not upward
+
+
+def test_no_import_cycle():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for name, _ in own_imports(module):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in SOURCES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_only_declared_packages_are_imported(module: str):
+    inside = {id(node) for function in functions(TREES[module]) for node in ast.walk(function)}
+    top_level = [node for node in ast.walk(TREES[module]) if id(node) not in inside]
+    at_import = set().union(
+        *(third_party(node) for node in top_level if isinstance(node, ast.Import | ast.ImportFrom))
+    )
+    assert at_import <= requirements("CORE")
+    extras = requirements("EXTRAS") | requirements("TEXT")
+    assert third_party(TREES[module]) <= requirements("CORE") | extras
+
+
+def test_tests_import_only_their_extras():
+    usual = requirements("CORE") | requirements("TEST") | requirements("TEXT")
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        allowed = usual | ({"torch", "transformers"} if "oracles" in path.parts else set())
+        assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path
+
+
+def test_routing_dispatch_and_ops_are_plain():
+    for module in SOURCES:
+        if layer(module) in PURE:
+            assert not third_party(TREES[module]) & {"flax", "ml_collections"}, module
+
+
+def test_long_functions_say_why():
+    long = []
+    for module, path in SOURCES.items():
+        lines = path.read_text("utf-8").splitlines()
+        for function in functions(TREES[module]):
+            length = function.end_lineno - function.lineno + 1
+            if length > MAX_LINES and "# long:" not in lines[function.lineno - 1]:
+                long.append(f"{module}.{function.name}: {length} lines")
+    assert not long, f"more than {MAX_LINES} lines without a '# long: reason' on the def line"

@@ -1,0 +1,48 @@
+"""What is tracked: the agreed top level, small files, nothing of the machine it was written on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOP_LEVEL = set(
+    "setup.py README.md moe_jax configs experiments tests launch docs Makefile LICENSE "
+    "CONTRIBUTING.md CHANGELOG.md pyproject.toml .pre-commit-config.yaml .gitignore .ci".split()
+)
+MACHINE = re.compile(
+    r"/(work|root|home|Users|opt|mnt)/\w"
+    r"|pythonhosted\.org|pypi\.org|download\.pytorch\.org|(extra-)?index-url|find-links"
+)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.exists()]
+
+
+def test_top_level_is_the_agreed_one():
+    assert {path.relative_to(ROOT).parts[0] for path in tracked()} == TOP_LEVEL
+
+
+def test_no_large_file():
+    assert not [path for path in tracked() if path.stat().st_size > 1e6]
+
+
+def test_nothing_of_a_machine():
+    for path in tracked():
+        if path != Path(__file__) and path.suffix not in {".png", ".gif"}:
+            found = MACHINE.search(path.read_text("utf-8"))
+            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+def test_links_of_the_docs_lead_somewhere():
+    for path in tracked():
+        if path.suffix == ".md":
+            for target in LINK.findall(path.read_text("utf-8")):
+                assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
