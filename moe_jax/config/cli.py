@@ -1,0 +1,251 @@
+"""What every door shares: flags, overrides, and errors that end in one message and an exit code.
+
+A door declares its flags on a FlagValues of its own and hands its main to `run_door`:
+
+    FLAGS = door_flags("config", "workdir")
+    flags.DEFINE_integer("samples", 1, "how many texts to write", flag_values=FLAGS)
+
+    def main(arguments: Arguments) -> int | None:
+        experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+        ...
+
+    if __name__ == "__main__":
+        sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from absl import flags as absl_flags
+from absl.flags import FlagValues
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.nearest import nearest
+
+STANDARD = {
+    "config": "FILE.py[:arg] with a get_config(arg) function",
+    "workdir": "the folder of the run",
+}
+HELP = ("help", "h", "helpshort", "helpfull", "?")
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line that was understood.
+
+    overrides: (path without "config.", value) in their order; a text, or True and False for
+    --config.x and --noconfig.x.
+    """
+
+    flags: FlagValues
+    overrides: tuple[tuple[str, str | bool], ...] = ()
+
+
+def door_flags(*standard: str) -> FlagValues:
+    """A door's own flags: --debug and, required, those named of "config" and "workdir"."""
+    values = FlagValues()
+    for name in standard:
+        absl_flags.DEFINE_string(name, None, STANDARD[name], flag_values=values, required=True)
+    text = "show the traceback of an error too"
+    absl_flags.DEFINE_boolean("debug", False, text, flag_values=values)
+    return values
+
+
+def run_door(
+    main: Callable[[Arguments], int | None],
+    *,
+    usage: str,
+    flags: FlagValues,
+    overrides: bool | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses the command line, calls `main` and returns the exit code.
+
+    usage: what --help shows above the flags. overrides: whether --config.a.b=value is taken; by
+    default where there is a --config. argv: without the program's name; by default sys.argv[1:].
+
+    0 (or what main returns) on success, 2 for a mistake of the user, 1 for a full disk or memory,
+    130 after Ctrl-C: each with one message on stderr, and the traceback only with --debug. An
+    error that nobody foresaw is raised.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides = "config" in flags if overrides is None else overrides
+    command_line = _CommandLine.of(argv, flags, overrides)
+    if command_line.help:
+        sys.stdout.write(help_text(usage, flags, overrides))
+        return 0
+    debug = "--debug" in argv
+    try:
+        arguments = command_line.parse(flags)
+        debug = flags.debug
+        return main(arguments) or 0
+    except KeyboardInterrupt:
+        return _end("interrupted", INTERRUPTED, debug)
+    except Exception as error:
+        told = explain(error)
+        if told is None:
+            raise
+        message, exit_code = told
+        return _end(f"error: {message}", exit_code, debug)
+
+
+def _end(message: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(message.rstrip() + "\n")
+    return exit_code
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The message and exit code of an error that a user can understand, None for any other."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
+        return f"{error.filename}: {error.strerror}", 2
+    for cause in _chain(error):
+        text = str(cause)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in NO_SPACE or ("RESOURCE_EXHAUSTED" in text and _NO_SPACE.search(text)):
+            return f"no space left to write: {text}", 1
+        if "RESOURCE_EXHAUSTED" in text:
+            hint = "a smaller batch_size, more accumulation or model.remat needs less"
+            return f"out of memory ({hint}): {text.splitlines()[0]}", 1
+    return None
+
+
+_NO_SPACE = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from: libraries wrap the one that matters."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def help_text(usage: str, flags: FlagValues, overrides: bool) -> str:
+    """`usage`, then the door's own flags."""
+    rows = []
+    for name in flags:
+        flag = flags[name]
+        if flag.name != name:
+            continue  # a short name
+        default = "" if flag.default in (None, False, "") else f" (default {flag.default})"
+        rows.append((name if flag.boolean else f"{name}=VALUE", f"{flag.help}{default}"))
+        if name == "config" and overrides:
+            rows.append(_OVERRIDES)
+    if overrides and "config" not in flags:
+        rows.append(_OVERRIDES)
+    width = max(len(left) for left, _ in rows) + 4
+    lines = [
+        textwrap.fill(
+            right,
+            100,
+            initial_indent=f"  --{left}".ljust(width + 2),
+            subsequent_indent=" " * (width + 2),
+        )
+        for left, right in rows
+    ]
+    return "\n".join([textwrap.dedent(usage).strip(), "", "flags:", *lines, ""])
+
+
+_OVERRIDES = ("config.a.b=VALUE", "another value of the config; a kind first, then its settings")
+
+
+@dataclass
+class _CommandLine:
+    """Arguments by whom they concern: this door, a library's flags, the config, nobody."""
+
+    own: list[str] = field(default_factory=list)
+    library: list[str] = field(default_factory=list)
+    overrides: list[tuple[str, str | bool]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    help: bool = False
+
+    @classmethod
+    def of(cls, argv: Sequence[str], flags: FlagValues, overrides: bool) -> _CommandLine:
+        line, rest = cls(), list(argv)
+        while rest:
+            argument = rest.pop(0)
+            name, equals, value = re.sub("^--?", "", argument).partition("=")
+            if not argument.startswith("-") or not name:
+                line.problems.append(f"unexpected argument {argument!r}")
+            elif name in HELP:
+                line.help = True
+            elif overrides and name.startswith(("config.", "noconfig.")):
+                line._override(name, value if equals else None, rest)
+            elif (flag := _find(flags, name)) or (flag := _find(absl_flags.FLAGS, name)):
+                target = line.own if _find(flags, name) else line.library
+                target.append(argument)
+                if not equals and not flag.boolean and rest:
+                    target.append(rest.pop(0))
+            else:
+                line.problems.append(_unknown(name, flags, overrides))
+                if not equals and rest and not rest[0].startswith("-"):
+                    rest.pop(0)  # its value
+        return line
+
+    def _override(self, name: str, value: str | None, rest: list[str]) -> None:
+        """--config.x=v, --config.x v, --config.x (true) or --noconfig.x (false)."""
+        if name.startswith("noconfig."):
+            path = name.removeprefix("noconfig.")
+            if value is not None:
+                self.problems.append(f"--{name} takes no value; write --config.{path}={value}")
+            self.overrides.append((path, False))
+            return
+        path = name.removeprefix("config.")
+        if value is None and rest and (not rest[0].startswith("-") or _NUMBER.fullmatch(rest[0])):
+            value = rest.pop(0)
+        self.overrides.append((path, True if value is None else value))
+
+    def parse(self, flags: FlagValues) -> Arguments:
+        """Sets `flags` and absl's global FLAGS. Raises UserError with every problem."""
+        problems = list(self.problems)
+        for name in flags:
+            flags[name].unparse()  # a door may run twice in one process
+        # Libraries (grain, tokamax) read absl's FLAGS and want them parsed.
+        for values, arguments in ((flags, self.own), (absl_flags.FLAGS, self.library)):
+            try:
+                values(["", *arguments])
+            except (absl_flags.Error, ValueError) as error:
+                problems += [_REQUIRED.sub(r"--\1 is required", x) for x in str(error).split("\n")]
+        empty = [name for name in STANDARD if name in flags and flags[name].value == ""]
+        problems += [f"--{name} is empty" for name in empty]
+        if problems:
+            raise UserError("\n  ".join([*problems, "--help shows the flags"]))
+        return Arguments(flags, tuple(self.overrides))
+
+
+_NUMBER = re.compile(r"-[\d.][\w.+-]*")
+_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
+
+
+def _find(flags: FlagValues, name: str) -> absl_flags.Flag | None:
+    """The flag of that name, or the boolean one that "noNAME" turns off."""
+    if name in flags:
+        return flags[name]
+    positive = name.removeprefix("no")
+    return flags[positive] if positive in flags and flags[positive].boolean else None
+
+
+def _unknown(name: str, flags: FlagValues, overrides: bool) -> str:
+    """That there is no such flag, and which may be meant."""
+    first, dot, path = name.partition(".")
+    meant: str | None
+    if dot and overrides:
+        meant = f"config.{path if nearest(first, ['config']) else name}"
+    else:
+        meant = nearest(name, flags)
+    return f"no flag --{name}" + (f"; did you mean --{meant}?" if meant else "")

@@ -1,0 +1,37 @@
+"""What differs between two configs, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moe_jax.config.tree import join
+
+ABSENT = object()
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs between two JSON dicts: ``path: old -> new``.
+
+    `prefix` stands before each path. Lists are compared as wholes, tuples count as lists; 1 and
+    1.0 are equal, 1 and true are not.
+    """
+    return list(_lines(old, new, prefix))
+
+
+def _lines(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _lines(old.get(key, ABSENT), new.get(key, ABSENT), join(path, key))
+    elif not _same(old, new):
+        yield f"{path}: {_told(old)} -> {_told(new)}"
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return isinstance(old, bool) == isinstance(new, bool) and old == new
+
+
+def _told(value: Any) -> str:
+    return "(absent)" if value is ABSENT else repr(value)
