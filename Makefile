@@ -43,9 +43,9 @@ clean:
 # One stamp a stage: a stage is installed once, and again when setup.py changes.
 $(VENV)/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "moe_jax needs Python 3.11 or newer, but $(PYTHON) is" \
-	       "$$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 ..." >&2; \
-	  exit 2; }
+	  echo "moe_jax needs Python 3.11 or newer; $(PYTHON) is" \
+	       "$$($(PYTHON) --version 2>/dev/null || echo missing)." \
+	       "Name another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
