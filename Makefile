@@ -38,7 +38,7 @@ lint: $(VENV)/dev.stamp
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build *.egg-info
-	find moe_jax configs experiments launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a stage: a stage is installed once, and again when setup.py changes.
 $(VENV)/venv.stamp:
