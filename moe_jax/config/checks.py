@@ -12,12 +12,11 @@ from moe_jax.config.tree import join, settings, type_problems, value_at
 def check(config: Any) -> list[Problem]:
     """Every wrong type and every broken rule of the tree, with paths and values.
 
-    A dataclass's ``check()`` yields (field, rule); a field may be a dotted path below it. It is
-    not called where a type below it is wrong, as it may compare the value.
+    A dataclass's ``check()`` yields (field, rule); a field may be a dotted path below it.
     """
     problems = type_problems(config)
-    wrong = [problem.path for problem in problems]
-    return problems + list(_own_rules(config, "", wrong))
+    wrong = {problem.path for problem in problems}
+    return problems + [rule for rule in _own_rules(config, "", wrong) if rule.path not in wrong]
 
 
 def require(config: Any) -> None:
@@ -26,11 +25,14 @@ def require(config: Any) -> None:
         raise ConfigError(problems)
 
 
-def _own_rules(config: Any, path: str, wrong: list[str]) -> Iterator[Problem]:
-    below = path + "." if path else ""
-    if hasattr(config, "check") and not any(at.startswith(below) for at in wrong):
-        for name, rule in config.check():
+def _own_rules(config: Any, path: str, wrong: set[str]) -> Iterator[Problem]:
+    try:
+        for name, rule in config.check() if hasattr(config, "check") else ():
             yield Problem(join(path, name), value_at(config, name), rule)
+    except Exception:
+        # Comparing a value of the wrong type may fail; that value is told already.
+        if not any(at.startswith(path) for at in wrong):
+            raise
     for name, setting in settings(type(config)).items():
         if setting.subtree and (at := join(path, name)) not in wrong:
             yield from _own_rules(getattr(config, name), at, wrong)

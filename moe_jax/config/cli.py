@@ -186,11 +186,10 @@ class _CommandLine:
                 line.help = True
             elif overrides and name.startswith(("config.", "noconfig.")):
                 line._override(name, value if equals else None, rest)
-            elif (flag := _find(flags, name)) or (flag := _find(absl_flags.FLAGS, name)):
-                target = line.own if _find(flags, name) else line.library
-                target.append(argument)
-                if not equals and not flag.boolean and rest:
-                    target.append(rest.pop(0))
+            elif (flag := _find(flags, name)) is not None:
+                line.own += _with_value(argument, flag, rest)
+            elif (flag := _find(absl_flags.FLAGS, name)) is not None:
+                line.library += _with_value(argument, flag, rest)
             else:
                 line.problems.append(_unknown(name, flags, overrides))
                 if not equals and rest and not rest[0].startswith("-"):
@@ -238,6 +237,12 @@ def _find(flags: FlagValues, name: str) -> absl_flags.Flag | None:
         return flags[name]
     positive = name.removeprefix("no")
     return flags[positive] if positive in flags and flags[positive].boolean else None
+
+
+def _with_value(argument: str, flag: absl_flags.Flag, rest: list[str]) -> list[str]:
+    """The argument, and the next one where that is its value."""
+    takes_next = not flag.boolean and "=" not in argument
+    return [argument, *([rest.pop(0)] if takes_next and rest else [])]
 
 
 def _unknown(name: str, flags: FlagValues, overrides: bool) -> str:
