@@ -1,0 +1,1 @@
+"""Array programs without parameters: grouped matmul, permutation, expert feed-forward."""

@@ -1,0 +1,76 @@
+"""The feed-forward networks of all experts, on three views of their tokens.
+
+A gated expert is (act(x W_gate) * (x W_up)) W_down, a plain one act(x W_up) W_down.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.ops.grouped_matmul import grouped_matmul
+
+# A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,  # the tanh form, as in T5 1.1 and Gemma
+    "reglu": jax.nn.relu,
+    "glu": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+}
+GATED = frozenset({"swiglu", "geglu", "reglu", "glu"})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ExpertWeights:
+    """The matrices of E experts; w_gate_EDF is None for activations that are not in GATED.
+
+    Inside a shard_map these are the device's experts and its part of F: a caller that shards F
+    sums the outputs over that axis. No collective runs here.
+    activation: a key of ACTIVATIONS. backend: see `grouped_matmul`.
+    Outputs have x's dtype; products accumulate in float32.
+    """
+
+    w_gate_EDF: Float[Array, "E D F"] | None
+    w_up_EDF: Float[Array, "E D F"]
+    w_down_EFD: Float[Array, "E F D"]
+    activation: str = field(metadata={"static": True})
+    backend: str = field(default="auto", metadata={"static": True})
+
+    def slots(self, x_ECD: Float[Array, "E C D"]) -> Float[Array, "E C D"]:
+        """Every expert on its own C slots."""
+        h_ECF = self._hidden(functools.partial(_einsum, "ECD,EDF->ECF", x_ECD))
+        return _einsum("ECF,EFD->ECD", h_ECF, self.w_down_EFD)
+
+    def rows(self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"]) -> Float[Array, "R D"]:
+        """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros."""
+        matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=self.backend)
+        h_RF = self._hidden(functools.partial(matmul, x_RD))
+        return matmul(h_RF, self.w_down_EFD)
+
+    def all(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E D"]:
+        """Every expert on every token."""
+        h_TEF = self._hidden(functools.partial(_einsum, "TD,EDF->TEF", x_TD))
+        return _einsum("TEF,EFD->TED", h_TEF, self.w_down_EFD)
+
+    def _hidden(self, times: Callable[[Array], Array]) -> Array:
+        """The hidden activations, where times(w) multiplies the tokens by w."""
+        act, up = ACTIVATIONS[self.activation], times(self.w_up_EDF)
+        if self.activation not in GATED:
+            return act(up)
+        return act(times(self.w_gate_EDF)) * up
+
+
+def _einsum(subscripts: str, x: Array, w: Array) -> Array:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(subscripts, x, w, preferred_element_type=dtype).astype(x.dtype)
