@@ -160,9 +160,19 @@ def _told(path: Path, call: Callable[[], T]) -> T:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, UserError) else 2
-        raise UserError(f"{_where(path, line)}: {said}", exit_code=code) from error
+        raise UserError(f"{_where(path, line)}: {_said(error)}", exit_code=code) from error
+
+
+def _said(error: BaseException) -> str:
+    """The error in one line; a ConfigDict wraps a KeyError, which quotes its text, once more."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, AttributeError | KeyError) and error.args:
+        inner = error.args[0]
+        text = str(inner.args[0] if isinstance(inner, KeyError) else inner)
+        return f"{type(error).__name__}: {' '.join(text.split())}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _where(path: Path, line: int | None) -> str:

@@ -87,7 +87,16 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Setting, Any]]:
 # Dataclass -> ConfigDict
 
 
-class KindDict(ConfigDict):
+class SettingsDict(ConfigDict):
+    """A ConfigDict whose refusal of an unknown key is short and names the nearest one."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise KeyError(f"unknown key {key!r}; {choices(key, self)}")
+        super().__setitem__(key, value)
+
+
+class KindDict(SettingsDict):
     """The ConfigDict of a `kind` field. Setting `kind` to another name fills it anew, with the
     defaults of the class of that name."""
 
@@ -134,7 +143,7 @@ def to_config_dict(config: Any) -> ConfigDict:
     """
     if problems := type_problems(config):
         raise ConfigError(problems)
-    root = ConfigDict(sort_keys=False)
+    root = SettingsDict(sort_keys=False)
     _fill(root, config)
     return root.lock()
 
@@ -143,12 +152,12 @@ def _fill(node: ConfigDict, config: Any) -> None:
     for name, setting in settings(type(config)).items():
         value = getattr(config, name)
         if setting.kinds is not None:
-            child: ConfigDict = KindDict(kinds=setting.kinds, sort_keys=False)
+            child = KindDict(kinds=setting.kinds, sort_keys=False)
             child[KIND] = setting.kinds.name_of(type(value))
             _fill(child, value)
             node[name] = child
         elif setting.subtree:
-            node[name] = ConfigDict(sort_keys=False)
+            node[name] = SettingsDict(sort_keys=False)
             _fill(node[name], value)
         elif optional(setting.hint)[1]:
             # A plain None would take any type, and a plain value would lose its type with None.

@@ -237,7 +237,14 @@ def test_problems_of_the_file_and_of_the_overrides_are_told_together(write):
         ),
         ("import no_such_library", r"line 1 .*No module named 'no_such_library'"),
         ("x = (1,\n", "line 1 .*SyntaxError"),
-        (BASE.replace("layer.chooser.k =", "layer.choser.k ="), r"line 7 .*choser"),
+        (
+            BASE.replace("layer.chooser.k =", "layer.choser.k ="),
+            r"line 7 .*Did you mean \"chooser\"",
+        ),
+        (
+            BASE.replace("chooser.k =", "chooser.kk ="),
+            r"line 7 .*unknown key 'kk'; did you mean k\?",
+        ),
         (BASE.replace("int(arg or 3)", "'three'"), r"line 7 .*TypeError"),
         (BASE.replace(".k = int(arg or 3)", ".kind = 'lasy'"), r"line 7 .*did you mean lazy\?"),
         (BASE.replace("Toy()", "Toy(steps='x')"), r"(?s)line 6 .*config.steps = 'x': must be"),
