@@ -219,7 +219,9 @@ class _CommandLine:
             try:
                 values(["", *arguments])
             except (absl_flags.Error, ValueError) as error:
-                problems += [_REQUIRED.sub(r"--\1 is required", x) for x in str(error).split("\n")]
+                told = [_REQUIRED.sub(r"--\1 is required", line) for line in str(error).split("\n")]
+                misspelt = {f"{meant} is required" for meant in _MEANT.findall("\n".join(problems))}
+                problems += [problem for problem in told if problem not in misspelt]
         empty = [name for name in STANDARD if name in flags and flags[name].value == ""]
         problems += [f"--{name} is empty" for name in empty]
         if problems:
@@ -228,6 +230,7 @@ class _CommandLine:
 
 
 _NUMBER = re.compile(r"-[\d.][\w.+-]*")
+_MEANT = re.compile(r"did you mean (--\w+)\?")
 _REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 
 

@@ -171,6 +171,10 @@ def test_a_wrong_command_line_is_told_in_full_and_ends_with_2(door, argv, told):
         assert text in err
 
 
+def test_a_misspelt_flag_is_not_missing_too(door):
+    assert "--config is required" not in door("--confg=c.py")[2]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
