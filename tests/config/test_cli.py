@@ -189,7 +189,7 @@ def test_a_misspelt_flag_is_not_missing_too(door):
             "no space left to write",
         ),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nlong"), 1, "memory"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 2, "runs/x: Permission"),
     ],
 )
 def test_an_error_of_main_is_one_message_and_an_exit_code(door, error, code, told):
