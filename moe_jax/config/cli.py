@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from absl import flags as absl_flags
+from absl import logging as absl_logging  # noqa: F401 - defines --verbosity, which libraries obey
 from absl.flags import FlagValues
 
 from moe_jax.config.errors import UserError
