@@ -37,7 +37,9 @@ def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:
             yield name, f"must be at least {minimum}"
 
 
-def one_of(config: Any, choices: Mapping[str, Any] | tuple[str, ...], *names: str) -> Iterator[Rule]:
+def one_of(
+    config: Any, choices: Mapping[str, Any] | tuple[str, ...], *names: str
+) -> Iterator[Rule]:
     """Rule: each named field is one of `choices`."""
     for name in names:
         if getattr(config, name) not in choices:

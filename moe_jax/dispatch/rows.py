@@ -46,9 +46,7 @@ def sort_rows(plan_g: Plan) -> SortedRows:
     )
 
 
-def to_rows(
-    x_gTD: Float[Array, "g T D"], plan_g: Plan, order: SortedRows
-) -> Float[Array, "M D"]:
+def to_rows(x_gTD: Float[Array, "g T D"], plan_g: Plan, order: SortedRows) -> Float[Array, "M D"]:
     """The sorted rows; zeros past the last kept row."""
     a = plan_g.assignments
     g, T, D = x_gTD.shape
@@ -60,9 +58,7 @@ def to_rows(
     return take_or_zero(x_ND, token_M)
 
 
-def from_rows(
-    y_MD: Float[Array, "M D"], plan_g: Plan, order: SortedRows
-) -> Float[Array, "g T D"]:
+def from_rows(y_MD: Float[Array, "M D"], plan_g: Plan, order: SortedRows) -> Float[Array, "g T D"]:
     """Each token's weighted sum of its rows."""
     a = plan_g.assignments
     g, D = a.expert_R.shape[0], y_MD.shape[-1]

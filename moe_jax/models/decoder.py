@@ -147,9 +147,7 @@ def layout_of(num_layers: int, moe: MoEConfig) -> Layout:
     start = moe.first if moe.every else 0
     start += (num_layers - start) % period if start < num_layers else 0
     start = min(start, num_layers)
-    prologue = tuple(
-        Stack(layer, 1, 1, is_moe_layer(moe, layer)) for layer in range(start)
-    )
+    prologue = tuple(Stack(layer, 1, 1, is_moe_layer(moe, layer)) for layer in range(start))
     repeats = (num_layers - start) // period
     places = range(start, start + period if repeats else start)
     pattern = tuple(Stack(at, period, repeats, is_moe_layer(moe, at)) for at in places)

@@ -111,5 +111,7 @@ class Attention(nnx.Module):
             cache = KeyValueCache(key_BPMH=key, value_BPMH=value, length=cache.length + S)
             place_S = cache.length - S + jnp.arange(S, dtype=jnp.int32)
             seen_SP = jnp.arange(key.shape[1], dtype=jnp.int32)[None, :] <= place_S[:, None]
-            out = attend(query, key, value, jnp.broadcast_to(seen_SP, (x_BSD.shape[0], *seen_SP.shape)))
+            out = attend(
+                query, key, value, jnp.broadcast_to(seen_SP, (x_BSD.shape[0], *seen_SP.shape))
+            )
         return jnp.einsum("BSNH,NHD->BSD", out, self.wo[...].astype(self.dtype)), cache

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from moe_jax.routing.types import Sums, Traffic
 
@@ -33,7 +33,7 @@ class Context:
     capture: also return the routes of every MoE layer.
     """
 
-    key: PRNGKeyArray | None = None
+    key: Key[Array, ""] | None = None
     knobs: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
     train: bool = field(default=False, metadata={"static": True})
     capacity_factor: float | None = field(default=None, metadata={"static": True})

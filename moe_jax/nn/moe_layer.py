@@ -21,7 +21,6 @@ from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ExpertWeights
 from moe_jax.parallel.mesh import ROW_AXES
-from moe_jax.parallel.rules import mesh_size
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.losses import RoutingLosses
@@ -170,9 +169,7 @@ class MoELayer(nnx.Module):
         self.experts = Experts(E, D, config.expert_dim, **common)
         # Shared experts that all see every token are one wider MLP.
         width = config.num_shared * (config.shared_dim or config.expert_dim)
-        self.shared = (
-            MLP(model_dim=D, hidden_dim=width, dtype=dtype, **common) if width else None
-        )
+        self.shared = MLP(model_dim=D, hidden_dim=width, dtype=dtype, **common) if width else None
         self.config, self.activation, self.dtype, self.mesh = config, activation, dtype, mesh
 
     def __call__(
@@ -197,7 +194,12 @@ class MoELayer(nnx.Module):
             mesh=self.mesh,
             in_specs=(
                 TOKENS,
-                TokenBatch(token_BS=TOKENS, position_BS=TOKENS, segment_BS=TOKENS, row_B=PartitionSpec(ROW_AXES)),
+                TokenBatch(
+                    token_BS=TOKENS,
+                    position_BS=TOKENS,
+                    segment_BS=TOKENS,
+                    row_B=PartitionSpec(ROW_AXES),
+                ),
                 TOKENS,
                 {name: EXPERT_SPECS[name] for name in experts},
                 whole,

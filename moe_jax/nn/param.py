@@ -25,7 +25,9 @@ def parameter(
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
 
 
-def fan_in(scale: float, *, in_axis: int | tuple[int, ...] = -2, batch_axis: Any = ()) -> Initializer:
+def fan_in(
+    scale: float, *, in_axis: int | tuple[int, ...] = -2, batch_axis: Any = ()
+) -> Initializer:
     """Truncated normal of variance scale / fan_in.
 
     Switch (2101.03961) section 2.4 takes scale = 0.1 instead of 1 for stable training.

@@ -4,6 +4,7 @@ from moe_jax.routing.gshard import GShard
 from moe_jax.routing.mixtral import Mixtral
 from moe_jax.routing.noisy_top_k import NoisyTopK
 from moe_jax.routing.switch import Switch
+from moe_jax.routing.top_k import TopK
 from moe_jax.routing.v_moe import VMoE
 
 # A new router is a new file and one row here.
@@ -11,6 +12,7 @@ ROUTERS: dict[str, type] = {
     "switch": Switch,
     "gshard": GShard,
     "mixtral": Mixtral,
+    "top_k": TopK,
     "noisy_top_k": NoisyTopK,
     "v_moe": VMoE,
 }

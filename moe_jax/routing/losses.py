@@ -54,9 +54,7 @@ class LoadBalance(LossTerm):
         yield from one_of(self, balance.NORMALIZATIONS, "normalization")
 
     def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
-        loss = balance.load_balance_loss(
-            sums, count=self.count, normalization=self.normalization
-        )
+        loss = balance.load_balance_loss(sums, count=self.count, normalization=self.normalization)
         return {"load_balance": loss}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,18 @@ from jaxtyping import Array, Bool, Int
 
 from moe_jax.routing.types import Assignments, Plan, SoftPlan, Traffic
 
+Tree = TypeVar("Tree")  # Sums or Traffic
 
-def count_experts(
-    expert_R: Int[Array, "R"], mask_R: Bool[Array, "R"], E: int
-) -> Int[Array, "{E}"]:
+
+def one_hot(expert: Int[Array, "*R"], E: int) -> Bool[Array, "*R {E}"]:
+    """Whether each entry is expert 0..E-1; all False for the ids of unused rows."""
+    experts_E = jnp.arange(E, dtype=expert.dtype).reshape((1,) * expert.ndim + (E,))
+    return expert[..., None] == experts_E
+
+
+def count_experts(expert_R: Int[Array, "R"], mask_R: Bool[Array, "R"], E: int) -> Int[Array, "{E}"]:
     """Rows per expert 0..E-1 among those of the mask, int32."""
-    is_expert_RE = expert_R[:, None] == jnp.arange(E, dtype=expert_R.dtype)
+    is_expert_RE = one_hot(expert_R, E)
     return jnp.sum(is_expert_RE & mask_R[:, None], axis=0, dtype=jnp.int32)
 
 
@@ -24,7 +31,7 @@ def queue_position(expert_R: Int[Array, "R"], E: int) -> Int[Array, "R"]:
 
     A counting pass, R x E integers, in place of a sort: it is also what sorts rows by expert.
     """
-    is_expert_RE = (expert_R[:, None] == jnp.arange(E, dtype=expert_R.dtype)).astype(jnp.int32)
+    is_expert_RE = one_hot(expert_R, E).astype(jnp.int32)
     before_RE = jnp.cumsum(is_expert_RE, axis=0) - is_expert_RE
     return jnp.sum(before_RE * is_expert_RE, axis=1, dtype=jnp.int32)
 
@@ -85,7 +92,7 @@ def plan_traffic(plan: Plan | SoftPlan, valid_T: Bool[Array, "T"]) -> Traffic:
     )
 
 
-def reduce_sums(tree, axis: int | tuple[int, ...] = 0):
+def reduce_sums(tree: Tree, axis: int | tuple[int, ...] = 0) -> Tree:
     """Sums additive statistics (Sums, Traffic) over leading axes; counts stay int32."""
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=axis, dtype=leaf.dtype), tree)
 
@@ -99,8 +106,8 @@ def renormalize_kept(plan: Plan) -> Plan:
     a = plan.assignments
     kept_weight_R = jnp.where(plan.kept_R, a.weight_R, 0)
     kept_T = jnp.zeros((a.T,), jnp.float32).at[a.token_R].add(kept_weight_R)
-    all_T = jnp.zeros((a.T,), jnp.float32).at[a.token_R].add(
-        jnp.where(a.expert_R < a.E, a.weight_R, 0)
+    all_T = (
+        jnp.zeros((a.T,), jnp.float32).at[a.token_R].add(jnp.where(a.expert_R < a.E, a.weight_R, 0))
     )
     scale_T = jnp.where(kept_T > 0, all_T / jnp.where(kept_T > 0, kept_T, 1), 1)
     weight_R = a.weight_R * scale_T[a.token_R]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.routing.plan import one_hot
 from moe_jax.routing.types import (
     Assignments,
     ParamSpec,
@@ -51,7 +52,7 @@ class TokenChoice:
 
     @property
     def experts_per_token(self) -> float:
-        return self.choices
+        return float(self.choices)
 
     @property
     def causal(self) -> bool:
@@ -120,7 +121,7 @@ def choose(
     """
     T, K = expert_TK.shape
     used_TK = inputs.valid_T[:, None] & (expert_TK < E)
-    rank_TK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.float32), (T, K))
+    rank_TK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.float32)[None], (T, K))
     if drop_order == "token_major":
         priority_R = None
     elif drop_order == "choice_major":
@@ -152,7 +153,7 @@ def make_sums(
     a = assignments
     assert a.k is not None
     expert_TK = a.expert_R.reshape(a.T, a.k)
-    chosen_TKE = expert_TK[:, :, None] == jnp.arange(a.E, dtype=jnp.int32)
+    chosen_TKE = one_hot(expert_TK, a.E)
     mask_T1 = valid_T[:, None]
     log_prob_TE = jnp.log(jnp.maximum(prob_TE, jnp.finfo(jnp.float32).tiny))
     entropy_T = -jnp.sum(prob_TE * log_prob_TE, axis=1)
@@ -177,5 +178,5 @@ def scatter_gates(
     weight_TK: Float[Array, "T K"], expert_TK: Int[Array, "T K"], E: int
 ) -> Float[Array, "T {E}"]:
     """The sparse gates G(x): weight of each expert, 0 where it was not chosen."""
-    chosen_TKE = expert_TK[:, :, None] == jnp.arange(E, dtype=expert_TK.dtype)
+    chosen_TKE = one_hot(expert_TK, E)
     return jnp.sum(jnp.where(chosen_TKE, weight_TK[:, :, None], 0), axis=1)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
 def _static(**kwargs: Any) -> Any:
@@ -119,7 +118,8 @@ class RouterInputs:
     id_T: Int[Array, "*G T"]  # token ids
     position_T: Int[Array, "*G T"]
     segment_T: Int[Array, "*G T"]
-    key: PRNGKeyArray | None = None  # function of (seed, step, layer, global group id); None: no noise
+    # A function of (seed, step, layer, global group id); None: no noise.
+    key: Key[Array, "*G"] | None = None
     train: bool = _static(default=False)
 
 
@@ -136,6 +136,7 @@ RouterParams = Mapping[str, Shaped[Array, "..."]]
 RouterState = Mapping[str, Shaped[Array, "..."]]
 
 
+@runtime_checkable
 class Router(Protocol):
     """A frozen dataclass whose fields are its config; pure methods, no Flax, no collective.
 
@@ -170,6 +171,3 @@ class Router(Protocol):
     def update(self, state: RouterState, sums: Sums) -> RouterState:
         """The next state, from the sums of the whole global batch; once per optimizer step."""
         ...
-
-
-per_group = partial(jax.vmap, in_axes=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.config.knobs import schedule_rules
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
@@ -26,16 +27,20 @@ class Seeds:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation every `every` steps (0: only at the end) on `batches` batches (-1: all)."""
+    """Evaluation every `every` steps (0: only at the end) and at the end, on `batches` batches
+    (-1: all), with its own capacity factor (None: dropless)."""
 
     every: int = 100
     batches: int = -1
     batch_size: int | None = None  # None: the training batch size
     split: str = "validation"
+    capacity_factor: float | None = None
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 0, "every")
         yield from at_least(self, 1, "batch_size")
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            yield "capacity_factor", "must be above 0"
         if self.batches != -1:
             yield from at_least(self, 1, "batches")
 
@@ -55,7 +60,9 @@ class Experiment:
     model: DecoderConfig = field(default_factory=DecoderConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedules: tuple[str, ...] = ()  # e.g. "moe.losses.load_balance.coefficient = linear(0, 0.01, 1000)"
+    schedules: tuple[
+        str, ...
+    ] = ()  # e.g. "moe.losses.load_balance.coefficient = linear(0, 0.01, 1000)"
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -64,3 +71,4 @@ class Experiment:
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "steps", "batch_size", "accumulation", "max_bad_steps")
         yield from at_least(self, 0, "seed")
+        yield from schedule_rules(self)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 class TrainState:
     """step: optimizer steps done, skipped ones included. router_state: what routers keep beside
     their parameters (never seen by the optimizer). bad_steps: steps skipped in a row;
-    skipped: in total."""
+    skipped: in total. probe: expert choices of the last probe batch, (L, B, S, K), -1 before."""
 
     step: Int[Array, ""]
     params: dict[str, Any]
@@ -22,3 +22,4 @@ class TrainState:
     router_state: dict[str, Any]
     bad_steps: Int[Array, ""]
     skipped: Int[Array, ""]
+    probe: Int[Array, "..."]

@@ -44,8 +44,9 @@ class StepResult:
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
-    finite: Array
+    bad_steps: Array
     sums: BatchSums
+    layers: dict[str, Array]  # routing metrics, each (L,)
     expert_grad_norm: Array | None
 
 
@@ -92,7 +93,8 @@ class Step:
             (state.params, state.opt_state, state.router_state),
         )
         bad = (~finite).astype(jnp.int32)
-        new_state = TrainState(
+        new_state = replace(
+            state,
             step=state.step + 1,
             params=kept[0],
             opt_state=kept[1],
@@ -103,8 +105,9 @@ class Step:
         result = StepResult(
             loss=loss,
             grad_norm=grad_norm,
-            finite=finite,
+            bad_steps=new_state.bad_steps,
             sums=sums,
+            layers=layer_metrics(sums),
             expert_grad_norm=self._expert_grad_norm(grads),
         )
         return new_state, result
@@ -289,5 +292,7 @@ def _inner(gradient: Sums, sums: Sums) -> Array:
 
 
 def layer_metrics(sums: BatchSums) -> dict[str, Array]:
-    """Every routing metric of every sparse layer: name -> (L,)."""
+    """Every routing metric of every sparse layer: name -> (L,); {} in a dense model."""
+    if sums.routing is None:
+        return {}
     return jax.vmap(routing_metrics)(sums.routing, sums.traffic)

@@ -1,0 +1,70 @@
+"""Door: writes text with a trained model, and shows which experts wrote it."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.errors import UserError
+
+USAGE = """
+usage: python -m moe_jax.generate --workdir=DIR --prompt=TEXT [--max_tokens=N]
+
+Continues the prompt with the newest checkpoint of the run in DIR.
+  python -m moe_jax.generate --workdir=runs/quickstart --prompt="def " --show_routing
+"""
+FLAGS = door_flags("workdir")
+flags.DEFINE_string("prompt", None, "the text to go on from", flag_values=FLAGS, required=True)
+flags.DEFINE_integer("max_tokens", 200, "tokens to write", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of the drawing", flag_values=FLAGS)
+flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token", flag_values=FLAGS)
+flags.DEFINE_float("top_p", 0.95, "draw from the most probable tokens only", flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "checkpoint (default: the newest)", flag_values=FLAGS)
+flags.DEFINE_boolean(
+    "show_routing", False, "each token with its experts and weights", flag_values=FLAGS
+)
+
+
+def main(arguments: Arguments) -> int:
+    from moe_jax.notebook import load
+
+    problems = []
+    if FLAGS.max_tokens < 0:
+        problems.append("--max_tokens must be at least 0")
+    if FLAGS.temperature < 0:
+        problems.append("--temperature must be at least 0")
+    if not 0 < FLAGS.top_p <= 1:
+        problems.append("--top_p must be above 0 and at most 1")
+    if not FLAGS.prompt:
+        problems.append("--prompt is empty: give at least one character to go on from")
+    if problems:
+        raise UserError("\n  ".join(problems))
+    run = load(FLAGS.workdir, step=FLAGS.step)
+    tokens = run.generate(
+        FLAGS.prompt,
+        FLAGS.max_tokens,
+        seed=FLAGS.seed,
+        temperature=FLAGS.temperature,
+        top_p=FLAGS.top_p,
+        show_routing=FLAGS.show_routing,
+    )
+    tokenizer = run.rows.tokenizer
+    if not FLAGS.show_routing:
+        # Decoded at the end: a character may span several tokens.
+        print(tokenizer.decode([token.id for token in tokens]))
+        return 0
+    layers = run.program.layout.moe_layers
+    print("token    " + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers))
+    for token in tokens:
+        cells = []
+        for experts_K, weights_K in zip(token.expert_LK, token.weight_LK, strict=True):
+            pairs = zip(experts_K, weights_K, strict=True)
+            cells.append(" ".join(f"{e}:{w:.2f}" for e, w in pairs).ljust(17))
+        print(f"{tokenizer.decode([token.id])!r:8} " + "  ".join(cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))

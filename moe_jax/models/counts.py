@@ -1,0 +1,93 @@
+"""Parameters and FLOPs of a decoder, by formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from moe_jax.models.decoder import DecoderConfig, layout_of
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.ops.expert_ffn import GATED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters: all; those a token uses; routers; embedding and head. FLOPs per token of a
+    training step (forward + backward), split into matmuls and attention."""
+
+    total: int
+    active: int
+    router: int
+    embedding: int
+    matmul_flops: float
+    attention_flops: float
+    iso_flop_dense_dim: int
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.matmul_flops + self.attention_flops
+
+
+def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts:
+    """Counts of one model.
+
+    Training FLOPs per token = 6 * (active matrix parameters, with router and head, without the
+    embedding's look-up) + 12 * layers * heads * head_dim * S for non-causal attention; k experts
+    per token, no padding, no recomputation. Mixtral 8x7B at S=4096: 76.49 + 6.44 = 82.93 GFLOP.
+    iso_flop_dense_dim: hidden width of a dense layer with the arithmetic of the sparse one
+    (k experts and the shared ones; the router's D * E is left out).
+    """
+    D, V = config.model_dim, config.vocab_size
+    matrices = 3 if config.activation in GATED else 2
+    layout = layout_of(config.num_layers, moe)
+    sparse = len(layout.moe_layers)
+    dense = config.num_layers - sparse
+
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    attention = D * config.head_dim * heads
+    norms = 2 * D + (2 * config.head_dim if config.qk_norm else 0)
+    specs = moe.router.params(D, moe.num_experts)
+    router = sum(_size(spec.shape) for spec in specs.values())
+    expert = matrices * D * moe.expert_dim
+    shared = matrices * D * moe.num_shared * (moe.shared_dim or moe.expert_dim)
+    used = round(moe.router.experts_per_token * expert)
+    embedding = V * D * (1 if config.tie_embeddings else 2)
+
+    common = config.num_layers * (attention + norms) + D + embedding
+    common += dense * matrices * D * config.mlp_dim
+    total = common + sparse * (router + moe.num_experts * expert + shared)
+    active = common + sparse * (router + used + shared)
+    matmul = active - config.num_layers * norms - D
+    matmul -= 0 if config.tie_embeddings else V * D
+    width = moe.router.experts_per_token * moe.expert_dim
+    width += moe.num_shared * (moe.shared_dim or moe.expert_dim)
+    return Counts(
+        total=total,
+        active=active,
+        router=sparse * router,
+        embedding=embedding,
+        matmul_flops=6.0 * matmul,
+        attention_flops=12.0
+        * config.num_layers
+        * config.num_heads
+        * config.head_dim
+        * sequence_length,
+        iso_flop_dense_dim=round(width) if sparse else config.mlp_dim,
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dimension in shape:
+        size *= dimension
+    return size
+
+
+def summary(counts: Counts) -> dict[str, Any]:
+    """The lines printed at the start of a run."""
+    return {
+        "parameters": f"{counts.total:,} total, {counts.active:,} active per token, "
+        f"{counts.router:,} router, {counts.embedding:,} embedding and head",
+        "training FLOPs per token": f"{counts.flops_per_token:,.0f}",
+        "iso-FLOP dense width": f"{counts.iso_flop_dense_dim}",
+    }

@@ -1,0 +1,163 @@
+"""A finished (or running) run for notebooks and doors: `run = moe_jax.load(workdir)`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax.config.checks import require
+from moe_jax.config.errors import UserError
+from moe_jax.config.overrides import apply_overrides
+from moe_jax.config.tree import from_json_dict
+from moe_jax.data.pipeline import evaluation_batches
+from moe_jax.models.generation import Generator, Token
+from moe_jax.nn.context import Routes
+from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.training.build import Program, build
+from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.evaluation import evaluate
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.state import TrainState
+
+
+def load(
+    workdir: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> LoadedRun:
+    """Opens the run in `workdir` at its newest good checkpoint, or at `step`.
+
+    overrides: other values of the config by dotted path, such as {"moe.router.k": 1} or
+    {"evaluation.capacity_factor": 1.0}; the shapes of parameters must stay as they are.
+    devices: default the first one; the mesh is all of them along `data`.
+    Raises UserError where there is no run or no good checkpoint.
+    """
+    folder = Path(workdir).expanduser()
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")
+    experiment = from_json_dict(json.loads(config_file.read_text()), Experiment)
+    experiment = replace(experiment, mesh=MeshConfig())
+    if overrides:
+        experiment = apply_overrides(experiment, dict(overrides))
+    require(experiment)
+    devices = jax.devices()[:1] if devices is None else devices
+    rows = experiment.data.open(experiment.evaluation.split)
+    program = build(experiment, rows.tokenizer, devices=devices)
+    with Checkpoints(folder / "checkpoints", experiment.checkpoint) as checkpoints:
+        restored = checkpoints.restore(program.abstract_state, step=step)
+    if restored is None:
+        raise UserError(f"{folder}: no checkpoint to load")
+    return LoadedRun(folder, program, restored.state, rows)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint with its model, tokenizer and evaluation data.
+
+    program: mesh, network and compiled steps. state: parameters and the rest. rows: the opened
+    evaluation split.
+    """
+
+    workdir: Path
+    program: Program
+    state: TrainState
+    rows: Any
+
+    @property
+    def config(self) -> Experiment:
+        return self.program.experiment
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.state.params
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        from moe_jax.analysis.read_run import read_metrics
+
+        return list(read_metrics(self.workdir))
+
+    def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the evaluation split, in order."""
+        evaluation = self.config.evaluation
+        size = evaluation.batch_size or self.config.batch_size
+        return iter(evaluation_batches(self.rows, size, count))
+
+    def evaluate(self, batches: int | None = None) -> dict[str, Any]:
+        """Metrics over `batches` batches of the evaluation split (None: all)."""
+        return evaluate(self.program, self.state, self.batches(batches))
+
+    def route(self, batch: Mapping[str, np.ndarray]) -> dict[int, Routes]:
+        """Where each token of a batch goes: layer number -> Routes (expert_BSK, weight_BSK,
+        kept_BSK, prob_BSE), without noise and without drops."""
+        if not self.program.layout.moe_layers:
+            return {}
+        routes = self.program.route_step(
+            self.state.params,
+            self.state.router_state,
+            self.program.put(batch),
+            self.program.knobs(self.step),
+        )
+        routes = jax.device_get(routes)
+        return {
+            layer: jax.tree.map(lambda leaf, row=row: leaf[row], routes)
+            for row, layer in enumerate(self.program.layout.moe_layers)
+        }
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 200,
+        *,
+        seed: int = 0,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        show_routing: bool = False,
+    ) -> Iterator[Token]:
+        """Tokens of the prompt and its continuation. UserError for an empty prompt, and for a
+        model whose routing lets a token see later ones."""
+        moe, tokenizer = self.config.moe, self.rows.tokenizer
+        if moe.every and not moe.causal:
+            raise UserError(
+                "this model's routing lets a token see later ones, so it cannot generate "
+                "(config.moe.router: its kind or drop_order)"
+            )
+        ids = list(tokenizer.encode(prompt))
+        if not ids:
+            raise UserError("--prompt is empty: give at least one character to go on from")
+        usable_V = np.zeros(self.config.model.vocab_size, bool)
+        usable_V[: tokenizer.vocab_size] = True
+        usable_V[: tokenizer.vocab_size] &= np.asarray(tokenizer.bytes_per_token_V) > 0
+        usable_V[tokenizer.eos_id] = True
+        generator = Generator(
+            network=self.program.network,
+            params=self.state.params,
+            router_state=self.state.router_state,
+            knobs=self.program.knobs(self.step),
+            usable_V=usable_V,
+            capture=show_routing,
+        )
+        return generator(
+            ids,
+            max_tokens,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            stop=tokenizer.eos_id,
+        )

@@ -1,0 +1,50 @@
+"""Softmax over all experts, then the k most probable, renormalised or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.routing.token_choice import (
+    TokenChoice,
+    choose,
+    make_sums,
+    router_logits,
+    scatter_gates,
+)
+from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(TokenChoice):
+    """p = softmax(x W); the k largest of p, with weights p, or p / sum of the k if `renormalize`.
+
+    Without renormalising: OLMoE (2409.02060, k=8 of 64) and DeepSeekMoE (2401.06066) eq. 9-11,
+    k=6 of 64. With: the same as `mixtral`. Ties go to the lower expert.
+    """
+
+    k: int = 2
+    renormalize: bool = False
+
+    def warn(self) -> Iterator[str]:
+        if self.k == 1 and self.renormalize:
+            yield (
+                "moe.router.k = 1 with renormalize: every weight is the constant 1, so the router "
+                "gets no gradient from the task"
+            )
+
+    def route(
+        self, params: RouterParams, state: RouterState, inputs: RouterInputs
+    ) -> tuple[Assignments, Sums]:
+        logits_TE = router_logits(params, inputs, self.jitter)
+        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
+        weight_TK, expert_TK = jax.lax.top_k(prob_TE, self.k)
+        if self.renormalize:
+            weight_TK = weight_TK / jnp.sum(weight_TK, axis=1, keepdims=True)
+        E = logits_TE.shape[1]
+        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
+        gate_TE = scatter_gates(weight_TK, expert_TK, E)
+        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)

@@ -1,0 +1,44 @@
+"""Door: trains a model, or goes on with the run that a folder holds."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from moe_jax.config.cli import Arguments, door_flags, run_door
+
+USAGE = """
+usage: python -m moe_jax.train --config=FILE.py[:arg] --workdir=DIR [--config.a.b=VALUE ...]
+
+Trains the model of the config, or resumes the run that DIR holds. Ctrl-C and SIGTERM save and
+stop; the same command goes on.
+  python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+FLAGS = door_flags("config", "workdir")
+flags.DEFINE_boolean(
+    "allow_changes", False, "resume although config or data differ", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "warm_start", None, "workdir of a run whose parameters to start from", flag_values=FLAGS
+)
+
+
+def main(arguments: Arguments) -> int:
+    # Imported here: --help and a misspelt flag need no JAX.
+    from moe_jax.config.overrides import load_config
+    from moe_jax.training.experiment import Experiment
+    from moe_jax.training.loop import train
+
+    experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+    train(
+        experiment,
+        FLAGS.workdir,
+        allow_changes=FLAGS.allow_changes,
+        warm_start_from=FLAGS.warm_start,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))

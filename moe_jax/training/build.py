@@ -1,0 +1,224 @@
+"""From a config to compiled functions: mesh, network, optimizer, the jitted steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moe_jax.config.errors import ConfigError, Problem, UserError
+from moe_jax.config.knobs import KnobSchedules, parse_schedules
+from moe_jax.models.counts import Counts, count
+from moe_jax.models.decoder import Decoder, Layout, layout_of
+from moe_jax.models.network import Network, abstract_with, replicated
+from moe_jax.nn.context import Context, Routes
+from moe_jax.parallel.mesh import ROW_AXES, make_mesh
+from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.rules import cross_check
+from moe_jax.training.state import TrainState
+from moe_jax.training.step import Step
+
+
+@dataclass(frozen=True)
+class Program:
+    """The functions of one experiment on one mesh. Build it with `build`."""
+
+    experiment: Experiment
+    mesh: Mesh
+    network: Network
+    step: Step
+    schedule: optax.Schedule  # learning rate
+    layout: Layout
+
+    # --- state ---
+
+    def init(self) -> TrainState:
+        """A new state, every array created sharded."""
+        seed = _seed(self.experiment, "init")
+        params = self.network.init(jax.random.key(seed))
+        shardings = self.state_shardings
+        rest = jax.jit(self._rest_of_state, out_shardings=_rest(shardings))(params)
+        return TrainState(params=params, **rest)
+
+    def _rest_of_state(self, params: Any) -> dict[str, Any]:
+        zero = jnp.zeros((), jnp.int32)
+        return {
+            "step": zero,
+            "opt_state": self.step.optimizer.init(params),
+            "router_state": self.network.module(params).router_state(),
+            "bad_steps": zero,
+            "skipped": zero,
+            "probe": jnp.full(self.probe_shape, -1, jnp.int32),
+        }
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
+        shapes = self._state_shapes
+        return abstract_with(shapes, self.state_shardings)
+
+    @cached_property
+    def _state_shapes(self) -> TrainState:
+        rest = jax.eval_shape(self._rest_of_state, self.network.abstract)
+        return TrainState(params=self.network.abstract, **rest)
+
+    @cached_property
+    def state_shardings(self) -> TrainState:
+        """Parameters by the rule table; optimizer moments like their parameter; the rest, which
+        is small, replicated."""
+        shapes, whole = self._state_shapes, replicated(self.mesh)
+        like_params = optax.tree_map_params(
+            self.step.optimizer,
+            lambda leaf, param, where: where if leaf.shape == param.shape else whole,
+            shapes.opt_state,
+            self.network.abstract,
+            self.network.shardings,
+            transform_non_params=lambda leaf: whole,
+        )
+        others = jax.tree.map(lambda leaf: whole, shapes)
+        return TrainState(
+            step=others.step,
+            params=self.network.shardings,
+            opt_state=like_params,
+            router_state=others.router_state,
+            bad_steps=others.bad_steps,
+            skipped=others.skipped,
+            probe=others.probe,
+        )
+
+    # --- jitted functions ---
+
+    @cached_property
+    def train_step(self) -> Any:
+        """(state, raw, knobs) -> (state, StepResult); the state is donated."""
+        return jax.jit(
+            self.step.train,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, replicated(self.mesh)),
+        )
+
+    @cached_property
+    def eval_step(self) -> Any:
+        """(params, router_state, raw, knobs) -> BatchSums with evaluation's capacity factor."""
+        factor = self.experiment.evaluation.capacity_factor
+
+        def evaluate(params: Any, router_state: Any, raw: Any, knobs: Any) -> Any:
+            return self.step.evaluate(params, router_state, raw, knobs, factor)
+
+        return jax.jit(evaluate, out_shardings=replicated(self.mesh))
+
+    @cached_property
+    def route_step(self) -> Any:
+        """(params, router_state, raw, knobs) -> Routes, leaves (L, B, S, ...); no noise."""
+
+        def route(params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
+            context = Context(knobs=knobs, capture=True)
+            batch = self.step.task.inputs(raw)
+            return self.network.apply(params, batch, context, router_state).report.routes
+
+        return jax.jit(route, out_shardings=replicated(self.mesh))
+
+    # --- arguments ---
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
+
+    def put(self, raw: Mapping[str, np.ndarray], first_row: int = 0) -> dict[str, jax.Array]:
+        """A batch of numpy rows onto the mesh, with each row's number in the global batch."""
+        rows = np.arange(first_row, first_row + len(raw["tokens"]), dtype=np.int32)
+        arrays = {"tokens": raw["tokens"], "segments": raw["segments"], "row": rows}
+        return jax.device_put(arrays, self.batch_sharding)
+
+    @cached_property
+    def knobs(self) -> KnobSchedules:
+        """knobs(step): the scheduled scalars of a step, to be passed to the steps."""
+        return KnobSchedules(self.experiment)
+
+    @cached_property
+    def row_shards(self) -> int:
+        return int(np.prod([self.mesh.shape[axis] for axis in ROW_AXES]))
+
+    @cached_property
+    def probe_shape(self) -> tuple[int, ...]:
+        """(L, B, S, K) of the probe's expert choices; empty where there is nothing to probe."""
+        layers = len(self.layout.moe_layers)
+        choices = getattr(self.experiment.moe.router, "choices", self.experiment.moe.num_experts)
+        if not layers or not self.experiment.logging.probe_every:
+            return (0,)
+        return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)
+
+    @property
+    def probe_rows(self) -> int:
+        """Rows of the probe batch: as many whole groups as shards, at least 4 rows."""
+        from moe_jax.training.rules import rows_per_group
+
+        unit = self.row_shards * rows_per_group(self.experiment)
+        return unit * -(-4 // unit)
+
+    @cached_property
+    def counts(self) -> Counts:
+        e = self.experiment
+        return count(e.model, e.moe, e.data.sequence_length)
+
+
+def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Program:
+    """The program of a config whose parts passed their own checks.
+
+    Raises ConfigError with all that is wrong between the parts, the mesh and the tokenizer.
+    """
+    devices = jax.devices() if devices is None else devices
+    problems = cross_check(experiment, len(devices))
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        rule = f"must be at least the tokenizer's {tokenizer.vocab_size}"
+        problems.append(Problem("model.vocab_size", experiment.model.vocab_size, rule))
+    if problems:
+        raise ConfigError(problems)
+    mesh = make_mesh(experiment.mesh, devices)
+    network = Network(lambda rngs: Decoder(experiment.model, experiment.moe, mesh, rngs=rngs), mesh)
+    optimizer, schedule = make_optimizer(experiment.optimizer, network.abstract, experiment.steps)
+    layout = layout_of(experiment.model.num_layers, experiment.moe)
+    bytes_V = np.zeros(experiment.model.vocab_size, np.int32)
+    bytes_V[: tokenizer.vocab_size] = tokenizer.bytes_per_token_V
+    step = Step(
+        network=network,
+        task=LanguageModel(bytes_V),
+        optimizer=optimizer,
+        moe=experiment.moe,
+        layout=layout,
+        accumulation=experiment.accumulation,
+        noise_seed=_seed(experiment, "routing"),
+        scheduled=frozenset(parse_schedules(experiment)),
+    )
+    return Program(experiment, mesh, network, step, schedule, layout)
+
+
+def _seed(experiment: Experiment, name: str) -> int:
+    own = getattr(experiment.seeds, name)
+    return experiment.seed if own is None else own
+
+
+def data_seed(experiment: Experiment) -> int:
+    return _seed(experiment, "data")
+
+
+def _rest(shardings: TrainState) -> dict[str, Any]:
+    names = ("step", "opt_state", "router_state", "bad_steps", "skipped", "probe")
+    return {name: getattr(shardings, name) for name in names}
+
+
+def require_not_empty(rows: Any, split: str, least: int) -> None:
+    """UserError where a split has fewer rows than one batch needs."""
+    if len(rows) < least:
+        raise UserError(
+            f"config.data: the {split} split has {len(rows)} rows, fewer than the {least} of a batch"
+        )

@@ -1,0 +1,360 @@
+"""The training loop: data -> step -> metrics, evaluation, probe, checkpoint; stop and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax.config.checks import require
+from moe_jax.config.diff import difference
+from moe_jax.config.environment import environment
+from moe_jax.config.errors import UserError
+from moe_jax.config.tree import from_json_dict, to_json_dict
+from moe_jax.data.pipeline import Pipeline, evaluation_batches
+from moe_jax.models.counts import summary
+from moe_jax.training.build import Program, build, data_seed, require_not_empty
+from moe_jax.training.checkpoint import Checkpoints, Restored, warm_start
+from moe_jax.training.evaluation import evaluate, load_report, routing_report
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.peaks import peak_flops
+from moe_jax.training.probe import Probe
+from moe_jax.training.progress import Progress
+from moe_jax.training.rules import warnings
+from moe_jax.training.signals import StopSignals
+from moe_jax.training.state import TrainState
+from moe_jax.training.step import StepResult
+from moe_jax.training.writers import MetricWriter
+
+# Parts of a config that do not change what is computed: they may differ when a run goes on.
+FREE = (
+    "name",
+    "mesh",
+    "logging",
+    "checkpoint",
+    "evaluation",
+    "model.remat",
+    "moe.layout",
+    "moe.transport",
+    "moe.receive_factor",
+    "moe.matmul",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: the last step, whether that is the end, the last evaluation."""
+
+    step: int
+    complete: bool
+    evaluation: dict[str, Any]
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    *,
+    allow_changes: bool = False,
+    warm_start_from: str | None = None,
+) -> Outcome:
+    """Trains, or goes on with what `workdir` holds.
+
+    allow_changes: resume although config, tokenizer or data differ from the checkpoint's.
+    warm_start_from: workdir of another run whose parameters a new run starts from.
+    Raises UserError for everything the user can mend.
+    """
+    require(experiment)
+    workdir = make_workdir(workdir)
+    rows = experiment.data.open("train")
+    program = build(experiment, rows.tokenizer)
+    require_not_empty(rows, "train", experiment.batch_size)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", experiment.checkpoint)
+        )
+        restored = resume(program, checkpoints, rows.fingerprint, allow_changes)
+        if restored is not None and restored.step >= experiment.steps:
+            print(f"{workdir}: the run is complete ({restored.step} steps)")
+            return Outcome(restored.step, True, {})
+        describe(program, workdir, restored)
+        write_facts(program, workdir)
+        if restored is None:
+            state, index = new_state(program, warm_start_from), 0
+        else:
+            state, index = restored.state, restored.data_index
+        start = int(state.step)
+        run = Run(
+            program=program,
+            rows=rows,
+            pipeline=stack.enter_context(
+                contextlib.closing(
+                    Pipeline(rows, experiment.batch_size, seed=data_seed(experiment), start=index)
+                )
+            ),
+            checkpoints=checkpoints,
+            writer=stack.enter_context(MetricWriter(workdir, experiment.logging, start_step=start)),
+            progress=stack.enter_context(Progress(experiment.steps, start)),
+            signals=stack.enter_context(StopSignals()),
+        )
+        return run.until_done(state, workdir)
+
+
+def make_workdir(workdir: str | os.PathLike[str]) -> Path:
+    """Creates the folder; UserError where it cannot be written."""
+    path = Path(workdir).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def resume(
+    program: Program, checkpoints: Checkpoints, fingerprint: Mapping[str, Any], allow: bool
+) -> Restored | None:
+    """The newest good checkpoint, None for a new run; refuses one of another config or data."""
+    known = checkpoints.read_metadata()
+    if known is None:
+        return None
+    lines = difference(pinned(known.config), pinned(to_json_dict(program.experiment)))
+    lines += difference({"data": known.fingerprint}, {"data": dict(fingerprint)})
+    if lines and not allow:
+        told = "\n  ".join(lines)
+        raise UserError(
+            f"{checkpoints.directory.parent} holds a run with another config or other data:\n"
+            f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
+        )
+    return checkpoints.restore(program.abstract_state)
+
+
+def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without its FREE parts."""
+    copy = json.loads(json.dumps(config))
+    for path in FREE:
+        *parents, name = path.split(".")
+        node = copy
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(name, None)
+    return copy
+
+
+def new_state(program: Program, warm_start_from: str | None) -> TrainState:
+    """A fresh state; parameters from another run where asked."""
+    state = program.init()
+    if warm_start_from is None:
+        return state
+    folder = Path(warm_start_from) / "checkpoints"
+    old_params = load_params(folder)
+    params, report = warm_start(state.params, old_params)
+    print(report)
+    params = jax.device_put(params, program.network.shardings)
+    return replace(state, params=params)
+
+
+def load_params(folder: Path) -> dict[str, Any]:
+    """The parameters of the newest good checkpoint, built from its own config."""
+    from moe_jax.training.checkpoint import CheckpointConfig
+
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        known = checkpoints.read_metadata()
+        if known is None:
+            raise UserError(f"{folder.parent}: no checkpoint to start from")
+        config = from_json_dict(known.config, Experiment)
+        rows = config.data.open("train")
+        config = replace(config, mesh=type(config.mesh)())
+        program = build(config, rows.tokenizer, devices=jax.devices()[:1])
+        restored = checkpoints.restore(program.abstract_state)
+        if restored is None:
+            raise UserError(f"{folder.parent}: no checkpoint to start from")
+        return jax.device_get(restored.state.params)
+
+
+def describe(program: Program, workdir: Path, restored: Restored | None) -> None:
+    """What the run is, before it starts."""
+    experiment, mesh = program.experiment, dict(program.mesh.shape)
+    print(f"{experiment.name}: {experiment.steps} steps in {workdir}")
+    for name, text in summary(program.counts).items():
+        print(f"  {name}: {text}")
+    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "1 device"
+    print(f"  mesh: {sizes}")
+    for warning in warnings(experiment):
+        print(f"  warning: {warning}")
+    if restored is not None:
+        print(f"  resuming at step {restored.step}")
+
+
+def write_facts(program: Program, workdir: Path) -> None:
+    """config.json and environment.json."""
+    facts = {
+        "config.json": to_json_dict(program.experiment),
+        "environment.json": environment(program.mesh),
+    }
+    for name, content in facts.items():
+        temporary = workdir / f".{name}"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(workdir / name)
+
+
+@dataclass
+class Run:
+    """One process's run from a state to the last step, a signal or an error."""
+
+    program: Program
+    rows: Any
+    pipeline: Pipeline
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    signals: StopSignals
+
+    def until_done(self, state: TrainState, workdir: Path) -> Outcome:
+        experiment = self.program.experiment
+        eval_rows = experiment.data.open(experiment.evaluation.split)
+        require_not_empty(eval_rows, experiment.evaluation.split, 1)
+        probe = Probe(self.program, eval_rows) if self.program.probe_shape != (0,) else None
+        clock = Clock(self.program, int(state.step))
+        step, evaluation = int(state.step), {}
+        while step < experiment.steps and not self.signals.stop:
+            state, result = self._step(state, step)
+            step += 1
+            last = step == experiment.steps
+            self._guard(result, step)
+            if step % experiment.logging.every == 0 or last:
+                self._log(step, result, clock)
+            if probe is not None and step % experiment.logging.probe_every == 0:
+                state, metrics = probe(state)
+                self.writer.write(step, metrics, split="train")
+            if last or (experiment.evaluation.every and step % experiment.evaluation.every == 0):
+                with clock.paused():
+                    evaluation = self._evaluate(state, step, eval_rows)
+            if step % experiment.checkpoint.every == 0 and not last:
+                with clock.paused():
+                    self._save(step, state)
+        self._save(step, state)
+        self.checkpoints.wait()
+        if step < experiment.steps:
+            print(
+                f"stopped by {self.signals.name} at step {step}, saved; the same command resumes:\n"
+                f"  python -m moe_jax.train --config=... --workdir={workdir}"
+            )
+        return Outcome(step, step >= experiment.steps, evaluation)
+
+    def _step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        raw = self.program.put(next(self.pipeline))
+        profile = self.program.experiment.logging.profile_steps
+        if profile and step == profile[0]:
+            jax.profiler.start_trace(str(self.writer.directory / "profile"))
+        state, result = self.program.train_step(state, raw, self.program.knobs(step))
+        if profile and step == profile[1]:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+        return state, result
+
+    def _guard(self, result: StepResult, step: int) -> None:
+        """Progress, and an end after too many bad steps in a row."""
+        loss, bad_steps = jax.device_get((result.loss, result.bad_steps))
+        limit = self.program.experiment.max_bad_steps
+        if bad_steps >= limit:
+            raise UserError(
+                f"step {step}: loss or gradient was NaN or inf in {limit} steps in a row; those "
+                "updates were skipped. Try a lower config.optimizer.learning_rate or more warm-up; "
+                "checkpoints up to here are kept.",
+                exit_code=1,
+            )
+        self.progress.update(step, {"loss": float(loss)})
+
+    def _log(self, step: int, result: StepResult, clock: Clock) -> None:
+        experiment, program = self.program.experiment, self.program
+        host = jax.device_get(result)
+        metrics: dict[str, Any] = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
+        metrics |= program.step.task.metrics(vars(host.sums.task))
+        metrics["learning_rate"] = float(program.schedule(step - 1))
+        metrics |= clock.rates(step)
+        metrics |= routing_report(program, host.layers, experiment.moe.capacity_factor)
+        every = experiment.logging.load_every
+        if every and step % every == 0:
+            metrics |= load_report(program, host.sums)
+            metrics |= grad_norm_report(program, host.expert_grad_norm)
+        self.writer.write(step, metrics, split="train")
+        shown = ("tokens_per_s", "moe/max_violation", "moe/dropped_fraction")
+        found = {name: metrics[name] for name in shown if name in metrics}
+        self.progress.update(step, {"loss": metrics["loss"], **found})
+
+    def _evaluate(self, state: TrainState, step: int, rows: Any) -> dict[str, Any]:
+        config = self.program.experiment
+        size = config.evaluation.batch_size or config.batch_size
+        limit = None if config.evaluation.batches == -1 else config.evaluation.batches
+        metrics = evaluate(self.program, state, evaluation_batches(rows, size, limit))
+        self.writer.write(step, metrics, split="eval")
+        told = ", ".join(
+            f"{name} {metrics[name]:.4f}"
+            for name in ("cross_entropy", "bits_per_byte", "accuracy", "moe/max_violation")
+            if name in metrics
+        )
+        self.progress.message(f"step {step} evaluation: {told}")
+        return metrics
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.checkpoints.save(
+            step,
+            state,
+            data_index=step * self.program.experiment.batch_size,
+            config=to_json_dict(self.program.experiment),
+            fingerprint=dict(self.rows.fingerprint),
+        )
+
+
+def grad_norm_report(program: Program, norm_LE: np.ndarray | None) -> dict[str, list[float]]:
+    """`moe/layer_07/expert_grad_norm`: one number per expert."""
+    if norm_LE is None:
+        return {}
+    return {
+        f"moe/layer_{layer:02d}/expert_grad_norm": [float(x) for x in norm_E]
+        for layer, norm_E in zip(program.layout.moe_layers, norm_LE, strict=True)
+    }
+
+
+class Clock:
+    """Rates between two logged steps, without the time of evaluations and saves, and without the
+    first step, which compiles."""
+
+    def __init__(self, program: Program, step: int):
+        experiment = program.experiment
+        self._tokens = experiment.batch_size * experiment.data.sequence_length
+        self._flops = program.counts.flops_per_token
+        peak = peak_flops(program.mesh.devices.flat[0], experiment.model.dtype)
+        self._peak = None if peak is None else peak * program.mesh.size
+        self._step, self._since, self._out = step, time.perf_counter(), 0.0
+        self._first = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._out += time.perf_counter() - start
+
+    def rates(self, step: int) -> dict[str, float]:
+        """step_time_s, tokens_per_s, flops_per_token and, where the peak is known, mfu."""
+        now = time.perf_counter()
+        seconds = (now - self._since - self._out) / max(step - self._step, 1)
+        self._step, self._since, self._out = step, now, 0.0
+        if self._first:
+            self._first = False
+            return {"flops_per_token": self._flops}
+        rate = self._tokens / seconds
+        report = {"step_time_s": seconds, "tokens_per_s": rate, "flops_per_token": self._flops}
+        if self._peak is not None:
+            report["mfu"] = rate * self._flops / self._peak
+        return report

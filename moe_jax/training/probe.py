@@ -1,0 +1,68 @@
+"""A fixed batch whose routes are watched over training: churn, overlap, margin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.analysis.routes import churn, margin, overlap
+from moe_jax.training.build import Program
+from moe_jax.training.state import TrainState
+
+
+class Probe:
+    """Routes one batch of rows, the same at every call, without noise or drops.
+
+    The previous routes are part of the state, so that a resumed run reports what an
+    uninterrupted one would.
+    """
+
+    def __init__(self, program: Program, rows: Any):
+        self._program = program
+        chosen = [rows[i % len(rows)] for i in range(program.probe_rows)]
+        names = ("tokens", "segments")
+        self._raw = {name: np.stack([row[name] for row in chosen]) for name in names}
+        self._valid = self._raw["segments"][:, :-1] > 0
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """The state with the new routes in it, and the metrics `moe/probe/...`.
+
+        churn: share of tokens whose set of experts changed since the last probe; overlap: mean
+        share of a token's experts that stayed; margin: mean gap between the probabilities of the
+        first and second expert. Churn and overlap are absent at the first probe.
+        """
+        program = self._program
+        raw = program.put(self._raw)
+        knobs = program.knobs(int(state.step))
+        routes = program.route_step(state.params, state.router_state, raw, knobs)
+        expert, probability, old = jax.device_get((routes.expert_BSK, routes.prob_BSE, state.probe))
+        metrics = self._metrics(expert, probability, old)
+        new = jax.device_put(expert.astype(jnp.int32), program.state_shardings.probe)
+        return replace(state, probe=new), metrics
+
+    def _metrics(
+        self, expert: np.ndarray, probability: np.ndarray, old: np.ndarray
+    ) -> dict[str, float]:
+        per_layer: dict[str, list[float]] = {"margin": []}
+        if np.all(old >= 0):
+            per_layer |= {"churn": [], "overlap": []}
+        for row in range(expert.shape[0]):
+            per_layer["margin"].append(float(margin(probability[row][self._valid], 1)))
+            if "churn" in per_layer:
+                before, after = old[row][self._valid], expert[row][self._valid]
+                per_layer["churn"].append(float(churn(before, after)))
+                per_layer["overlap"].append(float(overlap(before, after)))
+        return self._named(per_layer)
+
+    def _named(self, per_layer: Mapping[str, list[float]]) -> dict[str, float]:
+        metrics = {}
+        for name, values in per_layer.items():
+            metrics[f"moe/probe/{name}"] = float(np.mean(values))
+            for layer, value in zip(self._program.layout.moe_layers, values, strict=True):
+                metrics[f"moe/layer_{layer:02d}/probe/{name}"] = value
+        return metrics

@@ -1,0 +1,132 @@
+"""The rules that span several parts of a config: sizes against the mesh, groups, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moe_jax.config.errors import Problem
+from moe_jax.models.decoder import layout_of
+from moe_jax.routing.types import Router
+from moe_jax.training.experiment import Experiment
+
+
+def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
+    """Everything that is wrong between parts of the config on `num_devices` devices.
+
+    Each part must have passed its own check. Raises UserError where the mesh itself does not fit.
+    """
+    sizes = experiment.mesh.sizes(num_devices)
+    rules = (_routing, _groups, _batches, _divisions)
+    return [problem for rule in rules for problem in rule(experiment, sizes)]
+
+
+def _divides(path: str, value: int, parts: int, by: str) -> Iterator[Problem]:
+    if value % parts:
+        told = f"{value} = {value // parts} x {parts} + {value % parts}"
+        yield Problem(path, value, f"must be divisible by {by} = {parts} ({told})")
+
+
+def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    moe = experiment.moe
+    if not moe.every:
+        return
+    router: Router = moe.router
+    k = getattr(router, "choices", None)
+    if k is not None and k > moe.num_experts:
+        path = "moe.router.k" if hasattr(router, "k") else "moe.router.kind"
+        yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
+    if moe.first >= experiment.model.num_layers:
+        rule = f"must be below model.num_layers = {experiment.model.num_layers}"
+        yield Problem("moe.first", moe.first, rule)
+    yield from _divides("moe.num_experts", moe.num_experts, sizes["expert"], "mesh.expert")
+    if sizes["expert"] > 1:
+        if moe.layout == "dense":
+            yield Problem("moe.layout", moe.layout, "needs mesh.expert = 1: it moves no tokens")
+        if moe.transport == "local":
+            yield Problem("moe.transport", moe.transport, "needs mesh.expert = 1")
+
+
+def rows_per_group(experiment: Experiment) -> int:
+    """Whole rows that one routing group spans; 1 where a group is a row or a piece of one."""
+    S, T = experiment.data.sequence_length, experiment.moe.group_size
+    return max((T or S) // S, 1) if experiment.moe.every else 1
+
+
+def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    moe, S = experiment.moe, experiment.data.sequence_length
+    T = moe.group_size
+    if not moe.every or T is None:
+        if moe.every and sizes["sequence"] > 1:
+            rule = (
+                f"must be set, to at most {S // sizes['sequence']} tokens: a group lies wholly in "
+                f"one token shard, and mesh.sequence = {sizes['sequence']} cuts rows of {S}"
+            )
+            yield Problem("moe.group_size", T, rule)
+        return
+    if T % S and S % T:
+        rule = f"must divide data.sequence_length = {S} or be a multiple of it"
+        yield Problem("moe.group_size", T, rule)
+        return
+    piece = S // sizes["sequence"]
+    if sizes["sequence"] > 1 and (piece < T or piece % T):
+        rule = f"must divide the {piece} = {S} / {sizes['sequence']} positions of a token shard"
+        yield Problem("moe.group_size", T, rule)
+    for term in ("load_balance", "importance", "load", "router_z", "router"):
+        if getattr(moe.losses, term).scope == "row" and T > S:
+            rule = f"needs groups no larger than a row of {S}, but moe.group_size = {T}"
+            yield Problem(f"moe.losses.{term}.scope", "row", rule)
+
+
+def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    rows = rows_per_group(experiment)
+    told = f"data x fsdp x expert x rows of a group = {shards} x {rows}"
+    parts = shards * rows * experiment.accumulation
+    by = f"{told} x accumulation {experiment.accumulation}"
+    yield from _divides("batch_size", experiment.batch_size, parts, by)
+    evaluation = experiment.evaluation
+    if evaluation.batch_size is not None:
+        yield from _divides("evaluation.batch_size", evaluation.batch_size, shards * rows, told)
+
+
+def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    model, moe = experiment.model, experiment.moe
+    layout = layout_of(model.num_layers, moe)
+    for name in ("num_heads", "num_kv_heads", "vocab_size"):
+        yield from _divides(f"model.{name}", getattr(model, name), sizes["tensor"], "mesh.tensor")
+    if len(layout.moe_layers) < model.num_layers:
+        yield from _divides("model.mlp_dim", model.mlp_dim, sizes["tensor"], "mesh.tensor")
+    if layout.moe_layers:
+        yield from _divides("moe.expert_dim", moe.expert_dim, sizes["tensor"], "mesh.tensor")
+    yield from _divides("model.model_dim", model.model_dim, sizes["fsdp"], "mesh.fsdp")
+    S = experiment.data.sequence_length
+    yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is allowed but perhaps not meant; printed at the start of a run."""
+    moe = experiment.moe
+    if not moe.every:
+        return []
+    found = list(getattr(moe.router, "warn", lambda: ())())
+    if not moe.causal:
+        found.append(
+            "this routing lets a token see later ones (drop order or router), so the validation "
+            "loss of a causal model is flattered, and moe_jax.generate will refuse the model"
+        )
+    for term in ("load_balance", "importance", "load", "router_z", "router"):
+        scope, M = getattr(moe.losses, term).scope, experiment.accumulation
+        if scope == "micro_batch" and M > 1:
+            found.append(
+                f"moe.losses.{term}.scope = 'micro_batch' with accumulation {M}: the loss depends "
+                "on the number of micro-batches; scope 'global_batch' does not"
+            )
+    if experiment.accumulation > 1 and any(
+        term.scope == "global_batch" and term.coefficient
+        for term in (moe.losses.load_balance, moe.losses.importance, moe.losses.load)
+    ):
+        found.append(
+            "routing losses over the global batch under accumulation take one more forward pass "
+            "per micro-batch (about a third more FLOPs)"
+        )
+    return found

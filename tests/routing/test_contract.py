@@ -1,0 +1,201 @@
+"""The contract of every router in the table: assignments, sums, padding, ties, extremes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.routing import ROUTERS
+from moe_jax.routing.capacity import expert_capacity
+from moe_jax.routing.plan import make_plan, plan_traffic
+from moe_jax.routing.types import RouterInputs
+
+T, D = 24, 8
+E = 6
+
+
+def make(kind, **options):
+    return ROUTERS[kind](**options)
+
+
+def parameters(router, num_experts=E, seed=1):
+    specs = router.params(D, num_experts)
+    keys = jax.random.split(jax.random.key(seed), len(specs))
+    # Not the spec's own init: some start from zeros, where every choice is a tie.
+    return {
+        name: jax.random.normal(key, spec.shape)
+        for (name, spec), key in zip(specs.items(), keys, strict=True)
+    }
+
+
+def inputs(seed=0, tokens=T, dtype=jnp.float32, train=True, padding=0):
+    count_T = jnp.arange(tokens, dtype=jnp.int32)
+    valid_T = count_T < tokens - padding
+    return RouterInputs(
+        x_TD=jax.random.normal(jax.random.key(seed), (tokens, D)).astype(dtype),
+        valid_T=valid_T,
+        id_T=count_T,
+        position_T=count_T,
+        segment_T=valid_T.astype(jnp.int32),
+        key=jax.random.key(7) if train else None,
+        train=train,
+    )
+
+
+@pytest.fixture(params=list(ROUTERS))
+def kind(request):
+    return request.param
+
+
+def test_shapes_dtypes_and_ranges(kind):
+    router = make(kind)
+    a, sums = router.route(parameters(router), {}, inputs())
+    (R,) = a.token_R.shape
+    assert a.expert_R.shape == a.weight_R.shape == (R,)
+    assert a.token_R.dtype == a.expert_R.dtype == jnp.int32
+    assert a.weight_R.dtype == jnp.float32
+    assert (a.T, a.E) == (T, E)
+    assert np.all((a.token_R >= 0) & (a.token_R < T))
+    assert np.all((a.expert_R >= 0) & (a.expert_R <= a.unused))
+    assert np.all(np.isfinite(a.weight_R)) and np.all(a.weight_R >= 0)
+    if a.k is not None:
+        assert np.array_equal(a.token_R, np.arange(R) // a.k)
+        experts = np.asarray(a.expert_R).reshape(T, a.k)
+        for row in experts:  # distinct experts for a token: a slot per expert and token is enough
+            used = row[row < E]
+            assert len(set(used)) == len(used)
+    for name in ("wanted_E", "first_E", "valid"):
+        assert getattr(sums, name).dtype == jnp.int32
+    for name in ("prob_E", "importance_E", "load_E", "z", "entropy"):
+        assert getattr(sums, name).dtype == jnp.float32
+    assert np.array_equal(sums.wanted_E, np.bincount(a.expert_R, minlength=E + 1)[:E])
+    assert int(sums.valid) == T
+    np.testing.assert_allclose(np.sum(sums.prob_E), T, rtol=1e-5)
+
+
+def test_deterministic_and_quiet_outside_training(kind):
+    router = make(kind)
+    params = parameters(router)
+    for train in (True, False):
+        first, again = (router.route(params, {}, inputs(train=train)) for _ in range(2))
+        assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
+    loud = dataclasses.replace(inputs(train=False), key=jax.random.key(3))
+    quiet = inputs(train=False)
+    a, b = (router.route(params, {}, x)[0].expert_R for x in (loud, quiet))
+    assert np.array_equal(a, b)
+
+
+def test_padding_is_inert(kind):
+    """Padding tokens are never routed and never counted, whatever stands in them."""
+    router = make(kind)
+    params, clean = parameters(router), inputs(padding=5, train=False)
+    dirty = dataclasses.replace(clean, x_TD=clean.x_TD.at[-5:].set(1e3))
+    (a, sums), (b, dirty_sums) = (router.route(params, {}, x) for x in (clean, dirty))
+    assert jax.tree.all(
+        jax.tree.map(
+            np.array_equal, (a.expert_R, a.weight_R, sums), (b.expert_R, b.weight_R, dirty_sums)
+        )
+    )
+    assert int(sums.valid) == T - 5
+    tokens = np.asarray(a.token_R)[np.asarray(a.expert_R) < E]
+    assert tokens.max() < T - 5
+    alone = inputs(tokens=T, train=False)
+    short = jax.tree.map(lambda leaf: leaf[: T - 5], alone)
+    _, short_sums = router.route(params, {}, short)
+    for padded, cut in zip(jax.tree.leaves(sums), jax.tree.leaves(short_sums), strict=True):
+        np.testing.assert_allclose(padded, cut, rtol=1e-5)
+
+
+def test_all_padding(kind):
+    router = make(kind)
+    a, sums = router.route(parameters(router), {}, inputs(padding=T))
+    assert np.all(np.asarray(a.expert_R) == a.unused)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(sums))
+
+
+def test_ties_go_to_the_lower_expert(kind):
+    router = make(kind)
+    params = jax.tree.map(jnp.zeros_like, parameters(router))
+    a, _ = router.route(params, {}, inputs(train=False))
+    assert a.k is not None
+    experts = np.asarray(a.expert_R).reshape(T, a.k)
+    assert np.array_equal(experts, np.tile(np.arange(a.k), (T, 1)))
+
+
+def test_one_expert_and_all_experts(kind):
+    for num_experts in (1, 2, 3):
+        options = {"k": num_experts} if "k" in ROUTERS[kind].__dataclass_fields__ else {}
+        router = make(kind, **options)
+        if router.choices > num_experts:
+            continue
+        a, sums = router.route(parameters(router, num_experts), {}, inputs())
+        assert np.all(np.isfinite(a.weight_R))
+        if router.choices == num_experts and kind != "gshard":
+            assert np.array_equal(sums.wanted_E, [T] * num_experts)
+
+
+def test_weights_sum_to_one_where_the_paper_says_so(kind):
+    router = make(kind)
+    a, _ = router.route(parameters(router), {}, inputs(train=False))
+    total = np.asarray(a.weight_R).reshape(T, a.k).sum(1)
+    if kind in ("gshard", "mixtral", "noisy_top_k"):
+        np.testing.assert_allclose(total, 1, rtol=1e-5)
+    else:
+        assert np.all(total < 1)
+
+
+def test_bfloat16_inputs_are_routed_in_float32(kind):
+    router = make(kind)
+    rounded = inputs(dtype=jnp.bfloat16, train=False)
+    same = dataclasses.replace(rounded, x_TD=rounded.x_TD.astype(jnp.float32))
+    a, b = (router.route(parameters(router), {}, x) for x in (rounded, same))
+    assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_weight_gradient_against_finite_differences(kind):
+    """d(sum c_r weight_r) / d kernel along a direction, away from ties."""
+    router = make(kind)
+    params, batch = parameters(router), inputs(train=False)
+    a0, _ = router.route(params, {}, batch)
+    coefficient_R = jax.random.normal(jax.random.key(5), a0.weight_R.shape)
+    direction = jax.random.normal(jax.random.key(6), params["kernel"].shape)
+
+    def value(step):
+        kernel = params["kernel"] + step * direction
+        a, _ = router.route({**params, "kernel": kernel}, {}, batch)
+        return jnp.sum(a.weight_R * coefficient_R), a.expert_R
+
+    slope, expert_R = jax.grad(value, has_aux=True)(0.0)
+    steps = 2e-3 * np.array([-2, -1, 1, 2])
+    found = [value(float(step)) for step in steps]
+    assert all(np.array_equal(expert_R, other) for _, other in found)  # no choice flipped
+    v = [np.float64(x) for x, _ in found]
+    numeric = (v[0] - 8 * v[1] + 8 * v[2] - v[3]) / (12 * 2e-3)
+    np.testing.assert_allclose(slope, numeric, rtol=5e-3, atol=5e-3)
+    assert abs(slope) > 0.05
+
+
+def test_plan_serves_in_order_and_counts(kind):
+    router = make(kind)
+    a, sums = router.route(parameters(router), {}, inputs(padding=3))
+    capacity = expert_capacity(T, E, router.experts_per_token, 0.75)
+    plan = make_plan(a, capacity)
+    kept, expert, slot = (np.asarray(x) for x in (plan.kept_R, a.expert_R, plan.slot_R))
+    for e in range(E):
+        mine = np.flatnonzero(expert == e)
+        priority = np.zeros(len(mine)) if a.priority_R is None else np.asarray(a.priority_R)[mine]
+        served = mine[np.lexsort((mine, priority))]
+        assert np.array_equal(slot[served], np.arange(len(mine)))
+        assert kept[mine].sum() == min(len(mine), capacity) == plan.accepted_E[e]
+    traffic = plan_traffic(plan, inputs(padding=3).valid_T)
+    assert int(traffic.dropped) == int(np.sum(sums.wanted_E)) - kept.sum()
+    lost = {int(t) for t in np.asarray(a.token_R)[expert < E]}
+    lost -= {int(t) for t in np.asarray(a.token_R)[kept]}
+    assert int(traffic.dropped_tokens) == len(lost)
+    full = make_plan(a, None)
+    assert int(plan_traffic(full, inputs(padding=3).valid_T).dropped) == 0
+    assert np.array_equal(full.kept_R, expert < E)
