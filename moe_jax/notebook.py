@@ -144,7 +144,8 @@ class LoadedRun:
         usable_V = np.zeros(self.config.model.vocab_size, bool)
         usable_V[: tokenizer.vocab_size] = True
         usable_V[: tokenizer.vocab_size] &= np.asarray(tokenizer.bytes_per_token_V) > 0
-        usable_V[tokenizer.eos_id] = True
+        if tokenizer.eos_id is not None:
+            usable_V[tokenizer.eos_id] = True
         generator = Generator(
             network=self.program.network,
             params=self.state.params,
