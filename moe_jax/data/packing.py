@@ -1,0 +1,178 @@
+"""Packing: documents become one stream of tokens, the stream becomes fixed rows.
+
+Each document is written as ``BOS tokens EOS``, one after the other. With S = sequence_length, row
+i is the stream's tokens i S .. i S + S, so that a row shares its last token with the next: every
+token of the stream but the first is the target of exactly one row, and none is lost. This is
+"concatenate, then split": a document that does not end within its row goes on in the next one as a
+segment of its own, and the rest of the last row is padding.
+
+Which document a token belongs to follows from the EOS tokens, which no text contains; so a stream
+is a flat file of ids and serves any sequence length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.data.types import Tokenizer
+
+CHUNK = 64  # documents encoded at a time
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """A stream of tokens on disk: little-endian ids without a header.
+
+    bytes: of the documents' text in UTF-8. sha256: of the file.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    dtype: str
+    sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_stream(
+    path: Path,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    advance: Callable[[int], None] = lambda documents: None,
+) -> StreamInfo:
+    """Encodes documents into a file. Empty texts are left out.
+
+    advance: called with the number of documents that were read since the last call.
+    """
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    documents = tokens = size = 0
+    sha256 = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _chunks(texts):
+            kept = [text for text in chunk if text]
+            for ids in tokenizer.encode_batch(kept):
+                data = np.concatenate([before, ids, after]).astype(dtype)
+                file.write(data)
+                sha256.update(data)
+                tokens += len(data)
+            documents += len(kept)
+            size += sum(len(text.encode("utf-8")) for text in kept)
+            advance(len(chunk))
+    return StreamInfo(documents, tokens, size, dtype.name, sha256.hexdigest())
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def scattered(index: int, size: int) -> int:
+    """A fixed permutation of 0 .. size - 1."""
+    return grain.experimental.index_shuffle(index, max_index=size - 1, seed=0, rounds=4)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A stream as rows (see the module). `Rows` of types.py.
+
+    stream: ids, usually mapped from a file. scatter: give the rows in a fixed scattered order.
+    name: of the one domain. told: where the stream comes from, for errors.
+    """
+
+    stream: np.ndarray
+    sequence_length: int
+    tokenizer: Tokenizer
+    fingerprint: Mapping[str, Any]
+    name: str
+    scatter: bool
+    told: str
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def __len__(self) -> int:
+        return -(-(len(self.stream) - 1) // self.sequence_length)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        place = scattered(index, len(self)) if self.scatter else index
+        start = place * self.sequence_length
+        ids = self.stream[start : start + self.sequence_length + 1]
+        if not 0 <= ids.min() <= (largest := ids.max()) < self.tokenizer.vocab_size:
+            raise UserError(
+                f"{self.told}: holds the id {largest}, but the tokenizer has "
+                f"{self.tokenizer.vocab_size}: another dtype, header_bytes or tokenizer is needed"
+            )
+        tokens = np.full(self.sequence_length + 1, self.tokenizer.pad_id, np.int32)
+        segments = np.zeros(self.sequence_length + 1, np.int32)
+        tokens[: len(ids)] = ids
+        segments[: len(ids)] = segments_of(ids, self.tokenizer.eos_id)
+        return {"tokens": tokens, "segments": segments, "domain": np.zeros((), np.int32)}
+
+
+def segments_of(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
+    """1 up to the first EOS, which belongs to its document, 2 up to the second, ..."""
+    segments = np.ones(len(ids), np.int32)
+    if eos_id is not None:
+        segments[1:] += np.cumsum(ids[:-1] == eos_id, dtype=np.int32)
+    return segments
+
+
+def packed_rows(
+    stream: np.ndarray,
+    *,
+    sequence_length: int,
+    tokenizer: Tokenizer,
+    split: str,
+    kind: str,
+    content: Mapping[str, Any],
+    told: str,
+) -> PackedRows:
+    """Rows of a stream, with their fingerprint. UserError where it does not fill one row.
+
+    content: JSON that stands for the stream's ids.
+    """
+    if len(stream) < 2:
+        raise UserError(f"{told}: the {split} split is empty")
+    if len(stream) <= sequence_length:
+        raise UserError(
+            f"{told}: the {split} split has {len(stream)} tokens in all, fewer than one row of "
+            f"sequence_length + 1 = {sequence_length + 1}"
+        )
+    fingerprint = {
+        "kind": kind,
+        "split": split,
+        "packing": "concatenate, split",
+        "sequence_length": sequence_length,
+        "tokenizer": tokenizer.describe(),
+        "content": dict(content),
+    }
+    return PackedRows(
+        stream=stream,
+        sequence_length=sequence_length,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+        name=kind,
+        scatter=split != "train",
+        told=told,
+    )

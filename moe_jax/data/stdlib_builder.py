@@ -1,0 +1,65 @@
+"""Writes the text of the standard library as a TFDS data set, without TensorFlow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from moe_jax.data.stdlib_text import Document
+
+Splits = Mapping[str, Sequence[Document]]
+
+
+class StdlibTextBuilder(tfds.core.GeneratorBasedBuilder):
+    """TFDS data set `stdlib_text`. Its metadata lists path, bytes and sha256 of every file."""
+
+    name = "stdlib_text"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, documents: Splits, advance: Callable[[int], None], **options: Any):
+        self._documents = documents
+        self._advance = advance
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        files = {
+            split: [[file.path, file.size, file.sha256] for file in documents]
+            for split, documents in self._documents.items()
+        }
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="The source of Python's standard library, split by top-level module.",
+            features=tfds.features.FeaturesDict({"text": text, "path": text, "package": text}),
+            metadata=tfds.core.MetadataDict(columns=["path", "bytes", "sha256"], files=files),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+        return {split: self._generate_examples(files) for split, files in self._documents.items()}
+
+    def _generate_examples(self, files: Sequence[Document]) -> Iterator[tuple[str, dict]]:
+        for file in files:
+            self._advance(1)
+            yield file.path, {"text": file.text, "path": file.path, "package": file.package}
+
+
+def build_stdlib_text(
+    folder: Path, config: str, version: str, splits: Splits, advance: Callable[[int], None]
+) -> None:
+    """Fills `folder` with the data set: what TFDS keeps in NAME/CONFIG/VERSION."""
+    tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=folder) as data_dir:
+        builder = StdlibTextBuilder(
+            documents=splits,
+            advance=advance,
+            data_dir=data_dir,
+            config=tfds.core.BuilderConfig(name=config, version=version),
+            file_format="array_record",  # the default, tfrecord, needs TensorFlow
+        )
+        builder.download_and_prepare()
+        for file in Path(builder.data_dir).iterdir():
+            file.rename(folder / file.name)

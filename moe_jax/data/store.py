@@ -1,0 +1,151 @@
+"""Prepared data on disk: where it lies, and how it gets there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.data.packing import StreamInfo, write_stream
+from moe_jax.data.progress import Reporter
+from moe_jax.data.tokenizer import load_tokenizer, save_tokenizer
+from moe_jax.data.types import SPLITS, Tokenizer
+
+VARIABLE = "MOE_JAX_DATA_DIR"
+FORMAT = 1  # of a folder of tokens; another number, another folder
+META = "meta.json"
+
+
+def resolve_data_dir(data_dir: str | None) -> Path:
+    """The folder of prepared data: the argument, else $MOE_JAX_DATA_DIR, else ~/.cache."""
+    chosen = data_dir or os.environ.get(VARIABLE) or "~/.cache/moe_jax/data"
+    return Path(chosen).expanduser().absolute()
+
+
+def digest(content: Any) -> str:
+    """sha256 of JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def build_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Makes the folder `target` with `write(temporary folder)`, unless it is there.
+
+    The folder appears whole, by a rename. A second process waits for the first and finds it made;
+    where the file system knows no locks both work and the first to end wins.
+    """
+    if target.exists():  # perhaps where we may not write
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.tmp-"
+    with _lock(target.parent / f".{target.name}.lock") as alone:
+        if target.exists():
+            return
+        if alone:  # what lies here was left by a process that died
+            for stale in target.parent.glob(prefix + "*"):
+                shutil.rmtree(stale, ignore_errors=True)
+        # Not mkdtemp, whose folder only its owner may read.
+        temporary = target.parent / f"{prefix}{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            write(temporary)
+            temporary.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Waits for an exclusive lock; False where there is none to be had."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # some network file systems
+            yield False
+        else:
+            yield True  # closing the file frees it
+
+
+# Folders of tokens
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """An opened folder: a stream of tokens for each split, and their tokenizer."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    splits: Mapping[str, StreamInfo]
+
+    def stream(self, split: str) -> np.ndarray:
+        """The ids of a split, mapped into memory. UserError where the file is damaged."""
+        info, path = self.splits[split], _stream_path(self.folder, split)
+        dtype = np.dtype(info.dtype).newbyteorder("<")
+        if not path.is_file() or path.stat().st_size != info.tokens * dtype.itemsize:
+            raise UserError(
+                f"{path}: not the {info.tokens} tokens that were written; remove the folder "
+                "and prepare the data again"
+            )
+        if info.tokens == 0:
+            return np.zeros(0, dtype)
+        # A plain view: slicing a memmap object costs several times as much.
+        return np.asarray(np.memmap(path, dtype, "r"))
+
+
+def _stream_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.bin"
+
+
+def write_tokens(
+    folder: Path,
+    identity: Mapping[str, Any],
+    make_tokenizer: Callable[[], Tokenizer],
+    documents: Callable[[str], Iterator[str]],
+    count: Callable[[str], int | None],
+    reporter: Reporter,
+) -> None:
+    """Fills a folder: a stream for each split, the tokenizer, and meta.json."""
+    tokenizer = make_tokenizer()
+    save_tokenizer(tokenizer, folder)
+    splits = {}
+    for split in SPLITS:
+        reporter.stage(f"tokenising {split}", count(split))
+        path = _stream_path(folder, split)
+        splits[split] = write_stream(path, documents(split), tokenizer, reporter.advance)
+    meta = {
+        "format": FORMAT,
+        "source": dict(identity),
+        "tokenizer": tokenizer.describe(),
+        "splits": {split: info.describe() for split, info in splits.items()},
+    }
+    (folder / META).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+
+
+def open_tokens(folder: Path) -> TokenFolder:
+    """The folder that `write_tokens` made. UserError where it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text("utf-8"))
+        splits = {split: StreamInfo(**info) for split, info in meta["splits"].items()}
+        description = meta["tokenizer"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / META}: cannot be read ({error}); remove the folder and prepare again"
+        ) from error
+    return TokenFolder(folder, load_tokenizer(folder, description), splits)

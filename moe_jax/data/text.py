@@ -1,0 +1,147 @@
+"""What the datasets of text share: tokenised once into a folder, opened as packed rows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.config.tree import to_json_dict
+from moe_jax.data.packing import PackedRows, packed_rows
+from moe_jax.data.progress import ConsoleReporter, Reporter
+from moe_jax.data.store import (
+    FORMAT,
+    build_once,
+    digest,
+    open_tokens,
+    resolve_data_dir,
+    write_tokens,
+)
+from moe_jax.data.tokenizer import TOKENIZERS, Bytes, TokenizerConfig
+from moe_jax.data.types import Tokenizer, require_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataset:
+    """A dataset of documents. A subclass names itself and says which documents a split has.
+
+    data_dir: folder of prepared data; None: $MOE_JAX_DATA_DIR, else ~/.cache/moe_jax/data.
+    auto_prepare: prepare on first use; else a set that is not prepared is an error.
+    """
+
+    name: ClassVar[str]  # its row in DATASETS
+
+    sequence_length: int = 256
+    tokenizer: TokenizerConfig = kind(TOKENIZERS, Bytes)
+    data_dir: str | None = None
+    auto_prepare: bool = True
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "sequence_length")
+
+    # What a subclass says
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that changes when the documents do; cheap, for it is asked at each start.
+
+        Raises UserError where the documents are not there.
+        """
+        raise NotImplementedError
+
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of a split, always in the same order."""
+        raise NotImplementedError
+
+    def count(self, split: str) -> int | None:
+        """How many documents there are, None where that is not known before reading them."""
+        return None
+
+    def prepare_source(self, reporter: Reporter) -> None:
+        """Makes what `documents` reads, where that is ours to make."""
+
+    def told(self) -> str:
+        """The dataset in messages."""
+        return self.name
+
+    # What all have
+
+    def open(self, split: str) -> PackedRows:
+        require_split(split)
+        folder = self._tokens_folder()
+        if not folder.exists():
+            self._prepare_or_refuse()
+        tokens = open_tokens(folder)
+        return packed_rows(
+            tokens.stream(split),
+            sequence_length=self.sequence_length,
+            tokenizer=tokens.tokenizer,
+            split=split,
+            kind=self.name,
+            content=tokens.splits[split].describe(),
+            told=self.told(),
+        )
+
+    def _prepare_or_refuse(self) -> None:
+        data_dir = resolve_data_dir(self.data_dir)
+        if not self.auto_prepare:
+            raise UserError(
+                f"{self.told()} is not prepared in {data_dir}; prepare it:\n"
+                f"  {prepare_command(self)}"
+            )
+        with ConsoleReporter() as reporter:
+            reporter.message(f"Preparing {self.told()} in {data_dir} ...")
+            self.prepare(reporter)
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Tokenises the documents into a folder, unless that is done."""
+        self.prepare_source(reporter)
+        identity = self.identity()
+
+        def make_tokenizer() -> Tokenizer:
+            reporter.stage("making the tokenizer")
+            return self.tokenizer.make(self.documents("train"))
+
+        def write(folder: Path) -> None:
+            write_tokens(folder, identity, make_tokenizer, self.documents, self.count, reporter)
+
+        build_once(self._tokens_folder(), write)
+
+    def stored_in(self) -> tuple[Path, ...]:
+        """The folders that `prepare` fills."""
+        return (self._tokens_folder(),)
+
+    def _tokens_folder(self) -> Path:
+        key = digest([FORMAT, self.identity(), self.tokenizer.identity()])[:12]
+        return resolve_data_dir(self.data_dir) / "tokens" / f"{self.name}-{key}"
+
+
+def prepare_command(dataset: Any) -> str:
+    """The command line that prepares a dataset with these settings."""
+    usual = _flat(to_json_dict(type(dataset)()))
+    settings = {
+        path: value
+        for path, value in _flat(to_json_dict(dataset)).items()
+        if value != usual.get(path) and path not in ("sequence_length", "auto_prepare")
+    }
+    flags = [f"--dataset={dataset.name}"]
+    flags += [f"--dataset.{path}={_as_text(value)}" for path, value in settings.items()]
+    return shlex.join(["python", "-m", "moe_jax.data.prepare", *flags])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value}"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _as_text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
