@@ -10,6 +10,7 @@ Two figures, each from one process, medians of interleaved repeats:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -53,7 +54,7 @@ def main(arguments: Arguments) -> int:
 def host_cost(program: Program, rows: Any) -> dict[str, float]:
     """The loop around a step that does nothing."""
     experiment = program.experiment
-    with Pipeline(rows, experiment.batch_size, seed=0) as pipeline:
+    with contextlib.closing(Pipeline(rows, experiment.batch_size, seed=0)) as pipeline:
         state = program.init()
         raw = program.put(next(pipeline))
         state, canned = program.train_step(state, raw, program.knobs(0))
@@ -91,7 +92,9 @@ def metrics_cost(program: Program, rows: Any) -> dict[str, float]:
     arms = {"full": program.train_step, "bare": jax.jit(bare, donate_argnums=0)}
     states = {name: program.init() for name in arms}
     times: dict[str, list[float]] = {name: [] for name in arms}
-    with Pipeline(rows, program.experiment.batch_size, seed=0) as pipeline:
+    with contextlib.closing(
+        Pipeline(rows, program.experiment.batch_size, seed=0)
+    ) as pipeline:
         for repeat in range(FLAGS.repeats + 2):
             raw = program.put(next(pipeline))
             order = list(arms) if repeat % 2 else list(arms)[::-1]
