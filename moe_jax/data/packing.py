@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.data.order import scattered
 from moe_jax.data.types import Tokenizer
 
 CHUNK = 64  # documents encoded at a time
@@ -63,10 +63,10 @@ def write_stream(
         for chunk in _chunks(texts):
             kept = [text for text in chunk if text]
             for ids in tokenizer.encode_batch(kept):
-                data = np.concatenate([before, ids, after]).astype(dtype)
+                data = np.concatenate([before, ids, after]).astype(dtype).tobytes()
                 file.write(data)
                 sha256.update(data)
-                tokens += len(data)
+                tokens += len(data) // dtype.itemsize
             documents += len(kept)
             size += sum(len(text.encode("utf-8")) for text in kept)
             advance(len(chunk))
@@ -82,11 +82,6 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def scattered(index: int, size: int) -> int:
-    """A fixed permutation of 0 .. size - 1."""
-    return grain.experimental.index_shuffle(index, max_index=size - 1, seed=0, rounds=4)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,13 @@ class Silent:
 
 
 class ConsoleReporter:
-    """A progress bar on a terminal, else one plain line for each stage; on stderr."""
+    """A progress bar on a terminal; elsewhere messages and, if asked for, a line a stage.
 
-    def __init__(self, console: Console | None = None):
+    On stderr, for what doors print on stdout may be read by programs.
+    """
+
+    def __init__(self, console: Console | None = None, *, lines: bool = True):
+        self._lines = lines
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
             SpinnerColumn(),
@@ -80,7 +84,7 @@ class ConsoleReporter:
     def stage(self, text: str, total: int | None = None) -> None:
         self._fill()
         self._task, self._documents = self._bar.add_task(text, total=total), 0
-        if self._bar.disable:
+        if self._bar.disable and self._lines:
             self.message(f"  {text}")
 
     def advance(self, documents: int) -> None:

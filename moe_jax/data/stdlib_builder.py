@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data.stdlib_text import Document
+from moe_jax.data.stdlib_text import Document, StdlibText
 
 Splits = Mapping[str, Sequence[Document]]
 
@@ -18,7 +20,8 @@ class StdlibTextBuilder(tfds.core.GeneratorBasedBuilder):
     """TFDS data set `stdlib_text`. Its metadata lists path, bytes and sha256 of every file."""
 
     name = "stdlib_text"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(StdlibText.VERSION)
+    BUILDER_CONFIGS: ClassVar[list] = [tfds.core.BuilderConfig(name=StdlibText.config_name())]
 
     def __init__(self, *, documents: Splits, advance: Callable[[int], None], **options: Any):
         self._documents = documents
@@ -47,17 +50,16 @@ class StdlibTextBuilder(tfds.core.GeneratorBasedBuilder):
             yield file.path, {"text": file.text, "path": file.path, "package": file.package}
 
 
-def build_stdlib_text(
-    folder: Path, config: str, version: str, splits: Splits, advance: Callable[[int], None]
-) -> None:
+def build_stdlib_text(folder: Path, splits: Splits, advance: Callable[[int], None]) -> None:
     """Fills `folder` with the data set: what TFDS keeps in NAME/CONFIG/VERSION."""
     tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory(dir=folder) as data_dir:
+    # TFDS prints where it works, which is not where the data will be.
+    told = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory(dir=folder) as data_dir, told:
         builder = StdlibTextBuilder(
             documents=splits,
             advance=advance,
             data_dir=data_dir,
-            config=tfds.core.BuilderConfig(name=config, version=version),
             file_format="array_record",  # the default, tfrecord, needs TensorFlow
         )
         builder.download_and_prepare()

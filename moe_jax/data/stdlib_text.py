@@ -119,14 +119,19 @@ def _runs(document: Document) -> set[tuple[str, ...]]:
 class StdlibText(TextDataset):
     """The source of the running Python's standard library (about 10 MB), split by package.
 
-    In TFDS it is ``stdlib_text/python_3.11.7``, one for each Python version.
+    The documents are a TFDS data set, ``stdlib_text/python_3.11.7`` for that Python.
     """
 
-    name: ClassVar[str] = "stdlib_text"
+    kind_name: ClassVar[str] = "stdlib_text"
     VERSION: ClassVar[str] = "1.0.0"
 
+    @staticmethod
+    def config_name() -> str:
+        """Of the TFDS data set: one for each Python version."""
+        return f"python_{platform.python_version()}"
+
     def identity(self) -> dict[str, Any]:
-        return {"tfds": f"{self.name}/{self._python()}/{self.VERSION}"}
+        return {"tfds": f"{self.kind_name}/{self.config_name()}/{self.VERSION}"}
 
     def documents(self, split: str) -> Iterator[str]:
         return (row["text"].decode("utf-8") for row in self._source(split))
@@ -144,7 +149,7 @@ class StdlibText(TextDataset):
         reporter.stage("writing the TFDS data set", sum(map(len, splits.values())))
 
         def write(folder: Path) -> None:
-            build_stdlib_text(folder, self._python(), self.VERSION, splits, reporter.advance)
+            build_stdlib_text(folder, splits, reporter.advance)
 
         build_once(self._tfds_folder(), write)
 
@@ -158,7 +163,3 @@ class StdlibText(TextDataset):
 
     def _tfds_folder(self) -> Path:
         return resolve_data_dir(self.data_dir) / self.identity()["tfds"]
-
-    @staticmethod
-    def _python() -> str:
-        return f"python_{platform.python_version()}"

@@ -33,7 +33,7 @@ class TextDataset:
     auto_prepare: prepare on first use; else a set that is not prepared is an error.
     """
 
-    name: ClassVar[str]  # its row in DATASETS
+    kind_name: ClassVar[str]  # its row in DATASETS
 
     sequence_length: int = 256
     tokenizer: TokenizerConfig = kind(TOKENIZERS, Bytes)
@@ -65,7 +65,7 @@ class TextDataset:
 
     def told(self) -> str:
         """The dataset in messages."""
-        return self.name
+        return self.kind_name
 
     # What all have
 
@@ -80,7 +80,7 @@ class TextDataset:
             sequence_length=self.sequence_length,
             tokenizer=tokens.tokenizer,
             split=split,
-            kind=self.name,
+            kind=self.kind_name,
             content=tokens.splits[split].describe(),
             told=self.told(),
         )
@@ -92,7 +92,7 @@ class TextDataset:
                 f"{self.told()} is not prepared in {data_dir}; prepare it:\n"
                 f"  {prepare_command(self)}"
             )
-        with ConsoleReporter() as reporter:
+        with ConsoleReporter(lines=False) as reporter:
             reporter.message(f"Preparing {self.told()} in {data_dir} ...")
             self.prepare(reporter)
 
@@ -116,7 +116,7 @@ class TextDataset:
 
     def _tokens_folder(self) -> Path:
         key = digest([FORMAT, self.identity(), self.tokenizer.identity()])[:12]
-        return resolve_data_dir(self.data_dir) / "tokens" / f"{self.name}-{key}"
+        return resolve_data_dir(self.data_dir) / "tokens" / f"{self.kind_name}-{key}"
 
 
 def prepare_command(dataset: Any) -> str:
@@ -127,7 +127,7 @@ def prepare_command(dataset: Any) -> str:
         for path, value in _flat(to_json_dict(dataset)).items()
         if value != usual.get(path) and path not in ("sequence_length", "auto_prepare")
     }
-    flags = [f"--dataset={dataset.name}"]
+    flags = [f"--dataset={dataset.kind_name}"]
     flags += [f"--dataset.{path}={_as_text(value)}" for path, value in settings.items()]
     return shlex.join(["python", "-m", "moe_jax.data.prepare", *flags])
 

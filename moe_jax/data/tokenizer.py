@@ -20,9 +20,11 @@ BPE_FILE = "tokenizer.json"  # the format of the `tokenizers` library
 class ByteTokenizer:
     """An id is a byte of UTF-8; 256 begins a document, 257 ends it, 258 pads."""
 
-    vocab_size = 259
-    bos_id, eos_id, pad_id = 256, 257, 258
-    special_ids = (256, 257, 258)
+    vocab_size: int = 259
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+    pad_id: int = 258
+    special_ids: tuple[int, ...] = (256, 257, 258)
 
     def __init__(self) -> None:
         self.bytes_per_token_V = (np.arange(self.vocab_size) < 256).astype(np.int32)
@@ -46,13 +48,13 @@ class IdTokenizer:
     bytes_per_id: what an id counts in bits per byte; 0 where that has no meaning.
     """
 
-    bos_id = None
+    bos_id: int | None = None
 
     def __init__(self, vocab_size: int, *, eos_id: int | None = None, bytes_per_id: int = 0):
         self.vocab_size = vocab_size
         self.eos_id = eos_id
         self.pad_id = 0 if eos_id is None else eos_id
-        self.special_ids = () if eos_id is None else (eos_id,)
+        self.special_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
         self.bytes_per_token_V = np.full(vocab_size, bytes_per_id, np.int32)
         self.bytes_per_token_V[list(self.special_ids)] = 0
 
@@ -100,7 +102,7 @@ class BpeTokenizer:
         self._bpe.no_padding()
         self.vocab_size = 1 + max(self._bpe.get_vocab().values(), default=0)
         added = self._bpe.get_added_tokens_decoder()
-        self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
+        self.special_ids: tuple[int, ...] = tuple(sorted(i for i, token in added.items() if token.special))
         self.eos_id = self._special(self.EOS)
         self.bos_id = self._special(self.BOS)
         self.pad_id = next(i for i in (self._special(self.PAD), self.eos_id, 0) if i is not None)

@@ -1,0 +1,176 @@
+"""Datasets mixed by weight; each row knows which it comes from (``domain``)."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.kinds import Kinds
+from moe_jax.config.overrides import apply_overrides
+from moe_jax.config.values import split_elements
+from moe_jax.data.order import scattered
+from moe_jax.data.progress import Reporter
+from moe_jax.data.sources import SOURCES
+from moe_jax.data.types import Dataset, Rows, require_split
+
+PART = re.compile(
+    r"""\s* (?: (?P<label>[\w.-]+) \s*=\s* )?
+        (?P<kind>[\w.:]+) \s*
+        (?: \( (?P<settings>.*) \) )? \s*
+        : \s* (?P<weight>[^:()]+) """,
+    re.VERBOSE | re.DOTALL,
+)
+FORM = "must read KIND: WEIGHT, or LABEL = KIND(setting=value, ...): WEIGHT"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture. label: the name of its domain."""
+
+    label: str
+    dataset: Dataset
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Rows drawn from several datasets by weight.
+
+    parts: for each a text such as "stdlib_text: 0.7" or
+    "poems = folder(path=texts/poems, validation_fraction=0.1): 0.3"; the label, by default the
+    kind, names the domain. Weights count rows, not documents, and need not add up to 1.
+    All parts have the mixture's sequence_length, and must have the same tokenizer; parts without
+    a data_dir of their own take the mixture's.
+    """
+
+    kind_name: ClassVar[str] = "mixture"
+
+    sequence_length: int = 256
+    parts: tuple[str, ...] = ("stdlib_text: 1",)
+    data_dir: str | None = None
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "sequence_length")
+        if self.sequence_length >= 1:
+            try:
+                self.parsed()
+            except UserError as error:
+                yield "parts", str(error)
+
+    def parsed(self) -> tuple[Part, ...]:
+        """The parts with their datasets. UserError where one of them is wrong."""
+        if not self.parts:
+            raise UserError("must name at least one part")
+        parts = tuple(map(self._parse, self.parts))
+        labels = [part.label for part in parts]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise UserError(f"two parts are named {twice[0]}; give them labels: LABEL = KIND: ...")
+        return parts
+
+    def _parse(self, text: str) -> Part:
+        match = PART.fullmatch(text)
+        if match is None:
+            raise UserError(f"{text!r} {FORM}")
+        try:
+            weight = float(match["weight"])
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{text!r}: the weight must be a number above 0")
+        try:
+            dataset = self._dataset(match["kind"], match["settings"] or "")
+        except UserError as error:
+            raise UserError(f"{text!r}: {error}") from error
+        return Part(match["label"] or match["kind"], dataset, weight)
+
+    def _dataset(self, kind: str, settings: str) -> Dataset:
+        pairs = []
+        for setting in split_elements(settings):
+            path, equals, value = setting.partition("=")
+            if not equals:
+                raise UserError(f"{setting!r} must read setting=value")
+            if path.strip() == "sequence_length":
+                raise UserError("sequence_length is the mixture's")
+            pairs.append((path.strip(), value.strip()))
+        cls = Kinds(SOURCES, Dataset).load(kind)
+        own: dict[str, Any] = {"sequence_length": self.sequence_length}
+        if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:
+            own["data_dir"] = self.data_dir
+        return apply_overrides(cls(**own), pairs)
+
+    def open(self, split: str) -> MixedRows:
+        require_split(split)
+        parts = self.parsed()
+        opened = [part.dataset.open(split) for part in parts]
+        known = opened[0].tokenizer.describe()
+        for part, rows in zip(parts, opened, strict=True):
+            if rows.tokenizer.describe() != known:
+                raise UserError(
+                    f"the parts of a mixture need one tokenizer: {parts[0].label} has {known}, "
+                    f"{part.label} has {rows.tokenizer.describe()} (a trained one is shared by "
+                    "tokenizer.kind=bpe, tokenizer.file=.../tokenizer.json)"
+                )
+        return MixedRows(
+            opened,
+            weights=[part.weight for part in parts],
+            labels=[part.label for part in parts],
+            scatter=split != "train",
+        )
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Prepares each part that needs it."""
+        for part in self.parsed():
+            if hasattr(part.dataset, "prepare"):
+                part.dataset.prepare(reporter)
+
+    def stored_in(self) -> tuple[Path, ...]:
+        own = [part.dataset for part in self.parsed() if hasattr(part.dataset, "stored_in")]
+        return tuple(folder for dataset in own for folder in dataset.stored_in())
+
+
+class MixedRows:
+    """The rows of several datasets, one after the other. `Rows` of types.py.
+
+    mixture: (rows, weight) of each part, which a `Pipeline` draws by. Rows without it are
+    evaluated as they are: each once. They keep their domain, not their ``source``, which not all
+    of them have.
+    """
+
+    def __init__(
+        self, parts: Sequence[Rows], weights: Sequence[float], labels: Sequence[str], scatter: bool
+    ):
+        self.parts = tuple(parts)
+        self.domains = tuple(labels)
+        self.mixture = tuple((len(part), w) for part, w in zip(parts, weights, strict=True))
+        self.tokenizer = parts[0].tokenizer
+        self.fingerprint: Mapping[str, Any] = {
+            "kind": Mixture.kind_name,
+            "weights": list(weights),
+            "parts": [dict(part.fingerprint) for part in parts],
+            "tokenizer": self.tokenizer.describe(),
+        }
+        self._ends = list(accumulate(map(len, parts)))
+        self._scatter = scatter
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        place = scattered(index, len(self)) if self._scatter else index
+        domain = bisect.bisect_right(self._ends, place)
+        part = self.parts[domain]
+        row = part[place - (self._ends[domain] - len(part))]
+        row = {"tokens": row["tokens"], "segments": row["segments"]}
+        return {**row, "domain": np.full((), domain, np.int32)}
