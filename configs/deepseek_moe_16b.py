@@ -4,6 +4,7 @@ Paper: Dai et al., DeepSeekMoE (2401.06066), section 5.1.2: the first layer is d
 load-balance loss 0.001 over each sequence's experts, no drops, learning rate 4.2e-4.
 Hardware: 256 devices of the TPU v5e class, or 64 of the H100 class.
 Parameters: 16.38B in all, 2.83B active. Training FLOPs per token at S=4096: 18.53 GFLOP.
+Data: token files, --config.data.train=FILE --config.data.validation=FILE (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -46,6 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
             mesh=MeshConfig(data=-1, fsdp=4, expert=16),
         )
     )
+    config.data.kind = "memmap"
+    config.data.tokenizer.vocab_size = 102400
     config.data.sequence_length = 4096
     config.optimizer.learning_rate = 4.2e-4
     return config

@@ -4,6 +4,7 @@ Paper: Jiang et al., Mixtral of Experts (2401.04088), section 2.1 and table 1.
 Hardware: a pod slice of 128 devices of the TPU v5p or H100 class.
 Parameters: 46.70B in all, 12.88B active. Training FLOPs per token at S=4096: 82.93 GFLOP.
 Where we differ: our sliding window is the whole context (the published model later dropped it).
+Data: token files, --config.data.train=FILE --config.data.validation=FILE (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -48,6 +49,8 @@ def get_config(arg: str = "") -> ConfigDict:
             mesh=MeshConfig(data=-1, fsdp=16, expert=8),
         )
     )
+    config.data.kind = "memmap"
+    config.data.tokenizer.vocab_size = 32000
     config.data.sequence_length = 4096
     config.optimizer.learning_rate = 3e-4
     return config

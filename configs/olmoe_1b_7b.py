@@ -5,6 +5,7 @@ router z-loss 0.001, truncated normal initialisation, learning rate 4e-4, 1024 r
 Hardware: 8 to 64 devices of the H100/H200 or TPU v5p class.
 Parameters: 6.92B in all, 1.28B active. Training FLOPs per token at S=4096: 8.68 GFLOP.
 Where we differ: QK-norm is per head (the paper's spans all heads).
+Data: token files, --config.data.train=FILE --config.data.validation=FILE (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -50,6 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
             mesh=MeshConfig(data=-1, expert=8),
         )
     )
+    config.data.kind = "memmap"
+    config.data.tokenizer.vocab_size = 50304
     config.data.sequence_length = 4096
     config.optimizer.learning_rate = 4e-4
     return config

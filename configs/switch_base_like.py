@@ -7,6 +7,7 @@ Hardware: 32 devices of the TPU v4 class.
 Parameters: 3.73B in all, 0.135B active. Training FLOPs per token at S=512: 0.72 GFLOP.
 Where we differ: a decoder on next-token prediction, in place of T5's encoder-decoder on span
 corruption (which is why it has 3.7B parameters, not 7.4B); rotary positions.
+Data: token files, --config.data.train=FILE --config.data.validation=FILE (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -53,6 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
             mesh=MeshConfig(data=-1, expert=8),
         )
     )
+    config.data.kind = "memmap"
+    config.data.tokenizer.vocab_size = 32128
     config.data.sequence_length = 512
     config.optimizer.kind = "adafactor"
     config.optimizer.learning_rate = 0.01
