@@ -82,9 +82,9 @@ class Tfds(TextDataset):
             )
         except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
             raise UserError(self._unprepared("is not prepared") + self._there_is()) from error
-        features = builder.info.features
-        if not isinstance(features.get(self.feature), tfds.features.Text):
-            texts = [key for key, value in features.items() if _is_text(value, tfds)]
+        features = builder.info.features.items()
+        texts = [key for key, value in features if isinstance(value, tfds.features.Text)]
+        if self.feature not in texts:
             raise UserError(
                 f"{self.told()} has no text named {self.feature!r} (data.feature); "
                 f"its texts: {', '.join(texts) or 'none'}"
@@ -105,7 +105,3 @@ class Tfds(TextDataset):
         folder = self._folder() / self.name.partition(":")[0]
         names = sorted(child.name for child in folder.glob("[!.]*") if child.is_dir())
         return f"\n{folder} holds {', '.join(names)}" if names else ""
-
-
-def _is_text(feature: Any, tfds: Any) -> bool:
-    return isinstance(feature, tfds.features.Text)

@@ -102,7 +102,9 @@ class BpeTokenizer:
         self._bpe.no_padding()
         self.vocab_size = 1 + max(self._bpe.get_vocab().values(), default=0)
         added = self._bpe.get_added_tokens_decoder()
-        self.special_ids: tuple[int, ...] = tuple(sorted(i for i, token in added.items() if token.special))
+        self.special_ids: tuple[int, ...] = tuple(
+            sorted(i for i, token in added.items() if token.special)
+        )
         self.eos_id = self._special(self.EOS)
         self.bos_id = self._special(self.BOS)
         self.pad_id = next(i for i in (self._special(self.PAD), self.eos_id, 0) if i is not None)
