@@ -88,7 +88,8 @@ class BpeTokenizer:
     BOS = ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>")
     EOS = ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>")
     PAD = ("<pad>",)
-    PROBE = "  Déjà  vu\t日本\r\n\n <eos>\x00 'LL go  🙂"
+    # A space is kept and none is put before; Unicode's other forms of a letter stay as they are.
+    PROBES = ("Déjà  vu\t日本\r\n\n <eos>\x00 'LL go 🙂 ", " \ufb01 \u212b e\u0301")
 
     def __init__(self, content: str, name: str = BPE_FILE):
         library = _tokenizers()
@@ -125,12 +126,13 @@ class BpeTokenizer:
         return lengths
 
     def _require_lossless(self, name: str) -> None:
-        ids = self.encode(self.PROBE)
-        size = len(self.PROBE.encode("utf-8"))
-        if self.decode(ids) != self.PROBE or self.bytes_per_token_V[ids].sum() != size:
-            raise UserError(
-                f"{name}: not a lossless byte-level BPE (it changes or drops text, or adds a space)"
-            )
+        for probe in self.PROBES:
+            ids, size = self.encode(probe), len(probe.encode("utf-8"))
+            if self.decode(ids) != probe or self.bytes_per_token_V[ids].sum() != size:
+                raise UserError(
+                    f"{name}: not a lossless byte-level BPE (it changes or drops text, or adds a "
+                    "space)"
+                )
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._bpe.encode(text, add_special_tokens=False).ids, np.int32)
