@@ -220,5 +220,6 @@ def require_not_empty(rows: Any, split: str, least: int) -> None:
     """UserError where a split has fewer rows than one batch needs."""
     if len(rows) < least:
         raise UserError(
-            f"config.data: the {split} split has {len(rows)} rows, fewer than the {least} of a batch"
+            f"config.data: the {split} split has {len(rows)} rows, "
+            f"fewer than the {least} of a batch"
         )

@@ -12,7 +12,7 @@ from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.training.checkpoint import CheckpointConfig
-from moe_jax.training.optimizer import OptimizerConfig
+from moe_jax.training.optimizer import OPTIMIZERS, AdamW, Optimizer
 from moe_jax.training.writers import LoggingConfig
 
 
@@ -59,7 +59,7 @@ class Experiment:
     data: Dataset = kind(DATASETS, StdlibText)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Optimizer = kind(OPTIMIZERS, AdamW)
     schedules: tuple[
         str, ...
     ] = ()  # e.g. "moe.losses.load_balance.coefficient = linear(0, 0.01, 1000)"

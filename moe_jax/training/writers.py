@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
 
 
@@ -24,3 +35,102 @@ class LoggingConfig:
         yield from at_least(self, 0, "load_every", "probe_every")
         if len(self.profile_steps) not in (0, 2):
             yield "profile_steps", "must be empty or (first, last)"
+
+
+class MetricWriter:
+    """Writes the metrics of a run; a context manager. Only process 0 writes.
+
+    metrics.jsonl has one JSON object a line: "step", "split" and the metrics, numbers or lists of
+    numbers; NaN and inf are null. A run that goes on from `start_step` first drops the lines of
+    later steps and a torn last line, so that no step stands there twice.
+    """
+
+    def __init__(self, directory: Path, config: LoggingConfig, start_step: int = 0):
+        self.directory = Path(directory)
+        self._active = jax.process_index() == 0
+        self._board: SummaryWriter | None = None
+        self._wandb: Any = None
+        if not self._active:
+            return
+        path = self.directory / "metrics.jsonl"
+        drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        if config.tensorboard:
+            folder = str(self.directory / "tensorboard")
+            self._board = SummaryWriter(folder, flush_secs=10, purge_step=start_step + 1)
+        if config.wandb:
+            self._wandb = _wandb(self.directory)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, metrics: Mapping[str, Any], *, split: str) -> None:
+        """Writes the metrics of one step."""
+        if not self._active:
+            return
+        plain = {name: _plain(value) for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                if isinstance(value, list | tuple) or np.ndim(value) == 1:
+                    self._board.add_histogram(f"{split}/{name}", np.asarray(value), step)
+                else:
+                    self._board.add_scalar(f"{split}/{name}", float(value), step)
+        if self._wandb is not None:
+            named = {f"{split}/{name}": value for name, value in plain.items()}
+            self._wandb.log(named, step=step)
+
+    def close(self) -> None:
+        if not self._active:
+            return
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Removes the lines of steps after `step` and a torn last line, atomically."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value of a number, array or list; null for what JSON cannot hold."""
+    if isinstance(value, list | tuple) or np.ndim(value) > 0:
+        return [_plain(item) for item in np.asarray(value).tolist()]
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float) and not math.isfinite(number):
+        return None
+    return number
+
+
+def _wandb(directory: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            'config.logging.wandb needs the extra "wandb": pip install -e ".[wandb]"'
+        ) from error
+    return wandb.init(dir=str(directory), name=directory.name, resume="allow")

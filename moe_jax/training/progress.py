@@ -1,0 +1,99 @@
+"""The progress of a run on the terminal: a bar, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+
+SHOWN = {
+    "loss": ("loss", "{:.3f}"),
+    "tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "moe/max_violation": ("max violation", "{:.2f}"),
+    "moe/dropped_fraction": ("dropped", "{:.1%}"),
+}
+REFRESH = 0.25  # seconds between two drawings of the bar
+PLAIN_EVERY = 10.0  # seconds between two plain lines
+
+
+class Progress:
+    """Use as a context manager; `update` after every step, `message` for lines of text."""
+
+    def __init__(self, total: int, start: int = 0):
+        self._total, self._start = total, start
+        self._values: dict[str, float] = {}
+        self._began = self._drawn = time.monotonic()
+        self._bar: Bar | None = None
+        if sys.stdout.isatty():
+            self._bar = Bar(
+                TextColumn("steps"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}"),
+                TimeRemainingColumn(),
+                console=Console(),
+                auto_refresh=False,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start, told="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """The state after `step`; drawn at most every so often."""
+        self._values.update(values)
+        now = time.monotonic()
+        wait = REFRESH if self._bar is not None else PLAIN_EVERY
+        if now - self._drawn < wait:
+            return
+        self._drawn = now
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, told=self._told())
+            self._bar.refresh()
+        else:
+            print(f"step {step}/{self._total}  {self._told()}  {self._eta(step, now)}", flush=True)
+
+    def message(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def _told(self) -> str:
+        return "  ".join(
+            f"{name} {form.format(self._values[key])}"
+            for key, (name, form) in SHOWN.items()
+            if key in self._values
+        )
+
+    def _eta(self, step: int, now: float) -> str:
+        done = step - self._start
+        if done <= 0 or step >= self._total:
+            return f"{now - self._began:.0f} s"
+        left = (now - self._began) / done * (self._total - step)
+        return f"ETA {int(left // 60)}:{int(left % 60):02d}"
