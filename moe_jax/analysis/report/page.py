@@ -1,0 +1,95 @@
+"""The whole page: from workdirs to one HTML text."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from moe_jax.analysis.read_run import RunRecord, read_runs
+from moe_jax.analysis.report import heat_map, line_chart
+from moe_jax.analysis.report.assets import SCRIPT, STYLE
+from moe_jax.analysis.report.sections import Section, sections
+from moe_jax.analysis.report.tables import chip, is_finished, progress
+from moe_jax.config.errors import UserError
+
+# The browser itself keeps the page from loading anything.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+CONSTANTS = (
+    f"const UNITS = {line_chart.UNITS}, PER_OCTAVE = {heat_map.PER_OCTAVE}, "
+    f"LOWEST = {heat_map.LOWEST}, HIGHEST = {heat_map.HIGHEST}, NOTHING = {heat_map.NOTHING};"
+)
+
+
+def build_report(workdirs: Sequence[str | os.PathLike[str]]) -> str:
+    """One HTML page on the runs in `workdirs`, which loads nothing from anywhere.
+
+    Runs may be going on still, and may be dense. Raises UserError for a folder without metrics.
+    """
+    runs = read_runs(workdirs)
+    return _page(runs, sections(runs))
+
+
+def write_report(
+    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+) -> Path:
+    """Writes the page to `out` and returns where it is.
+
+    By default report.html in the workdir, or, of several, in the folder that they have in common.
+    Raises UserError as `build_report` does, and where the file cannot be written.
+    """
+    html = build_report(workdirs)
+    file = Path(out).expanduser() if out else default_file(workdirs)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, "utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        exit_code = 1 if error.errno == errno.ENOSPC else 2
+        told = f"{file}: cannot be written ({error.strerror})"
+        raise UserError(told, exit_code=exit_code) from error
+    return file
+
+
+def default_file(workdirs: Sequence[str | os.PathLike[str]]) -> Path:
+    """Where a report goes when nobody says where."""
+    folders = {Path(workdir).expanduser().resolve() for workdir in workdirs}
+    if len(folders) == 1:
+        return Path(workdirs[0]).expanduser() / "report.html"
+    return Path(os.path.commonpath([folder.parent for folder in folders])) / "report.html"
+
+
+def _page(runs: Sequence[RunRecord], parts: Sequence[Section]) -> str:
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    links = "".join(f'<a href="#{part.id}">{escape(part.title)}</a>' for part in parts)
+    chips = "".join(chip(run, number) for number, run in enumerate(runs)) if len(runs) > 1 else ""
+    body = "".join(
+        f'<section id="{part.id}"><h2>{escape(part.title)}</h2>{part.html}</section>'
+        for part in parts
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{escape(title)} · moe_jax report</title><style>{STYLE}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(runs))}</p></header>"
+        f'<nav>{links}<span class="chips">{chips}</span></nav><main>{body}</main>'
+        '<footer></footer><div id="tip"></div>'
+        f"<script>{CONSTANTS}{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _subtitle(runs: Sequence[RunRecord]) -> str:
+    if len(runs) > 1:
+        return "Compared step by step; each run keeps its colour in all figures."
+    run = runs[0]
+    name = run.config.get("name")
+    state = "finished" if is_finished(run) else "as far as it is"
+    told = f"{name}: " if isinstance(name, str) and name != run.name else ""
+    return f"{told}step {progress(run)}, {state}. Point at a figure to read its values."

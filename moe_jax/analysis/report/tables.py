@@ -1,0 +1,215 @@
+"""Tables of the report: figures of a run at its end, configs, environments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from moe_jax.analysis.read_run import SPLITS, RunRecord, layer_of
+from moe_jax.analysis.report.catalogue import METRICS, SPEED, metric
+from moe_jax.analysis.report.curves import experts_of
+from moe_jax.analysis.report.numbers import told
+
+SUMMARY = (
+    "bits_per_byte",
+    "cross_entropy",
+    "accuracy",
+    "moe/max_violation",
+    "moe/dropped_fraction",
+    "moe/dead_experts",
+    "moe/probe/churn",
+    "tokens_per_s",
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """Cells are HTML. The first column holds the rows' names."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, *cells in rows
+    )
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def chip(run: RunRecord, number: int) -> str:
+    """A run's name with its colour."""
+    return f'<span class="chip run-{number % 8}"><i></i>{escape(run.name)}</span>'
+
+
+def progress(run: RunRecord) -> str:
+    """How far the run is: "250 of 400"."""
+    total = run.config.get("steps")
+    return f"{run.last_step:,} of {total:,}" if isinstance(total, int) else f"{run.last_step:,}"
+
+
+def final(run: RunRecord, name: str) -> float | None:
+    """What a summary says of a metric: the last evaluation, else the end of training.
+
+    Speed is the median over the run, since a single value says little.
+    """
+    series = run.at_the_end(name)
+    if series is None or series.values.ndim > 1:
+        return None
+    if name in SPEED:
+        finite = series.values[np.isfinite(series.values)]
+        return float(np.median(finite)) if finite.size else None
+    return series.last
+
+
+def tiles(run: RunRecord) -> str:
+    """The figures of a single run that one looks at first."""
+    total = run.config.get("steps")
+    goal = f"of {total:,}" if isinstance(total, int) else ""
+    cells = [("Step", f"{run.last_step:,}", goal)]
+    for name in SUMMARY:
+        value = final(run, name)
+        if value is not None:
+            entry = metric(name)
+            cells.append((entry.title, told(value, entry.percent), _source(run, name)))
+    return '<div class="tiles">{}</div>'.format(
+        "".join(
+            f"<div><span>{escape(title)}</span><strong>{escape(value)}</strong>"
+            f"<small>{escape(source)}</small></div>"
+            for title, value, source in cells
+        )
+    )
+
+
+def _source(run: RunRecord, name: str) -> str:
+    """Where the value of a tile comes from."""
+    if name in SPEED:
+        return "median"
+    if name == "moe/dead_experts" and experts_of(run):
+        return f"of {max(experts_of(run).values())}, mean of layers"
+    split = "eval" if ("eval", name) in run.series else "train"
+    return f"{split}, step {run.series[split, name].steps[-1]:,}"
+
+
+def is_finished(run: RunRecord) -> bool:
+    total = run.config.get("steps")
+    return isinstance(total, int) and run.last_step >= total
+
+
+def summary_table(runs: Sequence[RunRecord]) -> str:
+    """A row a run; the best of a column is marked where better has one direction."""
+    names = [name for name in SUMMARY if any(final(run, name) is not None for run in runs)]
+    marked = {name: _best([final(run, name) for run in runs], metric(name).best) for name in names}
+    rows = []
+    for number, run in enumerate(runs):
+        cells = [chip(run, number), progress(run)]
+        for name in names:
+            text = told(final(run, name), metric(name).percent)
+            cells.append(f"<strong>{text}</strong>" if number in marked[name] else text)
+        rows.append(cells)
+    titles = [escape(metric(name).title) for name in names]
+    return table(["run", "step", *titles], rows, kind="numbers summary")
+
+
+def _best(values: Sequence[float | None], direction: str | None) -> set[int]:
+    there = [value for value in values if value is not None and not math.isnan(value)]
+    if direction is None or len(there) < 2:
+        return set()
+    best = min(there) if direction == "min" else max(there)
+    return {number for number, value in enumerate(values) if value == best}
+
+
+def all_metrics(runs: Sequence[RunRecord]) -> str:
+    """The last value of every metric over the whole model, of every run and split."""
+    names = ordered(name for run in runs for name in run.names() if layer_of(name)[0] is None)
+    splits = [split for split in SPLITS if any((split, n) in r.series for r in runs for n in names)]
+    head = ["metric"] + [
+        f"{escape(run.name)}<br/>{split}" if len(runs) > 1 else split
+        for run in runs
+        for split in splits
+    ]
+    rows = []
+    for name in names:
+        cells = []
+        for run in runs:
+            for split in splits:
+                series = run.series.get((split, name))
+                value = None if series is None or series.values.ndim > 1 else series.last
+                cells.append(told(value, metric(name).percent))
+        rows.append([_named(name), *cells])
+    return table(head, rows, kind="numbers")
+
+
+def layer_metrics(run: RunRecord) -> str:
+    """The last value of every scalar metric of every layer; "" for a dense run."""
+    found: dict[str, dict[int, str]] = {}
+    for full in run.names():
+        layer, name = layer_of(full)
+        series = run.at_the_end(full)
+        if layer is not None and series is not None and series.values.ndim == 1:
+            found.setdefault(name, {})[layer] = told(series.last, metric(f"moe/{name}").percent)
+    layers = sorted({layer for row in found.values() for layer in row})
+    if not layers:
+        return ""
+    names = [name.removeprefix("moe/") for name in ordered(f"moe/{name}" for name in found)]
+    rows = [
+        [_named(f"moe/{name}"), *(found[name].get(layer, "–") for layer in layers)]
+        for name in names
+    ]
+    return table(["layer", *map(str, layers)], rows, kind="numbers")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Each name once: those of the catalogue in its order, then the others."""
+    found = dict.fromkeys(names)
+    return [name for name in METRICS if name in found] + [n for n in found if n not in METRICS]
+
+
+def _named(name: str) -> str:
+    return f'<code title="{escape(metric(name).meaning)}">{escape(name)}</code>'
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted path -> value as JSON; an empty list or object is a value."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, Mapping) and value:
+            flat |= leaves(value, path)
+        else:
+            flat[path] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Path -> value in each tree, of the paths where they are not all equal."""
+    flat = [leaves(tree) for tree in trees]
+    paths = dict.fromkeys(path for values in flat for path in values)
+    rows = {path: [values.get(path, "–") for values in flat] for path in paths}
+    return {path: values for path, values in rows.items() if len(set(values)) > 1}
+
+
+def difference_table(runs: Sequence[RunRecord], trees: Sequence[Mapping[str, Any]]) -> str:
+    """What differs, a column a run; a sentence where nothing does."""
+    rows = differing(trees)
+    if not rows:
+        return "<p>No difference.</p>"
+    return table(
+        ["", *(chip(run, number) for number, run in enumerate(runs))],
+        ([f"<code>{escape(path)}</code>", *map(escape, values)] for path, values in rows.items()),
+        kind="differences",
+    )
+
+
+def facts(tree: Mapping[str, Any]) -> str:
+    """A whole config or environment, path by path."""
+    if not tree:
+        return "<p>Not in this folder.</p>"
+    items = "".join(
+        f"<div><dt>{escape(path)}</dt><dd>{escape(value)}</dd></div>"
+        for path, value in leaves(tree).items()
+    )
+    return f'<dl class="facts">{items}</dl>'
