@@ -13,6 +13,7 @@ from moe_jax.routing import Mixtral
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
 from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.experiment import EvalConfig, Experiment
+from moe_jax.training.optimizer import AdamW, WarmupCosine
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -37,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
                     over_layers="mean",
                 ),
             ),
+            optimizer=AdamW(learning_rate=3e-3, schedule=WarmupCosine(warmup_steps=50)),
             evaluation=EvalConfig(every=100, batches=12),
             checkpoint=CheckpointConfig(every=100),
         )

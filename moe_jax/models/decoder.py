@@ -231,9 +231,11 @@ class Decoder(nnx.Module):
         caches = {}
         for stack in self.layout.stacks:
             shape = (stack.count, B, P, config.num_kv_heads, config.head_dim)
-            zeros = jnp.zeros(shape, self.dtype)
-            length = jnp.zeros((stack.count,), jnp.int32)
-            caches[stack.name] = KeyValueCache(key_BPMH=zeros, value_BPMH=zeros, length=length)
+            caches[stack.name] = KeyValueCache(
+                key_BPMH=jnp.zeros(shape, self.dtype),
+                value_BPMH=jnp.zeros(shape, self.dtype),
+                length=jnp.zeros((stack.count,), jnp.int32),
+            )
         return caches
 
     def __call__(

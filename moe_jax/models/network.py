@@ -50,7 +50,7 @@ class Network:
             path: variable.replace(values[path])
             for path, variable in nnx.to_flat_state(self._state)
         }
-        return nnx.merge(self._graph, nnx.State.from_flat_path(variables))
+        return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
     def apply(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.module(params)(*args, **kwargs)

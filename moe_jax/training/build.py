@@ -145,10 +145,6 @@ class Program:
         return KnobSchedules(self.experiment)
 
     @cached_property
-    def row_shards(self) -> int:
-        return int(np.prod([self.mesh.shape[axis] for axis in ROW_AXES]))
-
-    @cached_property
     def probe_shape(self) -> tuple[int, ...]:
         """(L, B, S, K) of the probe's expert choices; empty where there is nothing to probe."""
         layers = len(self.layout.moe_layers)
@@ -159,11 +155,8 @@ class Program:
 
     @property
     def probe_rows(self) -> int:
-        """Rows of the probe batch: as many whole groups as shards, at least 4 rows."""
-        from moe_jax.training.rules import rows_per_group
-
-        unit = self.row_shards * rows_per_group(self.experiment)
-        return unit * -(-4 // unit)
+        """Rows of the probe batch: one evaluation batch, which fits every mesh that the run fits."""
+        return self.experiment.evaluation.batch_size or self.experiment.batch_size
 
     @cached_property
     def counts(self) -> Counts:

@@ -77,6 +77,7 @@ def train(
     program = build(experiment, rows.tokenizer)
     require_not_empty(rows, "train", experiment.batch_size)
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", experiment.checkpoint)
         )
@@ -102,7 +103,7 @@ def train(
             checkpoints=checkpoints,
             writer=stack.enter_context(MetricWriter(workdir, experiment.logging, start_step=start)),
             progress=stack.enter_context(Progress(experiment.steps, start)),
-            signals=stack.enter_context(StopSignals()),
+            signals=signals,
         )
         return run.until_done(state, workdir)
 

@@ -84,7 +84,7 @@ class Step:
             capacity_factor=self.moe.capacity_factor,
         )
         loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new_state = self._update(state, grads, sums)
         kept = jax.tree.map(
