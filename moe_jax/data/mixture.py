@@ -101,7 +101,7 @@ class Mixture:
                 raise UserError(f"{setting!r} must read setting=value")
             if path.strip() == "sequence_length":
                 raise UserError("sequence_length is the mixture's")
-            pairs.append((path.strip(), value.strip()))
+            pairs.append((path.strip(), value.strip().strip("'\"")))
         cls = Kinds(SOURCES, Dataset).load(kind)
         own: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:

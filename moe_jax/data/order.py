@@ -7,24 +7,50 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grain
 import numpy as np
 
-SMALL = 1 << 14  # grain's permutation takes milliseconds on a handful of indices
+SMALL = 1 << 16  # up to here a permutation is kept whole
 PERIODS = 10_000  # weights of a mixture are kept to one part in so many
 
 
 def shuffled(index: int, size: int, seed: int) -> int:
-    """Where `index` lies in a permutation of 0 .. size - 1 (at most 2^32), chosen by 32 bits."""
+    """Where `index` lies in a permutation of 0 .. size - 1, chosen by a seed of 32 bits.
+
+    Our own, since a run that goes on years later must find the order of its data, and since
+    grain's index_shuffle is no permutation where size - 1 is 2^16, 2^18, ... (0.2.18).
+    """
     if size <= SMALL:
-        return int(_permutation(size, seed)[index])
-    return grain.experimental.index_shuffle(index, max_index=size - 1, seed=seed, rounds=4)
+        return int(_kept_permutation(size, seed)[index])
+    return _feistel(index, size, seed)
 
 
-@functools.lru_cache(maxsize=256)
 def _permutation(size: int, seed: int) -> np.ndarray:
     """By raw bits, whose stream NumPy keeps in every version, as it does not its shuffles."""
     return np.argsort(np.random.Philox(key=seed).random_raw(size), kind="stable")
+
+
+_kept_permutation = functools.lru_cache(maxsize=64)(_permutation)
+
+
+def _feistel(index: int, size: int, seed: int) -> int:
+    """A Feistel network permutes the numbers of 2h bits, of which there are at most 4 x size; we
+    walk along its cycle until we are below size again (Black and Rogaway 2002)."""
+    half = ((size - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    keys = _round_keys(seed)
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 >> 32 & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+@functools.lru_cache(maxsize=256)
+def _round_keys(seed: int) -> tuple[int, ...]:
+    return tuple(int(bits) for bits in np.random.Philox(key=seed).random_raw(4))
 
 
 def scattered(index: int, size: int) -> int:
@@ -52,27 +78,37 @@ class Order:
     shuffle: bool = True
 
     def __call__(self, position: int) -> int:
-        counts, firsts = self._period
-        period, slot = divmod(position, firsts[-1])
-        if len(counts) > 1:
-            slot = self._shuffled(slot, firsts[-1], len(counts), period)
-        part = next(p for p, first in enumerate(firsts[1:]) if slot < first)
-        size = self.parts[part][0]
-        epoch, index = divmod(period * counts[part] + slot - firsts[part], size)
-        return self._offsets[part] + self._shuffled(index, size, part, epoch)
+        counts = self._counts
+        period, slot = divmod(position, sum(counts))
+        stream = len(counts)  # the parts have the streams below
+        part_of, rank_of = _layout(counts, self._seed_of(stream, period))
+        part, size = part_of[slot], self.parts[part_of[slot]][0]
+        epoch, index = divmod(period * counts[part] + rank_of[slot], size)
+        seed = self._seed_of(part, epoch)
+        return self._offsets[part] + (index if seed is None else shuffled(index, size, seed))
 
-    def _shuffled(self, index: int, size: int, stream: int, turn: int) -> int:
-        return shuffled(index, size, _seed(self.seed, stream, turn)) if self.shuffle else index
+    def _seed_of(self, stream: int, turn: int) -> int | None:
+        return _seed(self.seed, stream, turn) if self.shuffle else None
 
     @functools.cached_property
-    def _period(self) -> tuple[tuple[int, ...], list[int]]:
-        """Slots of each part in a period, and where they begin and end."""
-        counts = period_of([weight for _, weight in self.parts])
-        return counts, [0, *np.cumsum(counts).tolist()]
+    def _counts(self) -> tuple[int, ...]:
+        return period_of([weight for _, weight in self.parts])
 
     @functools.cached_property
     def _offsets(self) -> list[int]:
         return [0, *np.cumsum([size for size, _ in self.parts]).tolist()]
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(counts: tuple[int, ...], seed: int | None) -> tuple[list[int], list[int]]:
+    """For each slot of a period, its part and how many slots of that part come before it."""
+    parts = np.repeat(np.arange(len(counts)), counts)
+    if seed is not None and len(counts) > 1:
+        parts = parts[_permutation(len(parts), seed)]
+    ranks = np.empty_like(parts)
+    for part, count in enumerate(counts):
+        ranks[parts == part] = np.arange(count)
+    return parts.tolist(), ranks.tolist()
 
 
 def period_of(weights: Sequence[float]) -> tuple[int, ...]:

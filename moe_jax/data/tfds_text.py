@@ -82,7 +82,7 @@ class Tfds(TextDataset):
             )
         except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
             raise UserError(self._unprepared("is not prepared") + self._there_is()) from error
-        features = builder.info.features.items()
+        features = sorted(builder.info.features.items())
         texts = [key for key, value in features if isinstance(value, tfds.features.Text)]
         if self.feature not in texts:
             raise UserError(

@@ -62,8 +62,9 @@ def test_specials(tokenizer):
 
 
 def test_broken_utf8_is_replaced(tokenizer):
-    half = tokenizer.encode("é")[:1] if tokenizer.vocab_size == 259 else [0xC3]
-    assert "�" in ByteTokenizer().decode([ord("a"), *half, ord("b")])
+    half = tokenizer.encode("日本 x")[:1]
+    assert tokenizer.bytes_per_token_V[half].sum() < 3
+    assert tokenizer.decode([*tokenizer.encode("a"), *half]) == "a�"
 
 
 def test_an_id_outside_the_vocabulary_is_left_out(tokenizer):

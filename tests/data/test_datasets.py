@@ -1,0 +1,128 @@
+"""What every dataset of the table promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from moe_jax.config.checks import check
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import kind
+from moe_jax.config.overrides import apply_overrides
+from moe_jax.config.tree import (
+    from_config_dict,
+    from_json_dict,
+    leaves,
+    to_config_dict,
+    to_json_dict,
+)
+from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
+from moe_jax.data.folder import Folder
+from moe_jax.data.memmap import Memmap
+from moe_jax.data.mixture import Mixture
+from moe_jax.data.planted import Planted
+from moe_jax.data.tfds_text import Tfds
+from moe_jax.data.tokenizer import Bpe, Ids
+
+S = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    data: Dataset = kind(DATASETS, StdlibText)
+
+
+@pytest.fixture(params=DATASETS)
+def dataset(request, data_dir, texts, tmp_path):
+    """A dataset of each kind that can be opened."""
+    np.save(tmp_path / "tokens.npy", np.arange(2000) % 100)
+    file = str(tmp_path / "tokens.npy")
+    name = StdlibText(data_dir=str(data_dir)).identity()["tfds"].rpartition("/")[0]
+    bpe = Bpe(vocab_size=280)
+    datasets = {
+        "stdlib_text": StdlibText(data_dir=str(data_dir)),
+        "tfds": Tfds(name=name, data_dir=str(data_dir), train="train[:9]"),
+        "folder": Folder(path=str(texts), tokenizer=bpe, data_dir=str(tmp_path)),
+        "memmap": Memmap(train=file, validation=file, tokenizer=Ids(vocab_size=100, eos_id=9)),
+        "planted": Planted(rows=30, validation_rows=20),
+        "mixture": Mixture(
+            parts=(f"folder(path={texts}): 1", "stdlib_text: 0.5"), data_dir=str(data_dir)
+        ),
+    }
+    return replace(datasets[request.param], sequence_length=S)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_rows(dataset, split):
+    rows = dataset.open(split)
+    assert len(rows) > 0
+    for index in {0, len(rows) // 2, len(rows) - 1}:
+        row = rows[index]
+        for name in ("tokens", "segments"):
+            assert (row[name].shape, row[name].dtype) == ((S + 1,), np.int32)
+        assert (row["domain"].shape, row["domain"].dtype) == ((), np.int32)
+        assert 0 <= row["domain"] < len(rows.domains)
+        assert 0 <= row["tokens"].min() <= row["tokens"].max() < rows.tokenizer.vocab_size
+        segments = row["segments"]
+        padding = segments == 0
+        assert segments[0] == 1
+        assert set(np.diff(segments[~padding])) <= {0, 1}
+        assert not np.diff(padding.astype(int)).min() < 0  # only at the end
+        again = rows[index]
+        for name in row:
+            np.testing.assert_array_equal(row[name], again[name])
+
+
+def test_the_tokenizer(dataset):
+    tokenizer = dataset.open("train").tokenizer
+    assert tokenizer.bytes_per_token_V.shape == (tokenizer.vocab_size,)
+    assert tokenizer.bytes_per_token_V.dtype == np.int32
+    assert all(tokenizer.bytes_per_token_V[i] == 0 for i in tokenizer.special_ids)
+    assert isinstance(tokenizer.decode(dataset.open("train")[0]["tokens"]), str)
+
+
+def test_the_fingerprint_is_json_and_tells_splits_and_lengths_apart(dataset):
+    rows = dataset.open("train")
+    stored = json.loads(json.dumps(rows.fingerprint))
+    assert stored == dict(rows.fingerprint)
+    assert json.loads(json.dumps(dataset.open("train").fingerprint)) == stored
+    assert dict(dataset.open("validation").fingerprint) != stored
+    assert dict(replace(dataset, sequence_length=S + 1).open("train").fingerprint) != stored
+    assert rows.tokenizer.describe() == stored["tokenizer"]
+
+
+def test_an_unknown_split_is_told(dataset):
+    with pytest.raises(UserError, match="no split 'test'; the dataset has train, validation"):
+        dataset.open("test")
+
+
+def test_it_survives_the_config_machinery(dataset):
+    top = Top(data=dataset)
+    assert check(top) == []
+    assert from_config_dict(to_config_dict(top), Top) == top
+    assert from_json_dict(json.loads(json.dumps(to_json_dict(top))), Top) == top
+    texts = {"data.kind": dataset.kind_name, "data.sequence_length": str(S)}
+    if hasattr(dataset, "tokenizer"):
+        texts["data.tokenizer.kind"] = to_json_dict(top)["data"]["tokenizer"]["kind"]
+    for path, _, value in leaves(top):
+        texts[path] = ", ".join(value) if isinstance(value, tuple) else str(value)
+    assert apply_overrides(Top(), texts) == top
+
+
+def test_a_length_of_zero_is_refused(dataset):
+    problems = check(replace(dataset, sequence_length=0))
+    assert [problem.path for problem in problems] == ["sequence_length"]
+
+
+def test_rows_longer_than_the_data_are_told(dataset):
+    if isinstance(dataset, Planted):
+        return  # draws rows of any length
+    with pytest.raises(UserError, match=r"fewer than one row of sequence_length \+ 1"):
+        replace(dataset, sequence_length=10**9).open("train")
+
+
+def test_kinds_are_named_as_in_the_table():
+    assert {name: cls.kind_name for name, cls in DATASETS.items()} == {n: n for n in DATASETS}
