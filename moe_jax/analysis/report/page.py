@@ -90,6 +90,6 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
         return "Compared step by step; each run keeps its colour in all figures."
     run = runs[0]
     name = run.config.get("name")
-    state = "finished" if is_finished(run) else "as far as it is"
+    state = "finished" if is_finished(run) else "not finished"
     told = f"{name}: " if isinstance(name, str) and name != run.name else ""
     return f"{told}step {progress(run)}, {state}. Point at a figure to read its values."
