@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data.stdlib_text import Document, StdlibText
+from moe_jax.data.stdlib_documents import CONFIG, NAME, VERSION, Document
 
 Splits = Mapping[str, Sequence[Document]]
 
@@ -19,9 +19,9 @@ Splits = Mapping[str, Sequence[Document]]
 class StdlibTextBuilder(tfds.core.GeneratorBasedBuilder):
     """TFDS data set `stdlib_text`. Its metadata lists path, bytes and sha256 of every file."""
 
-    name = "stdlib_text"
-    VERSION = tfds.core.Version(StdlibText.VERSION)
-    BUILDER_CONFIGS: ClassVar[list] = [tfds.core.BuilderConfig(name=StdlibText.config_name())]
+    name = NAME
+    VERSION = tfds.core.Version(VERSION)
+    BUILDER_CONFIGS: ClassVar[list] = [tfds.core.BuilderConfig(name=CONFIG)]
 
     def __init__(self, *, documents: Splits, advance: Callable[[int], None], **options: Any):
         self._documents = documents

@@ -13,13 +13,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from moe_jax.config.errors import UserError
-from moe_jax.data.stdlib_text import (
+from moe_jax.data.stdlib_documents import (
     Document,
-    StdlibText,
     copied_shares,
     documents_of_stdlib,
     split_by_package,
 )
+from moe_jax.data.stdlib_text import StdlibText
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
 
