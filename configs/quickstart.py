@@ -14,6 +14,7 @@ from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
 from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.experiment import EvalConfig, Experiment
 from moe_jax.training.optimizer import AdamW, WarmupCosine
+from moe_jax.training.writers import LoggingConfig
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -41,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
             optimizer=AdamW(learning_rate=3e-3, schedule=WarmupCosine(warmup_steps=50)),
             evaluation=EvalConfig(every=100, batches=12),
             checkpoint=CheckpointConfig(every=100),
+            logging=LoggingConfig(load_every=10, probe_every=20),
         )
     )
     config.data.sequence_length = 256

@@ -200,7 +200,7 @@ def write_facts(program: Program, workdir: Path) -> None:
     """config.json and environment.json."""
     facts = {
         "config.json": to_json_dict(program.experiment),
-        "environment.json": environment(program.mesh),
+        "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
     }
     for name, content in facts.items():
         temporary = workdir / f".{name}"

@@ -69,7 +69,9 @@ class Rsqrt:
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         def decay(step: Any) -> Any:
-            return peak * jnp.sqrt(self.warmup_steps / (step + self.warmup_steps))
+            # Schedules are joined by a select, so this one also runs on the warm-up's negative steps.
+            after = jnp.maximum(step, 0)
+            return peak * jnp.sqrt(self.warmup_steps / (after + self.warmup_steps))
 
         return _after_warmup(peak, self.warmup_steps, decay)
 
