@@ -58,6 +58,8 @@ def main(arguments: Arguments) -> int:
     layers = run.program.layout.moe_layers
     print("token    " + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers))
     for token in tokens:
+        if token.expert_LK is None or token.weight_LK is None:
+            raise UserError("this is a dense model: it has no routing to show")
         cells = []
         for experts_K, weights_K in zip(token.expert_LK, token.weight_LK, strict=True):
             pairs = zip(experts_K, weights_K, strict=True)

@@ -92,9 +92,7 @@ def metrics_cost(program: Program, rows: Any) -> dict[str, float]:
     arms = {"full": program.train_step, "bare": jax.jit(bare, donate_argnums=0)}
     states = {name: program.init() for name in arms}
     times: dict[str, list[float]] = {name: [] for name in arms}
-    with contextlib.closing(
-        Pipeline(rows, program.experiment.batch_size, seed=0)
-    ) as pipeline:
+    with contextlib.closing(Pipeline(rows, program.experiment.batch_size, seed=0)) as pipeline:
         for repeat in range(FLAGS.repeats + 2):
             raw = program.put(next(pipeline))
             order = list(arms) if repeat % 2 else list(arms)[::-1]

@@ -51,6 +51,8 @@ def dispatch(
         x_gECD = jax.vmap(fill)(x_gTD, plan_g)
         y_gECD = carrier.slots(x_gECD, experts, axis)
         return jax.vmap(drain)(y_gECD, plan_g), overflow_g
+    if isinstance(plan_g, SoftPlan):
+        raise ValueError('a SoftPlan mixes tokens into slots: layout "slots_einsum" only')
     order = sort_rows(plan_g)
     x_MD = to_rows(x_gTD, plan_g, order)
     y_MD, lost_M = carrier.rows(x_MD, order.sizes_E, experts, axis, receive_factor)

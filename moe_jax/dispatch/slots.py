@@ -7,6 +7,8 @@ computed and thrown away. Two ways to fill the buffer: a one-hot einsum (GShard;
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -72,7 +74,8 @@ def from_slots_scatter(y_ECD: Float[Array, "E C D"], plan: Plan) -> Float[Array,
     return y_TD.astype(y_ECD.dtype)
 
 
-FILLS = {
+# A SoftPlan goes through the einsum only.
+FILLS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "slots_einsum": (to_slots_einsum, from_slots_einsum),
     "slots_scatter": (to_slots_scatter, from_slots_scatter),
 }

@@ -296,7 +296,8 @@ class Decoder(nnx.Module):
         }
 
         def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
-            reports, caches = {}, {}
+            reports: dict[str, LayerReport] = {}
+            caches: dict[str, KeyValueCache] = {}
             for name, layer in layers.items():
                 block = nnx.merge(graphs[name], layer["params"])
                 x_BSD, report, new_cache = block(

@@ -29,6 +29,12 @@ from moe_jax.routing.token_choice import TokenChoice
 from moe_jax.routing.types import Assignments, Plan, Router, RouterInputs, SoftPlan
 
 TOKENS = PartitionSpec(ROW_AXES, "sequence")
+BATCH_SPECS: Any = TokenBatch(  # specs in the places of the arrays
+    token_BS=TOKENS,  # type: ignore[arg-type]
+    position_BS=TOKENS,  # type: ignore[arg-type]
+    segment_BS=TOKENS,  # type: ignore[arg-type]
+    row_B=PartitionSpec(ROW_AXES),  # type: ignore[arg-type]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +200,7 @@ class MoELayer(nnx.Module):
             mesh=self.mesh,
             in_specs=(
                 TOKENS,
-                TokenBatch(
-                    token_BS=TOKENS,
-                    position_BS=TOKENS,
-                    segment_BS=TOKENS,
-                    row_B=PartitionSpec(ROW_AXES),
-                ),
+                BATCH_SPECS,
                 TOKENS,
                 {name: EXPERT_SPECS[name] for name in experts},
                 whole,
@@ -307,19 +308,16 @@ class _ShardBody:
                 config.capacity_rounding,
                 config.min_capacity,
             )
-            plan: Plan | SoftPlan = make_plan(decision, capacity)
-            if config.renormalize_after_drop:
-                plan = renormalize_kept(plan)
+            hard = make_plan(decision, capacity)
+            plan = renormalize_kept(hard) if config.renormalize_after_drop else hard
         else:
             plan = decision
         return plan, sums, plan_traffic(plan, inputs.valid_T)
 
-    def _gather_weights(self, experts) -> ExpertWeights:
+    def _gather_weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
         """This device's experts in the compute type, whole along D."""
 
-        def whole(name: str) -> Array | None:
-            if name not in experts:
-                return None
+        def whole(name: str) -> Array:
             w = experts[name].astype(self.dtype)
             if self.mesh.shape["fsdp"] > 1:
                 axis = 2 if name == "w_down" else 1
@@ -327,7 +325,7 @@ class _ShardBody:
             return w
 
         return ExpertWeights(
-            w_gate_EDF=whole("w_gate"),
+            w_gate_EDF=whole("w_gate") if "w_gate" in experts else None,
             w_up_EDF=whole("w_up"),
             w_down_EFD=whole("w_down"),
             activation=self.activation,

@@ -15,7 +15,7 @@ from moe_jax.routing.types import Sums, Traffic
 
 # The load-balance loss of a perfectly balanced router, by codebase. One number, named, so that a
 # paper's config can be written with the paper's own coefficient.
-NORMALIZATIONS: dict[str, Callable[[float], float]] = {
+NORMALIZATIONS: dict[str, Callable[[Array], Array | float]] = {
     "one": lambda k: 1.0,  # ours, V-MoE, Tutel, MegaBlocks, Megatron-Core, Switch (k = 1)
     "hugging_face": lambda k: k,
     "flaxformer": lambda k: k,

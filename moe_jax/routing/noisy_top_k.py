@@ -90,9 +90,8 @@ class NoisyTopK(TokenChoice):
     ) -> tuple[Assignments, Sums]:
         clean_TE = router_logits(params, inputs, self.jitter)
         E = clean_TE.shape[1]
-        noisy = inputs.train and inputs.key is not None
         logits_TE, load_TE = clean_TE, None
-        if noisy:
+        if inputs.train and inputs.key is not None:
             std_TE = self._std(params, inputs, clean_TE)
             key = jax.random.fold_in(inputs.key, 1)
             logits_TE = clean_TE + std_TE * jax.random.normal(key, clean_TE.shape)

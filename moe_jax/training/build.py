@@ -155,7 +155,7 @@ class Program:
 
     @property
     def probe_rows(self) -> int:
-        """Rows of the probe batch: one evaluation batch, which fits every mesh that the run fits."""
+        """Rows of the probe batch: one evaluation batch, which fits every mesh of the run."""
         return self.experiment.evaluation.batch_size or self.experiment.batch_size
 
     @cached_property

@@ -69,7 +69,7 @@ class Rsqrt:
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         def decay(step: Any) -> Any:
-            # Schedules are joined by a select, so this one also runs on the warm-up's negative steps.
+            # Joined schedules all run: this one on negative steps too, in the warm-up.
             after = jnp.maximum(step, 0)
             return peak * jnp.sqrt(self.warmup_steps / (after + self.warmup_steps))
 

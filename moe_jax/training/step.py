@@ -293,6 +293,6 @@ def _inner(gradient: Sums, sums: Sums) -> Array:
 
 def layer_metrics(sums: BatchSums) -> dict[str, Array]:
     """Every routing metric of every sparse layer: name -> (L,); {} in a dense model."""
-    if sums.routing is None:
+    if sums.routing is None or sums.traffic is None:
         return {}
     return jax.vmap(routing_metrics)(sums.routing, sums.traffic)

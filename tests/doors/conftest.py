@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax.config.cli import run_door
 
-CONFIG = '''
+CONFIG = """
 from pathlib import Path
 from moe_jax.config.overrides import read_config_file
 
@@ -39,7 +39,7 @@ def get_config(arg=""):
     config.logging.probe_every = 3
     config.mesh.data = {data}
     return config
-'''
+"""
 
 
 @pytest.fixture(scope="session")

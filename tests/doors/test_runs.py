@@ -102,7 +102,7 @@ def test_killed_five_times_ends_as_if_it_was_not(tiny, trained, tmp_path):
         process.kill()
         process.communicate()
     process = start(tiny, workdir)
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert results(workdir) == results(trained)
 
@@ -187,7 +187,7 @@ def test_load_for_notebooks(trained):
 
 
 def test_report(door, trained):
-    code, out, err = door("report", f"--workdir={trained}")
+    code, _, err = door("report", f"--workdir={trained}")
     assert code == 0, err
     html = (trained / "report.html").read_text()
     assert "max violation" in html.lower() and "http" + "://" not in html.replace(
@@ -202,4 +202,3 @@ def test_warm_start_with_other_experts(door, tiny, trained, tmp_path):
     assert "w_up" in out and "router" in out
     first = lines(tmp_path / "run", "eval")[-1]["cross_entropy"]
     assert first < lines(trained, "eval")[0]["cross_entropy"]
-

@@ -159,9 +159,9 @@ def test_other_shapes_are_told(tmp_path):
     w = wanted["params"].pop("w")
     wanted["params"]["v"] = w
     wanted["half"] = jax.ShapeDtypeStruct((5,), jnp.bfloat16)
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        with pytest.raises(UserError) as error:
-            checkpoints.restore(wanted)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(wanted)
     told = str(error.value)
     assert "params.w: stored with shape (16, 8), not in the model" in told
     assert "params.v: wanted with shape (16, 8), not stored" in told
