@@ -173,6 +173,18 @@ def test_disk_full(door, tiny, trained, tmp_path, monkeypatch):
     assert_refused(result, "space", code=1)
 
 
+def test_nan_steps_are_skipped_and_end_the_run(door, tiny, tmp_path):
+    """A learning rate that blows up: the run ends after max_bad_steps, with what to try."""
+    result = door(
+        "train",
+        f"--config={tiny}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.max_bad_steps=3",
+    )
+    assert_refused(result, "NaN or inf in 3 steps in a row", "learning_rate", code=1)
+
+
 @pytest.mark.parametrize(
     ("flag", "fragment"),
     [("--prompt=", "prompt"), ("--temperature=-1", "temperature"), ("--top_p=0", "top_p")],
