@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.grouped_matmul import grouped_matmul
+from moe_jax.ops.grouped_matmul.api import resolve
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -54,6 +56,9 @@ class ExpertWeights:
 
     def rows(self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"]) -> Float[Array, "R D"]:
         """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros."""
+        if resolve(self.backend) == "blocks":
+            activate = _activate(self.activation)
+            return ffn_blocks(activate, x_RD, self._w_in, self.w_down_EFD, sizes_E)
         matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=self.backend)
         h_RF = self._hidden(functools.partial(matmul, x_RD))
         return matmul(h_RF, self.w_down_EFD)
@@ -63,12 +68,20 @@ class ExpertWeights:
         h_TEF = self._hidden(functools.partial(_einsum, "TD,EDF->TEF", x_TD))
         return _einsum("TEF,EFD->TED", h_TEF, self.w_down_EFD)
 
+    @property
+    def _w_in(self) -> tuple[Array, ...]:
+        return tuple(w for w in (self.w_gate_EDF, self.w_up_EDF) if w is not None)
+
     def _hidden(self, times: Callable[[Array], Array]) -> Array:
         """The hidden activations, where times(w) multiplies the tokens by w."""
-        act, up = ACTIVATIONS[self.activation], times(self.w_up_EDF)
-        if self.activation not in GATED:
-            return act(up)
-        return act(times(self.w_gate_EDF)) * up
+        return _activate(self.activation)(*map(times, self._w_in))
+
+
+@functools.cache
+def _activate(activation: str) -> Callable[..., Array]:
+    """From the products before the activation to the hidden activations."""
+    act = ACTIVATIONS[activation]
+    return (lambda gate, up: act(gate) * up) if activation in GATED else act
 
 
 def _einsum(subscripts: str, x: Array, w: Array) -> Array:

@@ -1,0 +1,111 @@
+"""The feed-forward of sorted rows as one loop over blocks of rows, forward and backward.
+
+The same arithmetic as grouped matmuls with an activation between them, with less traffic: a block
+of rows goes through the whole network while it is in the cache, and an expert's matrices are
+fetched once for all its products. What is kept for the backward pass are the products before the
+activation; the output overwrites a copy of the input, the input's gradient one of the output's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
+from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
+from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
+
+Hidden = Callable[..., Array]
+
+
+def ffn_blocks(
+    hidden: Hidden,
+    x_RD: Float[Array, "R D"],
+    w_in: tuple[Float[Array, "E D F"], ...],
+    w_down_EFD: Float[Array, "E F D"],
+    sizes_E: Int[Array, "E"],
+) -> Float[Array, "R D"]:
+    """y_r = hidden(x_r w_1, x_r w_2, ...) w_down with the matrices of row r's expert.
+
+    Args:
+      hidden: elementwise, from as many (B, F) arrays as there are in w_in to one.
+      x_RD, sizes_E: rows sorted by expert, as in `grouped_matmul`; so are rows past sum(sizes).
+
+    Products and the activation are in float32 (float64 for float64). The products kept for the
+    backward pass have x's dtype and the name "expert_hidden" for `jax.checkpoint` policies.
+    """
+    return _ffn(hidden, *same_axes(x_RD, w_in, w_down_EFD, sizes_E))
+
+
+def _own_rows(x_RD: Array, sizes_E: Array) -> Array:
+    """x with zeros past the last group's rows."""
+    row_R1 = jnp.arange(x_RD.shape[0], dtype=sizes_E.dtype)[:, None]
+    return jnp.where(row_R1 < jnp.sum(sizes_E, dtype=sizes_E.dtype), x_RD, 0)
+
+
+def _run(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array, keep: bool):
+    """The output and, if they are to be kept, the products before the activation."""
+    R, F = x_RD.shape[0], w_down_EFD.shape[1]
+
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry):
+        y_RD, kept = carry
+        products = [dot(block.read(y_RD), w_DF) for w_DF in own[:-1]]
+        h_BF = hidden(*products).astype(x_RD.dtype)
+        kept = [block.store(a_RF, a_BF) for a_RF, a_BF in zip(kept, products, strict=False)]
+        return block.store(y_RD, dot(h_BF, own[-1])), kept
+
+    kept = [zeros((R, F), x_RD.dtype, like=x_RD) for _ in w_in] if keep else []
+    carry = (_own_rows(x_RD, sizes_E), kept)
+    return for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ffn(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array) -> Array:
+    return _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=False)[0]
+
+
+def _forward(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array):
+    y_RD, kept = _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=True)
+    kept = [checkpoint_name(a_RF, "expert_hidden") for a_RF in kept]
+    return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
+
+
+def _backward(hidden: Hidden, residuals, dy_RD: Array):
+    x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
+    (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
+    dtype = jnp.promote_types(x_RD.dtype, jnp.float32)
+    # Transposed once, here: a product with a transposed left side is slower on CPU. That gives
+    # the gradient of w_down transposed.
+    x_DR, dy_DR = x_RD.T, dy_RD.T
+
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry):
+        dx_RD, dw_in, dw_down_EDF = carry
+        products = [block.load(a_RF).astype(dtype) for a_RF in kept]
+        h_BF, pull_back = jax.vjp(hidden, *products)
+        dh_BF = dot(block.load(dx_RD), own[-1], axis_b=1)
+        d_in = [a_BF.astype(x_RD.dtype) for a_BF in pull_back(dh_BF)]
+        dx_BD = sum(dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True))
+        x_DB = block.load_columns(x_DR)
+        dw_in = [
+            add_to_group(dw_EDF, dot(x_DB, a_BF), e, is_first)
+            for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
+        ]
+        dw_down_DF = dot(block.load_columns(dy_DR), h_BF.astype(x_RD.dtype))
+        dw_down_EDF = add_to_group(dw_down_EDF, dw_down_DF, e, is_first)
+        return block.store(dx_RD, dx_BD), dw_in, dw_down_EDF
+
+    dw = [zeros((E, D, F), dtype, like=x_RD) for _ in range(len(w_in) + 1)]
+    carry = (_own_rows(dy_RD, sizes_E), dw[:-1], dw[-1])
+    dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
+    dw_in = tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True))
+    dw_down_EFD = dw_down_EDF.swapaxes(1, 2).astype(w_down_EFD.dtype)
+    return dx_RD, dw_in, dw_down_EFD, np.zeros(sizes_E.shape, jax.dtypes.float0)
+
+
+_ffn.defvjp(_forward, _backward)

@@ -1,0 +1,154 @@
+"""Groups of rows cut into blocks of a few fixed sizes, and the loop over the blocks.
+
+XLA needs static shapes, groups have any size. One block size is a bad compromise: small blocks
+read a group's matrix again and again, large ones compute many rows for nothing. Here a group has
+one first block of a size that fits it, and further blocks if it is larger; which ones is looked
+up in a table of the cheapest combinations. The loop visits only groups that have rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+# Cost of a block beyond its rows, in rows: its matrix is copied out of the array of all matrices
+# and packed by the matmul; the weight gradients of a further block are added to the first one's.
+FIRST_OVERHEAD, MORE_OVERHEAD = 32, 64
+# Blocks beyond this size gain nothing and leave the cache.
+MAX_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """The sizes on offer, ascending: of the first block of a group, and of further ones."""
+
+    first: tuple[int, ...]
+    more: tuple[int, ...]
+
+
+def block_sizes(R: int, E: int) -> BlockSizes:
+    """Sizes around the mean rows of a group: most groups of a balanced load take one block."""
+
+    def rows(fractions: Sequence[float]) -> tuple[int, ...]:
+        multiples = {8 * int(np.ceil(fraction * R / E / 8)) for fraction in fractions}
+        return tuple(sorted({min(max(rows, 16), MAX_BLOCK, R) for rows in multiples}))
+
+    return BlockSizes(first=rows((0.25, 0.5, 1.0, 1.25)), more=rows((0.125, 1.0)))
+
+
+@functools.lru_cache
+def cheapest_cover(sizes: BlockSizes) -> Int[np.ndarray, "N 1+M"]:
+    """For a group of n < N rows: which first block it takes (1, 2, ...; 0: none, n = 0), and how
+    many of each further size. Minimises rows + overheads of all blocks (dynamic programming).
+    """
+    first, more = np.array(sizes.first), np.array(sizes.more)
+    N = first[-1] + 2 * more[-1]
+    rest_cost = np.zeros(N)
+    rest_counts = np.zeros((N, len(more)), np.int32)
+    table = np.zeros((N, 1 + len(more)), np.int32)
+    for n in range(1, N):
+        left_M = np.maximum(n - more, 0)
+        cost_M = rest_cost[left_M] + more + MORE_OVERHEAD
+        best = np.argmin(cost_M)
+        rest_cost[n] = cost_M[best]
+        rest_counts[n] = rest_counts[left_M[best]] + np.eye(len(more), dtype=np.int32)[best]
+        left_F = np.maximum(n - first, 0)
+        best = np.argmin(rest_cost[left_F] + first + FIRST_OVERHEAD)
+        table[n] = 1 + best, *rest_counts[left_F[best]]
+    return table
+
+
+def cover(sizes_E: Int[Array, "E"], sizes: BlockSizes) -> tuple[Int[Array, "E"], Int[Array, "E M"]]:
+    """Each group's row of the table; a group beyond the table takes more of the largest blocks."""
+    table = cheapest_cover(sizes)
+    excess_E = jnp.maximum(sizes_E - (len(table) - 1), 0)
+    largest_E = (excess_E + sizes.more[-1] - 1) // sizes.more[-1]
+    row_E = jnp.asarray(table)[sizes_E - largest_E * sizes.more[-1]]
+    return row_E[:, 0], row_E[:, 1:].at[:, -1].add(largest_E)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows start..start+B of an array of R rows, of which those with `live` are of this block's
+    group and of no block before. At the end of the array the slice moves up to stay inside.
+    """
+
+    start: Int[Array, ""]
+    live_B: Bool[Array, "B"]
+
+    @classmethod
+    def at(cls, row: Array, end: Array, B: int, R: int) -> Block:
+        start = jnp.minimum(row, R - B)
+        row_B = start + jnp.arange(B, dtype=start.dtype)
+        return cls(start=start, live_B=(row_B >= row) & (row_B < end))
+
+    def read(self, x_RK: Float[Array, "R K"]) -> Float[Array, "B K"]:
+        """The rows, also those that are not live."""
+        return jax.lax.dynamic_slice_in_dim(x_RK, self.start, self.live_B.shape[0])
+
+    def load(self, x_RK: Float[Array, "R K"]) -> Float[Array, "B K"]:
+        """The live rows, and zeros."""
+        return jnp.where(self.live_B[:, None], self.read(x_RK), 0)
+
+    def load_columns(self, x_KR: Float[Array, "K R"]) -> Float[Array, "K B"]:
+        """The live columns, and zeros."""
+        B = self.live_B.shape[0]
+        x_KB = jax.lax.dynamic_slice_in_dim(x_KR, self.start, B, axis=1)
+        return jnp.where(self.live_B[None, :], x_KB, 0)
+
+    def store(self, x_RK: Float[Array, "R K"], new_BK: Float[Array, "B K"]) -> Array:
+        """x with the live rows replaced."""
+        new_BK = jnp.where(self.live_B[:, None], new_BK.astype(x_RK.dtype), self.read(x_RK))
+        return jax.lax.dynamic_update_slice_in_dim(x_RK, new_BK, self.start, axis=0)
+
+
+def for_each_block(
+    sizes_E: Int[Array, "E"],
+    R: int,
+    matrices: Sequence[Float[Array, "E K N"]],
+    body: Callable[[Block, Array, bool, list[Array], Any], Any],
+    carry: Any,
+) -> Any:
+    """carry = body(block, group, is_first, [matrix of the group], carry) for all blocks.
+
+    Blocks come group by group in the order of their rows. `group` is traced, is_first (the first
+    block of its group) is a Python bool. Reverse-mode differentiation is the caller's to define.
+    """
+    E = sizes_E.shape[0]
+    if R == 0:
+        return carry
+    offer = block_sizes(R, E)
+    first_E, more_EM = cover(sizes_E, offer)
+    end_E = jnp.cumsum(sizes_E)
+    full_E = jnp.nonzero(sizes_E > 0, size=E, fill_value=0)[0].astype(sizes_E.dtype)
+
+    def visit(i: Array, carry: Any) -> Any:
+        e = full_E[i]
+        own = [jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in matrices]
+
+        # The row is carried, not computed from the loop's counter: loops here turn once or never,
+        # and what does not depend on their state XLA would move out and run always.
+        def blocks(B: int, is_first: bool, turns: Array, state: tuple[Array, Any]):
+            def turn(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+                row, carry = state
+                block = Block.at(row, end_E[e], B, R)
+                return row + B, body(block, e, is_first, own, carry)
+
+            return jax.lax.fori_loop(0, turns, turn, state)
+
+        state = (end_E[e] - sizes_E[e], carry)
+        for i, B in enumerate(offer.first):
+            state = blocks(B, True, (first_E[e] == i + 1).astype(sizes_E.dtype), state)
+        for i, B in reversed(list(enumerate(offer.more))):
+            state = blocks(B, False, more_EM[e, i], state)
+        return state[1]
+
+    return jax.lax.fori_loop(0, jnp.sum(sizes_E > 0, dtype=sizes_E.dtype), visit, carry)
