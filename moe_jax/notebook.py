@@ -54,7 +54,8 @@ def load(
     devices = jax.devices()[:1] if devices is None else devices
     rows = experiment.data.open(experiment.evaluation.split)
     program = build(experiment, rows.tokenizer, devices=devices)
-    with Checkpoints(folder / "checkpoints", experiment.checkpoint) as checkpoints:
+    saved = Checkpoints(folder / "checkpoints", experiment.checkpoint, read_only=True)
+    with saved as checkpoints:
         restored = checkpoints.restore(program.abstract_state, step=step)
     if restored is None:
         raise UserError(f"{folder}: no checkpoint to load")

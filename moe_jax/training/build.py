@@ -76,13 +76,20 @@ class Program:
         """Parameters by the rule table; optimizer moments like their parameter; the rest, which
         is small, replicated."""
         shapes, whole = self._state_shapes, replicated(self.mesh)
+
+        def like(leaf: Any, param: Any, where: NamedSharding) -> Any:
+            if _is_masked(leaf):
+                return leaf  # a parameter that this part of the optimizer has nothing to do with
+            return where if leaf.shape == param.shape else whole
+
         like_params = optax.tree_map_params(
             self.step.optimizer,
-            lambda leaf, param, where: where if leaf.shape == param.shape else whole,
+            like,
             shapes.opt_state,
             self.network.abstract,
             self.network.shardings,
             transform_non_params=lambda leaf: whole,
+            is_leaf=_is_masked,
         )
         others = jax.tree.map(lambda leaf: whole, shapes)
         return TrainState(
@@ -144,13 +151,19 @@ class Program:
         """knobs(step): the scheduled scalars of a step, to be passed to the steps."""
         return KnobSchedules(self.experiment)
 
+    @property
+    def probes(self) -> bool:
+        """Whether there is routing to probe, and the config wants it."""
+        return bool(self.layout.moe_layers and self.experiment.logging.probe_every)
+
     @cached_property
     def probe_shape(self) -> tuple[int, ...]:
-        """(L, B, S, K) of the probe's expert choices; empty where there is nothing to probe."""
+        """(L, B, S, K) of the probe's expert choices; (1,) where there is nothing to probe (Orbax
+        saves no empty arrays)."""
         layers = len(self.layout.moe_layers)
         choices = getattr(self.experiment.moe.router, "choices", self.experiment.moe.num_experts)
-        if not layers or not self.experiment.logging.probe_every:
-            return (0,)
+        if not self.probes:
+            return (1,)
         return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)
 
     @property
@@ -193,6 +206,10 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
         scheduled=frozenset(parse_schedules(experiment)),
     )
     return Program(experiment, mesh, network, step, schedule, layout)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _seed(experiment: Experiment, name: str) -> int:

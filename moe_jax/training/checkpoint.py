@@ -9,15 +9,15 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
@@ -25,6 +25,7 @@ from moe_jax.config.fields import Rule, at_least
 
 MANIFESTS = "manifests"
 META = "meta.json"
+UNFINISHED = ("*.orbax-checkpoint-tmp*", "*.deleted")  # of a save or a removal that was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Metadata:
     config: dict[str, Any]
     fingerprint: dict[str, Any]
     shapes: dict[str, list[int]]
+    dtypes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,25 +66,51 @@ class Restored:
     fingerprint: dict[str, Any]
 
 
+class Unreadable(Exception):
+    """A step whose arrays cannot be read, though nothing was wrong with its manifest."""
+
+
 class Checkpoints:
     """The checkpoints below a folder, one folder per step; a context manager.
 
-    STEP/state holds the arrays by path, STEP/meta.json (data index, config, fingerprint, shapes);
-    manifests/STEP.json the sha256 of every file, written once the step is committed. A step
-    without a manifest was never whole. Errors of an asynchronous save surface at the next call.
+    STEP/state holds the arrays by path, STEP/meta.json (data index, config, fingerprint, shapes,
+    dtypes); manifests/STEP.json the sha256 of every file, written once the step is committed. A
+    step without a manifest was never whole. Errors of an asynchronous save surface at the next
+    call. With several processes all call the same methods at the same steps; process 0 writes
+    what is not an array.
+
+    read_only: nothing below the folder is created or cleaned up, so that the run that it belongs
+    to may go on saving meanwhile.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: CheckpointConfig,
+        *,
+        read_only: bool = False,
+    ):
         self.directory = Path(directory).absolute()
         self._config = config
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
-        try:
-            (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{directory}: cannot be written ({error.strerror})") from error
-        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a save that was killed
+        self._good: set[int] = set()  # checked already
+        self._bad: dict[int, str] = {}  # why; each told on stderr
+        if not read_only:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Creates the folder and removes what a killed process has left half done."""
+        if _is_first():
+            try:
+                (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                told = f"{self.directory}: cannot be written ({error.strerror})"
+                raise UserError(told) from error
+            for pattern in UNFINISHED:
+                for leftover in self.directory.glob(pattern):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        _all_here("checkpoints")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -93,58 +121,82 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Ends a running save in any case: it may be what the run is resumed from."""
         if error is None:
-            self.wait()
-        elif self._saving is not None:
-            self._saving.join()  # the save may be what the run is resumed from
+            self.close()
+            return
+        if self._saving is not None:
+            self._saving.join()
+        if self._error is not None:
+            sys.stderr.write(f"warning: {self._told(self._error)}\n")
 
     # --- reading ---
 
     def steps(self) -> list[int]:
         """Steps that have a folder, ascending; good or bad."""
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a step; None for a good one."""
-        manifest_file = self.directory / MANIFESTS / f"{step}.json"
-        if not manifest_file.exists():
-            return "it was not committed whole (no manifest)"
+        manifest_file = self._manifest(step)
         try:
-            manifest = json.loads(manifest_file.read_text())
-        except ValueError:
+            manifest = {name: (size, digest) for name, (size, digest) in _read(manifest_file)}
+        except FileNotFoundError:
+            return "it was not committed whole (no manifest)"
+        except (OSError, ValueError, TypeError, AttributeError):
             return f"its manifest {manifest_file} cannot be read"
         folder = self.directory / str(step)
-        for name, (size, digest) in manifest.items():
+        for name in (META, *manifest):
             file = folder / name
-            if not file.exists():
+            if not file.is_file() or name not in manifest:
                 return f"{name} is missing"
+            size, digest = manifest[name]
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes, not {size}"
             if self._config.verify and sha256(file) != digest:
                 return f"{name} has changed since it was written (sha256)"
+        try:
+            self._metadata(step)
+        except (OSError, ValueError, TypeError):
+            return f"{META} cannot be read"
         return None
 
     def read_metadata(self) -> Metadata | None:
         """Of the newest good step; None where there is no step. Bad ones are told on stderr.
         UserError where all are bad."""
-        step = self._newest_good()
+        self.wait()
+        step = next(self._good_steps(), None)
         return None if step is None else self._metadata(step)
 
     def _metadata(self, step: int) -> Metadata:
-        meta = json.loads((self.directory / str(step) / META).read_text())
-        return Metadata(step=step, **meta)
+        return Metadata(step=step, **dict(_read(self.directory / str(step) / META)))
 
-    def _newest_good(self) -> int | None:
-        steps, reasons = self.steps(), []
-        for step in reversed(steps):
-            if (problem := self.problem(step)) is None:
-                return step
-            told = f"checkpoint {self.directory / str(step)} is bad: {problem}"
-            reasons.append(told)
-            sys.stderr.write(f"warning: {told}; trying the one before it\n")
-        if not reasons:
-            return None
-        raise UserError("no good checkpoint is left:\n  " + "\n  ".join(reasons))
+    def _good_steps(self) -> Iterator[int]:
+        """Newest first. Each bad step is told on stderr; UserError where there are only such."""
+        found = False
+        for step in reversed(self.steps()):
+            if step not in self._good and step not in self._bad:
+                problem = self.problem(step)
+                if problem is None:
+                    self._good.add(step)
+                else:
+                    self._set_bad(step, problem)
+            if step in self._good:
+                yield step
+                found = found or step in self._good  # not found to be unreadable meanwhile
+        if self._bad and not found:
+            told = "\n  ".join(self._names(step) for step in sorted(self._bad, reverse=True))
+            raise UserError(f"no good checkpoint is left:\n  {told}")
+
+    def _set_bad(self, step: int, problem: str) -> None:
+        self._good.discard(step)
+        self._bad[step] = problem
+        sys.stderr.write(f"warning: {self._names(step)}; trying the one before it\n")
+
+    def _names(self, step: int) -> str:
+        return f"checkpoint {self.directory / str(step)} is bad: {self._bad[step]}"
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
         """The state of `step`, or of the newest good one; None where there is none.
@@ -152,25 +204,39 @@ class Checkpoints:
         abstract_state: ShapeDtypeStructs with shardings, on any mesh. UserError where the step is
         not there or bad, or where stored and wanted arrays differ.
         """
-        if step is None:
-            step = self._newest_good()
-            if step is None:
-                return None
-        elif step not in self.steps():
+        self.wait()
+        if step is not None:
+            self._require(step)
+            try:
+                return self._load(step, abstract_state)
+            except Unreadable as error:
+                raise UserError(str(error)) from error
+        for good in self._good_steps():
+            try:
+                return self._load(good, abstract_state)
+            except Unreadable as error:
+                self._set_bad(good, str(error))
+        return None
+
+    def _require(self, step: int) -> None:
+        """UserError where the step is not there or bad."""
+        if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {known}")
-        elif problem := self.problem(step):
+        if problem := self.problem(step):
             raise UserError(f"checkpoint {self.directory / str(step)} is bad: {problem}")
-        meta = self._metadata(step)
+
+    def _load(self, step: int, abstract_state: Any) -> Restored:
+        folder, meta = self.directory / str(step), self._metadata(step)
         wanted, structure = flatten(abstract_state)
-        _compare(meta.shapes, wanted, self.directory / str(step))
+        _compare(meta, wanted, folder)
         try:
-            loaded = ocp.load_checkpointables(self.directory / str(step), {"state": wanted})
+            loaded = ocp.load_checkpointables(folder, {"state": wanted})
         except Exception as error:
-            cause = error.__cause__ or error
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be loaded: {cause}"
-            ) from error
+            told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
+            if self._config.verify or _is_out_of_memory(error):
+                raise UserError(told, exit_code=1) from error  # the files are as they were written
+            raise Unreadable(told) from error
         leaves = [loaded["state"][name] for name in wanted]
         state = jax.tree.unflatten(structure, leaves)
         return Restored(step, state, meta.data_index, meta.config, meta.fingerprint)
@@ -195,13 +261,16 @@ class Checkpoints:
         if folder.exists():
             if self.problem(step) is None:
                 return
-            folder.rename(_free_name(self.directory / f"{step}.bad"))
+            self._set_aside(step)
+        self._good.discard(step)
+        self._bad.pop(step, None)
         arrays, _ = flatten(state)
         meta = {
             "data_index": data_index,
             "config": dict(config),
             "fingerprint": dict(fingerprint),
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
+            "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
         try:
             response = ocp.save_checkpointables_async(folder, {"state": arrays})
@@ -212,40 +281,71 @@ class Checkpoints:
         )
         self._saving.start()
 
+    def _set_aside(self, step: int) -> None:
+        """Moves a bad step to STEP.bad, with its manifest."""
+        _all_here("bad step")  # each process has seen it
+        if _is_first():
+            aside = _free_name(self.directory / f"{step}.bad")
+            (self.directory / str(step)).rename(aside)
+            if self._manifest(step).exists():
+                self._manifest(step).rename(self.directory / MANIFESTS / f"{aside.name}.json")
+        _all_here("bad step set aside")
+
     def _finish(self, step: int, response: Any, meta: dict[str, Any]) -> None:
         """In the background: waits for the commit, then writes meta, manifest, and cleans up."""
         try:
             response.result()
-            folder = self.directory / str(step)
-            (folder / META).write_text(json.dumps(meta))
-            manifest = {
-                file.relative_to(folder).as_posix(): (file.stat().st_size, sha256(file))
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            }
-            target = self.directory / MANIFESTS / f"{step}.json"
-            temporary = target.with_suffix(".tmp")
-            temporary.write_text(json.dumps(manifest, indent=1))
-            os.replace(temporary, target)
-            self._remove_old()
+            if _is_first():
+                self._seal(step, meta)
+                self._remove_old(step)
         except BaseException as error:
             self._error = error
+            for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)  # it may be what fills the disk
 
-    def _remove_old(self) -> None:
-        good = [s for s in self.steps() if (self.directory / MANIFESTS / f"{s}.json").exists()]
-        for step in good[: -self._config.keep_last]:
-            if not self._config.keep_every or step % self._config.keep_every:
-                (self.directory / MANIFESTS / f"{step}.json").unlink()
-                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+    def _seal(self, step: int, meta: dict[str, Any]) -> None:
+        """Writes meta.json, then the manifest: from here on the step counts."""
+        folder = self.directory / str(step)
+        _write(folder / META, meta)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        manifest = {
+            file.relative_to(folder).as_posix(): (file.stat().st_size, sha256(file))
+            for file in files
+        }
+        _write(self._manifest(step), manifest)
+
+    def _remove_old(self, step: int) -> None:
+        """Retention, of steps up to the one just saved. Later ones (an earlier step was resumed)
+        and those known to be bad are no substitute for a good one, and stay."""
+        good = [
+            s
+            for s in self.steps()
+            if s <= step and s not in self._bad and self._manifest(s).exists()
+        ]
+        for old in good[: -self._config.keep_last]:
+            if not self._config.keep_every or old % self._config.keep_every:
+                folder = self.directory / f"{old}.deleted"
+                (self.directory / str(old)).rename(folder)
+                self._manifest(old).unlink()
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _manifest(self, step: int) -> Path:
+        return self.directory / MANIFESTS / f"{step}.json"
 
     def wait(self) -> None:
         """Until the running save is done; raises what went wrong with it."""
-        if self._saving is not None:
-            self._saving.join()
-            self._saving = None
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise self._told(error) from error
+        if saving is not None:
+            _all_here("checkpoint")  # process 0 has written the manifest
+
+    def close(self) -> None:
+        """Waits for the running save."""
+        self.wait()
 
     def _told(self, error: BaseException) -> UserError:
         chain: BaseException | None = error
@@ -258,6 +358,35 @@ class Checkpoints:
                 )
             chain = chain.__cause__ or chain.__context__
         return UserError(f"checkpoint in {self.directory} failed: {error}", exit_code=1)
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _all_here(name: str) -> None:
+    """Waits for all processes of the run."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{error} {error.__cause__}"
+
+
+def _read(file: Path) -> Iterable[tuple[str, Any]]:
+    """The items of a JSON object. OSError, ValueError, AttributeError where it is none."""
+    return json.loads(file.read_text()).items()
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """JSON, atomically: a reader finds all of it or nothing."""
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w") as out:
+        json.dump(content, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
 
 
 def flatten(state: Any) -> tuple[dict[str, Any], Any]:
@@ -279,22 +408,26 @@ def _free_name(path: Path) -> Path:
     return found
 
 
-def _compare(stored: Mapping[str, list[int]], wanted: Mapping[str, Any], where: Path) -> None:
-    """UserError with every array that is missing, left over or of another shape."""
+def _compare(stored: Metadata, wanted: Mapping[str, Any], where: Path) -> None:
+    """UserError with every array that is missing, left over, of another shape or another dtype
+    (Orbax would cast silently)."""
     lines = []
-    for name in sorted(set(stored) | set(wanted)):
+    for name in sorted(set(stored.shapes) | set(wanted)):
         if name not in wanted:
-            lines.append(f"{name}: stored with shape {tuple(stored[name])}, not in the model")
-        elif name not in stored:
-            lines.append(f"{name}: wanted with shape {tuple(wanted[name].shape)}, not stored")
-        elif tuple(stored[name]) != tuple(wanted[name].shape):
-            shapes = f"{tuple(stored[name])}, wanted {tuple(wanted[name].shape)}"
-            lines.append(f"{name}: stored with shape {shapes}")
+            shape = tuple(stored.shapes[name])
+            lines.append(f"{name}: stored with shape {shape}, not in the model")
+            continue
+        shape, dtype = tuple(wanted[name].shape), str(wanted[name].dtype)
+        if name not in stored.shapes:
+            lines.append(f"{name}: wanted with shape {shape}, not stored")
+        elif (before := tuple(stored.shapes[name])) != shape:
+            lines.append(f"{name}: stored with shape {before}, wanted {shape}")
+        elif (old := stored.dtypes.get(name, dtype)) != dtype:
+            lines.append(f"{name}: stored as {old}, wanted as {dtype}")
     if lines:
-        shown = "\n  ".join(
-            lines[:12] + ([f"... and {len(lines) - 12} more"] if lines[12:] else [])
-        )
-        raise UserError(f"checkpoint {where} does not fit the model:\n  {shown}")
+        more = [f"... and {len(lines) - 12} more"] if lines[12:] else []
+        told = "\n  ".join(lines[:12] + more)
+        raise UserError(f"checkpoint {where} does not fit the model:\n  {told}")
 
 
 # --- warm start ---
@@ -329,7 +462,7 @@ def warm_start(new: Any, old: Any) -> tuple[Any, WarmStartReport]:
 
     Where only the number of experts differs (experts' first axis behind the stack of layers, the
     last axis of a router's kernel), expert i takes the old expert i modulo their number. The rest
-    keeps its new initialisation.
+    keeps its new initialisation. What comes from `old` is numpy, in the new dtype.
     """
     report = WarmStartReport()
     new_flat, structure = flatten(new)
@@ -337,20 +470,27 @@ def warm_start(new: Any, old: Any) -> tuple[Any, WarmStartReport]:
     values = []
     for name, value in new_flat.items():
         before = old_flat.get(name)
-        parts = name.split(".")
-        axis = 1 if "experts" in parts else -1 if "router" in parts else None
-        if before is not None and before.shape == value.shape:
+        axis = _expert_axis(name)
+        if before is None:
+            report.new.append(name)
+        elif before.shape == value.shape:
             report.used.append(name)
-            values.append(jnp.asarray(before, value.dtype))
-        elif before is not None and axis is not None and _same_but(axis, before, value):
-            index = np.arange(value.shape[axis]) % before.shape[axis]
+            value = np.asarray(before).astype(value.dtype)
+        elif axis is not None and _same_but(axis, before, value):
             report.adapted.append(f"{name} {before.shape} -> {value.shape}")
-            values.append(jnp.asarray(np.take(np.asarray(before), index, axis), value.dtype))
+            index = np.arange(value.shape[axis]) % before.shape[axis]
+            value = np.take(np.asarray(before), index, axis).astype(value.dtype)
         else:
             report.new.append(name)
-            values.append(value)
-    report.unused = [name for name in old_flat if name not in new_flat]
+            report.unused.append(f"{name} {before.shape}, now {value.shape}")
+        values.append(value)
+    report.unused += [name for name in old_flat if name not in new_flat]
     return jax.tree.unflatten(structure, values), report
+
+
+def _expert_axis(name: str) -> int | None:
+    parts = name.split(".")
+    return 1 if "experts" in parts else -1 if "router" in parts else None
 
 
 def _same_but(axis: int, old: Any, new: Any) -> bool:

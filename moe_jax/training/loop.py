@@ -168,7 +168,7 @@ def load_params(folder: Path) -> dict[str, Any]:
     """The parameters of the newest good checkpoint, built from its own config."""
     from moe_jax.training.checkpoint import CheckpointConfig
 
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+    with Checkpoints(folder, CheckpointConfig(), read_only=True) as checkpoints:
         known = checkpoints.read_metadata()
         if known is None:
             raise UserError(f"{folder.parent}: no checkpoint to start from")
@@ -224,7 +224,7 @@ class Run:
         experiment = self.program.experiment
         eval_rows = experiment.data.open(experiment.evaluation.split)
         require_not_empty(eval_rows, experiment.evaluation.split, 1)
-        probe = Probe(self.program, eval_rows) if self.program.probe_shape != (0,) else None
+        probe = Probe(self.program, eval_rows) if self.program.probes else None
         clock = Clock(self.program, int(state.step))
         step, evaluation = int(state.step), {}
         while step < experiment.steps and not self.signals.stop:

@@ -226,7 +226,8 @@ def test_warm_start_by_path_and_shape():
     )
     np.testing.assert_array_equal(found["head"], old["head"])
     assert np.all(found["layers"]["mlp"]["w_up"] == 0)
-    assert report.used == ["head"] and report.unused == ["old_only"]
+    assert report.used == ["head"]
+    assert report.unused == ["layers.mlp.w_up (2, 4, 6), now (2, 4, 8)", "old_only"]
     assert report.new == ["bias", "layers.mlp.w_up"]
     assert len(report.adapted) == 2 and "warm start" in str(report)
 
