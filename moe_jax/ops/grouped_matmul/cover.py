@@ -44,9 +44,11 @@ def block_sizes(R: int, E: int) -> BlockSizes:
 
 
 @functools.lru_cache
-def cheapest_cover(sizes: BlockSizes) -> Int[np.ndarray, "N 1+M"]:
-    """For a group of n < N rows: which first block it takes (1, 2, ...; 0: none, n = 0), and how
-    many of each further size. Minimises rows + overheads of all blocks (dynamic programming).
+def cheapest_cover(sizes: BlockSizes) -> Int[np.ndarray, "N width"]:
+    """How to cover a group of n rows at the least cost of rows and overheads, for n < N.
+
+    Row n of the (N, 1 + M) table: the first block's size (1, 2, ...; 0: none, n = 0), and how
+    many blocks of each of the M further sizes. By dynamic programming.
     """
     first, more = np.array(sizes.first), np.array(sizes.more)
     N = first[-1] + 2 * more[-1]
@@ -113,7 +115,7 @@ class Block:
 def for_each_block(
     sizes_E: Int[Array, "E"],
     R: int,
-    matrices: Sequence[Float[Array, "E K N"]],
+    matrices: Sequence[Float[Array, "E _ _"]],
     body: Callable[[Block, Array, bool, list[Array], Any], Any],
     carry: Any,
 ) -> Any:
