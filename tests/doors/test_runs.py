@@ -195,6 +195,17 @@ def test_report(door, trained):
     )
 
 
+def test_dense_model_trains_and_is_evaluated(door, tiny, tmp_path):
+    argv = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}", "--config.moe.every=0"]
+    code, _, err = door("train", *argv, "--config.steps=6")
+    assert code == 0, err
+    names = {name for line in lines(tmp_path / "run") for name in line}
+    assert "cross_entropy" in names and not any(name.startswith("moe/") for name in names)
+    assert door("evaluate", f"--workdir={tmp_path / 'run'}")[0] == 0
+    code, out, _ = door("train", *argv, "--config.steps=6")
+    assert code == 0 and "complete" in out
+
+
 def test_warm_start_with_other_experts(door, tiny, trained, tmp_path):
     argv = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}", f"--warm_start={trained}"]
     code, out, err = door("train", *argv, "--config.moe.num_experts=8", "--config.steps=2")

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 # Cost of a block beyond its rows, in rows: its matrix is copied out of the array of all matrices
 # and packed by the matmul; the weight gradients of a further block are added to the first one's.
 FIRST_OVERHEAD, MORE_OVERHEAD = 32, 64
-# Blocks beyond this size gain nothing and leave the cache.
-MAX_BLOCK = 2048
+# Smaller blocks cost nearly as much; larger ones gain nothing and leave the cache.
+MIN_BLOCK, MAX_BLOCK = 32, 2048
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def block_sizes(R: int, E: int) -> BlockSizes:
 
     def rows(fractions: Sequence[float]) -> tuple[int, ...]:
         multiples = {8 * int(np.ceil(fraction * R / E / 8)) for fraction in fractions}
-        return tuple(sorted({min(max(rows, 16), MAX_BLOCK, R) for rows in multiples}))
+        return tuple(sorted({min(max(rows, MIN_BLOCK), MAX_BLOCK, R) for rows in multiples}))
 
     return BlockSizes(first=rows((0.25, 0.5, 1.0, 1.25)), more=rows((0.125, 1.0)))
 
