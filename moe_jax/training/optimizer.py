@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +12,8 @@ import optax
 from optax import contrib
 
 from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.training.adafactor import scale_by_adafactor
+from moe_jax.training.parameters import by_path, group_of, is_matrix, matrix_axes, matrix_shape
 
 Params = Mapping[str, Any]
 
@@ -21,7 +22,7 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine:
-    """Linear warm-up, then a cosine down to final_fraction of the peak at the last step."""
+    """Linear warm-up, then a cosine down to final_fraction of the peak, met after the last step."""
 
     warmup_steps: int = 50
     final_fraction: float = 0.1
@@ -51,9 +52,10 @@ class WSD:
             yield "decay_fraction", "must be above 0 and at most 1"
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        decay_steps = max(round(self.decay_fraction * steps), 1)
+        after_warmup = max(steps - self.warmup_steps, 1)
+        decay_steps = min(max(round(self.decay_fraction * steps), 1), after_warmup)
         decay = optax.linear_schedule(
-            peak, peak * self.final_fraction, decay_steps, steps - decay_steps - self.warmup_steps
+            peak, peak * self.final_fraction, decay_steps, after_warmup - decay_steps
         )
         return _after_warmup(peak, self.warmup_steps, decay)
 
@@ -116,7 +118,8 @@ SCHEDULES: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """How one group of parameters departs from the rest."""
+    """How one group of parameters departs from the rest. A frozen one does not move, counts for
+    nothing in the clipping and takes no optimizer memory."""
 
     learning_rate_multiplier: float = 1.0
     weight_decay_multiplier: float = 1.0
@@ -134,21 +137,9 @@ class Groups:
     experts: Group = field(default_factory=Group)
     rest: Group = field(default_factory=Group)
 
-
-def path_of(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(key, "key", key)) for key in path)
-
-
-def group_of(path: str) -> str:
-    """The name of the group of a parameter."""
-    parts = path.split("/")
-    return next((name for name in ("router", "experts") if name in parts), "rest")
-
-
-def is_matrix(path: str) -> bool:
-    """Whether weight decay applies: everything but norm scales and biases. By name, because a
-    scale stacked over layers has two dimensions as well."""
-    return path.rsplit("/", 1)[-1] not in ("scale", "bias")
+    def check(self) -> Iterator[Rule]:
+        if self.router.frozen and self.experts.frozen and self.rest.frozen:
+            yield "rest.frozen", "at least one group must train"
 
 
 # --- optimizers ---
@@ -169,6 +160,11 @@ class Optimizer:
         yield from at_least(self, 0, "clip_norm", "weight_decay")
         if self.learning_rate <= 0:
             yield "learning_rate", "must be above 0"
+        for name in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, name, 0.0) < 1:
+                yield name, "must be at least 0 and below 1"
+        if getattr(self, "eps", 1.0) <= 0:
+            yield "eps", "must be above 0"
 
     def scale(self, params: Params) -> optax.GradientTransformation:
         """Gradients to updates of about unit size, before learning rate and decay."""
@@ -177,7 +173,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """Loshchilov, Hutter (1711.05101)."""
+    """Loshchilov, Hutter (1711.05101); b2 as language models take it, the paper has 0.999."""
 
     b1: float = 0.9
     b2: float = 0.95
@@ -190,27 +186,31 @@ class AdamW(Optimizer):
 @dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
     """Shazeer, Stern (1804.04235): factored second moments, no first moment, updates clipped to
-    root mean square 1, relative to the parameter's scale."""
+    root mean square 1 and relative to the parameter's scale; each matrix of a stack (layers,
+    experts) on its own. The paper's learning rate is 1e-2."""
 
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     decay_rate: float = 0.8
-    min_dim_size_to_factor: int = 128
+    min_dim_size_to_factor: int = 128  # smaller matrices keep every second moment
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from at_least(self, 1, "min_dim_size_to_factor")
+        if self.decay_rate <= 0:
+            yield "decay_rate", "must be above 0"
 
     def scale(self, params: Params) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_factored_rms(
-                decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
-            ),
-            optax.clip_by_block_rms(1.0),
-            optax.scale_by_param_block_rms(),
-        )
+        return scale_by_adafactor(self.decay_rate, self.min_dim_size_to_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lion(Optimizer):
-    """Chen et al. (2302.06675); the paper takes learning rates 3 to 10 times below AdamW's."""
+    """Chen et al. (2302.06675), who take learning rates 3 to 10 times below AdamW's and decays
+    as much above."""
 
     learning_rate: float = 1e-4
+    weight_decay: float = 1.0
     b1: float = 0.9
     b2: float = 0.99
 
@@ -245,35 +245,17 @@ def is_muon(path: str) -> bool:
     return path.startswith("layers/") and is_matrix(path) and group_of(path) != "router"
 
 
-def _matrix_axes(path: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The (row, column) axes of the matrices that a parameter stacks; axis 0 is the layers'."""
-    name = path.rsplit("/", 1)[-1]
-    if name in ("wq", "wk", "wv"):
-        return (1,), (2, 3)  # (layers, D, heads, head_dim)
-    if name == "wo":
-        return (1, 2), (3,)
-    return (rank - 2,), (rank - 1,)
-
-
 def _dimensions(params: Any) -> Any:
     return by_path(
-        lambda path, leaf: contrib.MuonDimensionNumbers(*_matrix_axes(path, leaf.ndim)), params
+        lambda path, leaf: contrib.MuonDimensionNumbers(*matrix_axes(path, leaf.ndim)), params
     )
 
 
 def _to_adam_size(path: str, update: jax.Array) -> jax.Array:
-    rows, columns = (
-        math.prod(update.shape[axis] for axis in axes) for axes in _matrix_axes(path, update.ndim)
-    )
-    return update * (0.2 * max(rows, columns) ** 0.5)
+    return update * (0.2 * max(matrix_shape(path, update.shape)) ** 0.5)
 
 
 OPTIMIZERS: dict[str, type] = {"adamw": AdamW, "adafactor": Adafactor, "lion": Lion, "muon": Muon}
-
-
-def by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """Maps function(path, leaf) over a tree, paths as "layers/00/moe/router/kernel"."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_of(path), leaf), tree)
 
 
 def make_optimizer(
@@ -285,13 +267,12 @@ def make_optimizer(
     """
     schedule = config.schedule.build(config.learning_rate, steps)
     labels = by_path(lambda path, leaf: group_of(path), params)
+    groups = {name: getattr(config.groups, name) for name in ("router", "experts", "rest")}
 
     def matrices(tree: Any) -> Any:
         return by_path(lambda path, leaf: is_matrix(path), tree)
 
     def finish(group: Group) -> optax.GradientTransformation:
-        if group.frozen:
-            return optax.set_to_zero()
         decay = config.weight_decay * group.weight_decay_multiplier
         return optax.chain(
             optax.add_decayed_weights(decay, mask=matrices),
@@ -300,5 +281,13 @@ def make_optimizer(
         )
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    groups = {name: finish(getattr(config.groups, name)) for name in ("router", "experts", "rest")}
-    return optax.chain(clip, config.scale(params), optax.partition(groups, labels)), schedule
+    trained = optax.chain(
+        clip,
+        config.scale(params),
+        optax.partition({name: finish(group) for name, group in groups.items()}, labels),
+    )
+    if not any(group.frozen for group in groups.values()):
+        return trained, schedule
+    freezing = jax.tree.map(lambda name: "frozen" if groups[name].frozen else "trained", labels)
+    parts = {"trained": trained, "frozen": optax.set_to_zero()}
+    return optax.partition(parts, freezing), schedule

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,14 +30,19 @@ PLAIN_EVERY = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """Use as a context manager; `update` after every step, `message` for lines of text."""
+    """Use as a context manager; `update` after every step, `message` for lines of text.
+
+    Only process 0 shows anything.
+    """
 
     def __init__(self, total: int, start: int = 0):
-        self._total, self._start = total, start
+        self._total, self._start, self._step = total, start, start
+        self._shown = start  # the last step that was drawn
+        self._active = jax.process_index() == 0
         self._values: dict[str, float] = {}
         self._began = self._drawn = time.monotonic()
         self._bar: Bar | None = None
-        if sys.stdout.isatty():
+        if self._active and sys.stdout.isatty():
             self._bar = Bar(
                 TextColumn("steps"),
                 BarColumn(),
@@ -59,29 +65,33 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._shown != self._step:
+            self._draw(time.monotonic())
         if self._bar is not None:
-            self._bar.refresh()
             self._bar.stop()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """The state after `step`; drawn at most every so often."""
+        self._step = step
         self._values.update(values)
         now = time.monotonic()
-        wait = REFRESH if self._bar is not None else PLAIN_EVERY
-        if now - self._drawn < wait:
-            return
+        if now - self._drawn >= (REFRESH if self._bar is not None else PLAIN_EVERY):
+            self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        step = self._shown = self._step
         self._drawn = now
         if self._bar is not None:
             self._bar.update(self._task, completed=step, told=self._told())
             self._bar.refresh()
-        else:
+        elif self._active:
             print(f"step {step}/{self._total}  {self._told()}  {self._eta(step, now)}", flush=True)
 
     def message(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif self._active:
             print(text, flush=True)
 
     def _told(self) -> str:

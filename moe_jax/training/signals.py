@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -10,7 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Within the context SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 (SLURM's warning) set `stop`.
+    """Within the context SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 (SLURM's warning) set `stop`, and
+    `name` to the first that came.
 
     A second SIGINT raises KeyboardInterrupt. Outside the main thread nothing is changed, since
     Python allows handlers only there.
@@ -19,6 +22,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.stop = False
         self.name = ""
+        self._interrupted = False
         self._old: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -33,9 +37,19 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None: installed by something other than Python, which alone could bring it back.
+            signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
+        self._old = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.stop and number == signal.SIGINT:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self.stop, self.name = True, signal.Signals(number).name
+        self._interrupted |= number == signal.SIGINT
+        if not self.stop:
+            self.stop, self.name = True, name
+            # Not print, which may be what was interrupted.
+            again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+            told = f"\n{name}: saving and stopping after this step{again}\n"
+            with contextlib.suppress(OSError):
+                os.write(2, told.encode())

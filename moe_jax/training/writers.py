@@ -52,14 +52,14 @@ class MetricWriter:
         self._wandb: Any = None
         if not self._active:
             return
+        if config.wandb:
+            self._wandb = _wandb(self.directory)
         path = self.directory / "metrics.jsonl"
         drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
         if config.tensorboard:
             folder = str(self.directory / "tensorboard")
             self._board = SummaryWriter(folder, flush_secs=10, purge_step=start_step + 1)
-        if config.wandb:
-            self._wandb = _wandb(self.directory)
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -81,8 +81,10 @@ class MetricWriter:
         self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
-                if isinstance(value, list | tuple) or np.ndim(value) == 1:
-                    self._board.add_histogram(f"{split}/{name}", np.asarray(value), step)
+                if np.ndim(value) > 0:
+                    array = np.asarray(value, np.float64)
+                    if (finite := array[np.isfinite(array)]).size:  # else TensorBoard's own error
+                        self._board.add_histogram(f"{split}/{name}", finite, step)
                 else:
                     self._board.add_scalar(f"{split}/{name}", float(value), step)
         if self._wandb is not None:
@@ -100,25 +102,25 @@ class MetricWriter:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes the lines of steps after `step` and a torn last line, atomically."""
+    """Removes the lines of steps after `step` and what is no whole line (a write that was torn),
+    atomically."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            entry = json.loads(line)
-        except ValueError:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, TypeError, KeyError):
             continue
-        if entry["step"] <= step:
-            kept.append(line + "\n")
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:
     """A JSON value of a number, array or list; null for what JSON cannot hold."""
-    if isinstance(value, list | tuple) or np.ndim(value) > 0:
+    if np.ndim(value) > 0:
         return [_plain(item) for item in np.asarray(value).tolist()]
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float) and not math.isfinite(number):
@@ -127,10 +129,15 @@ def _plain(value: Any) -> Any:
 
 
 def _wandb(directory: Path) -> Any:
+    """The run of this folder at Weights & Biases, the same one when the folder's run goes on."""
     try:
         import wandb
     except ImportError as error:
         raise UserError(
             'config.logging.wandb needs the extra "wandb": pip install -e ".[wandb]"'
         ) from error
-    return wandb.init(dir=str(directory), name=directory.name, resume="allow")
+    id_file = directory / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id())
+    name = directory.absolute().name
+    return wandb.init(dir=str(directory), name=name, id=id_file.read_text(), resume="allow")
