@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ class AdafactorState(NamedTuple):
     """Means of squared gradients: over columns and over rows of factored matrices (their axes kept
     with size 1), entry by entry of the others; a scalar stands where one is not needed."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count, as optax does
     rows: Any
     columns: Any
     entries: Any
@@ -27,9 +28,9 @@ class AdafactorState(NamedTuple):
 class Moments(NamedTuple):
     """The state of one parameter."""
 
-    rows: jax.Array
-    columns: jax.Array
-    entries: jax.Array
+    rows: Any
+    columns: Any
+    entries: Any
 
 
 def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int) -> Any:
@@ -40,59 +41,61 @@ def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int) -> Any:
     squares are of one matrix: no layer and no expert acts on another.
     """
 
-    def is_factored(path: str, shape: tuple[int, ...]) -> bool:
-        return min(matrix_shape(path, shape)) >= min_dim_size_to_factor
-
-    def init_one(path: str, param: Any) -> Moments:
-        none = jnp.zeros((), jnp.float32)
-        if not is_factored(path, param.shape):
-            return Moments(none, none, jnp.zeros(param.shape, jnp.float32))
-        row_axes, column_axes = matrix_axes(path, param.ndim)
-        return Moments(
-            rows=jnp.zeros(_without(param.shape, column_axes), jnp.float32),
-            columns=jnp.zeros(_without(param.shape, row_axes), jnp.float32),
-            entries=none,
-        )
-
     def init(params: Any) -> AdafactorState:
-        return AdafactorState(
-            jnp.zeros((), jnp.int32),
-            *(by_path(lambda p, x, i=i: init_one(p, x)[i], params) for i in range(3)),
-        )
+        def part(number: int) -> Any:
+            return by_path(
+                lambda path, param: _first(path, param, min_dim_size_to_factor)[number], params
+            )
 
-    def update_one(
-        path: str, grad: Any, param: Any, rows: Any, columns: Any, entries: Any, decay: Any
-    ) -> tuple[jax.Array, Moments]:
-        row_axes, column_axes = matrix_axes(path, param.ndim)
-        square = jnp.square(grad) + EPSILON
-
-        def mix(old: Any, new: Any) -> Any:
-            return decay * old + (1 - decay) * new
-
-        if is_factored(path, param.shape):
-            rows = mix(rows, jnp.mean(square, column_axes, keepdims=True))
-            columns = mix(columns, jnp.mean(square, row_axes, keepdims=True))
-            share = rows / jnp.mean(rows, row_axes, keepdims=True)
-            scaled = grad * jax.lax.rsqrt(share) * jax.lax.rsqrt(columns)
-        else:
-            entries = mix(entries, square)
-            scaled = grad * jax.lax.rsqrt(entries)
-        axes = row_axes + column_axes
-        scaled = scaled / jnp.maximum(1.0, _rms(scaled, axes))
-        size = jnp.maximum(_rms(param, axes), LEAST_SCALE)
-        return scaled * size, Moments(rows, columns, entries)
+        return AdafactorState(jnp.zeros((), jnp.int32), part(0), part(1), part(2))
 
     def update(grads: Any, state: AdafactorState, params: Any) -> tuple[Any, AdafactorState]:
         count = optax.safe_increment(state.count)
         decay = 1 - count.astype(jnp.float32) ** -decay_rate
-        paired = by_path(
-            lambda *leaves: update_one(*leaves, decay), grads, params, *state[1:]
-        )  # (update, Moments) at the place of each gradient
+        # (update, Moments) at the place of each gradient
+        paired = by_path(partial(_update, decay), grads, params, *state[1:])
         outer, inner = jax.tree.structure(grads), jax.tree.structure((0, Moments(0, 0, 0)))
         updates, moments = jax.tree.transpose(outer, inner, paired)
         return updates, AdafactorState(count, *moments)
 
     return optax.GradientTransformation(init, update)
+
+
+def _first(path: str, param: Any, least: int) -> Moments:
+    """Zeros; factored where a matrix has at least `least` rows and columns."""
+    none = jnp.zeros((), jnp.float32)
+    if min(matrix_shape(path, param.shape)) < least:
+        return Moments(none, none, jnp.zeros(param.shape, jnp.float32))
+    row_axes, column_axes = matrix_axes(path, param.ndim)
+    return Moments(
+        rows=jnp.zeros(_without(param.shape, column_axes), jnp.float32),
+        columns=jnp.zeros(_without(param.shape, row_axes), jnp.float32),
+        entries=none,
+    )
+
+
+def _update(
+    decay: Any, path: str, grad: Any, param: Any, rows: Any, columns: Any, entries: Any
+) -> tuple[jax.Array, Moments]:
+    """The update of one parameter, and its next state."""
+    row_axes, column_axes = matrix_axes(path, param.ndim)
+    square = jnp.square(grad) + EPSILON
+
+    def mix(old: Any, new: Any) -> Any:
+        return decay * old + (1 - decay) * new
+
+    if rows.ndim:
+        rows = mix(rows, jnp.mean(square, column_axes, keepdims=True))
+        columns = mix(columns, jnp.mean(square, row_axes, keepdims=True))
+        share = rows / jnp.mean(rows, row_axes, keepdims=True)
+        scaled = grad * jax.lax.rsqrt(share) * jax.lax.rsqrt(columns)
+    else:
+        entries = mix(entries, square)
+        scaled = grad * jax.lax.rsqrt(entries)
+    axes = row_axes + column_axes
+    scaled = scaled / jnp.maximum(1.0, _rms(scaled, axes))
+    size = jnp.maximum(_rms(param, axes), LEAST_SCALE)
+    return scaled * size, Moments(rows, columns, entries)
 
 
 def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

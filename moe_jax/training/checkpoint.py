@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
@@ -231,13 +232,18 @@ class Checkpoints:
         wanted, structure = flatten(abstract_state)
         _compare(meta, wanted, folder)
         try:
-            loaded = ocp.load_checkpointables(folder, {"state": wanted})
+            loaded = ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
         except Exception as error:
             told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
             if self._config.verify or _is_out_of_memory(error):
                 raise UserError(told, exit_code=1) from error  # the files are as they were written
             raise Unreadable(told) from error
-        leaves = [loaded["state"][name] for name in wanted]
+        leaves = [
+            loaded[name]
+            if name in loaded
+            else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            for name, leaf in wanted.items()
+        ]
         state = jax.tree.unflatten(structure, leaves)
         return Restored(step, state, meta.data_index, meta.config, meta.fingerprint)
 
@@ -273,7 +279,7 @@ class Checkpoints:
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
         try:
-            response = ocp.save_checkpointables_async(folder, {"state": arrays})
+            response = ocp.save_checkpointables_async(folder, {"state": _not_empty(arrays)})
         except Exception as error:
             raise self._told(error) from error
         self._saving = threading.Thread(
@@ -372,6 +378,11 @@ def _all_here(name: str) -> None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{error} {error.__cause__}"
+
+
+def _not_empty(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Orbax refuses arrays without elements; their shape and dtype, in meta.json, say it all."""
+    return {name: array for name, array in arrays.items() if array.size}
 
 
 def _read(file: Path) -> Iterable[tuple[str, Any]]:

@@ -59,7 +59,13 @@ class MetricWriter:
         self._file = path.open("a", encoding="utf-8")
         if config.tensorboard:
             folder = str(self.directory / "tensorboard")
-            self._board = SummaryWriter(folder, flush_secs=10, purge_step=start_step + 1)
+            self._board = SummaryWriter(
+                folder,
+                flush_secs=10,
+                purge_step=start_step + 1,
+                # Else two starts in one second would share a file, and the second empty it.
+                filename_suffix=f".{start_step}",
+            )
 
     def __enter__(self) -> MetricWriter:
         return self

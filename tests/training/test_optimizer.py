@@ -207,3 +207,178 @@ def test_muon_of_a_stack_is_muon_of_each_matrix():
     # Embedding and router take Adam's first step: the sign of the gradient.
     for path in ("embedding", "layers/00/moe/router/kernel"):
         np.testing.assert_allclose(found[path], -np.sign(flat(grads)[path]), rtol=1e-4)
+
+
+def test_adafactor_of_a_stack_is_adafactor_of_each_matrix():
+    """optax, an oracle for single matrices, over several steps; factored and not factored."""
+    from moe_jax.training.optimizer import Adafactor
+
+    config = Adafactor(
+        learning_rate=1.0, schedule=Constant(), clip_norm=0.0, min_dim_size_to_factor=5
+    )
+    oracle = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=5),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+        optax.scale(-1.0),
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+
+    def stacks(key):
+        keys = jax.random.split(key, 4)
+        # Layers and experts of very different size: a mean over the stack would show.
+        size = jnp.exp(2 * jax.random.normal(keys[3], (2, 3, 1, 1)))
+        return {
+            "layers": {
+                "moe": {"experts": {"w_up": size * jax.random.normal(keys[0], (2, 3, 6, 7))}},
+                "attention": {"wq": size * jax.random.normal(keys[1], (2, 3, 2, 4))},
+                "norm": {"scale": size[:, 0, 0] * jax.random.normal(keys[2], (2, 5))},
+            }
+        }
+
+    def singles(tree):
+        """The same numbers as separate arrays: per layer and expert, heads flattened."""
+        tree = tree["layers"]
+        w_up, wq = tree["moe"]["experts"]["w_up"], tree["attention"]["wq"]
+        return (
+            [[w_up[layer, e] for e in range(3)] for layer in range(2)],
+            [wq[layer].reshape(3, 8) for layer in range(2)],
+            [tree["norm"]["scale"][layer] for layer in range(2)],
+        )
+
+    params = stacks(keys[0])
+    optimizer, _ = make_optimizer(config, params, 10)
+    mine, theirs = optimizer.init(params), oracle.init(singles(params))
+    for key in keys[1:]:
+        grads = stacks(key)
+        updates, mine = optimizer.update(grads, mine, params)
+        expected, theirs = oracle.update(singles(grads), theirs, singles(params))
+        for here, there in zip(
+            jax.tree.leaves(singles(updates)), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(here, there, rtol=2e-5, atol=1e-7)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(mine) if leaf.ndim)
+    assert sizes == [2 * 5, 2 * 3 * 6, 2 * 3 * 7, 2 * 3 * 2 * 4]  # w_up is kept as two vectors
+
+
+def test_lion_is_the_sign_of_the_mixed_momentum():
+    """The paper's algorithm 2, in float64, over several steps."""
+    from moe_jax.training.optimizer import Lion
+
+    config = Lion(learning_rate=0.01, weight_decay=0.5, schedule=Constant(), clip_norm=0.0)
+    params = parameters()
+    optimizer, _ = make_optimizer(config, params, 10)
+    state = optimizer.init(params)
+    mine = {k: np.asarray(v, np.float64) for k, v in flat(params).items()}
+    momentum = {k: np.zeros_like(v) for k, v in mine.items()}
+    for t in range(1, 5):
+        updates, state = optimizer.update(parameters(t), state, params)
+        params = optax.apply_updates(params, updates)
+        for name, g in flat(parameters(t)).items():
+            g = np.asarray(g, np.float64)
+            decay = 0.0 if name.endswith("scale") else 0.5
+            direction = np.sign(0.9 * momentum[name] + 0.1 * g)
+            mine[name] -= 0.01 * (direction + decay * mine[name])
+            momentum[name] = 0.99 * momentum[name] + 0.01 * g
+    for name, value in flat(params).items():
+        np.testing.assert_allclose(value, mine[name], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_group_counts_for_nothing():
+    """Neither its huge gradient in the clipping, nor its size in the optimizer's state."""
+    params, grads = parameters(), parameters(5)
+    experts = params["layers"]["00"]["moe"]["experts"]
+    grads["layers"]["00"]["moe"]["experts"] = jax.tree.map(lambda w: 1e6 * w, experts)
+    groups = Groups(experts=Group(frozen=True))
+    config = AdamW(schedule=Constant(), eps=1.0, clip_norm=1.0, groups=groups)
+    optimizer, _ = make_optimizer(config, params, 10)
+    state = optimizer.init(params)
+    expert_shapes = {w.shape for w in jax.tree.leaves(experts)}
+    assert not expert_shapes & {leaf.shape for leaf in jax.tree.leaves(state)}
+    updates, _ = optimizer.update(grads, state, params)
+    after = optax.apply_updates(params, updates)
+    for path, value in flat(after).items():
+        same = np.array_equal(value, flat(params)[path])
+        assert same == (group_of(path) == "experts"), path
+    rest = {path: g for path, g in flat(grads).items() if group_of(path) != "experts"}
+    norm = np.sqrt(sum(np.sum(np.square(np.asarray(g, np.float64))) for g in rest.values()))
+    g = np.asarray(rest["embedding"], np.float64) / norm
+    decayed = g / (np.abs(g) + 1.0) + 0.1 * np.asarray(params["embedding"])
+    np.testing.assert_allclose(flat(updates)["embedding"], -1e-3 * decayed, rtol=1e-4)
+
+
+def test_schedules_of_short_runs_still_end_low():
+    """Warm-up and decay that do not both fit: the decay gives way, and ends where it should."""
+    schedule = WSD(warmup_steps=50, decay_fraction=0.8, final_fraction=0.0).build(1.0, 100)
+    values = np.array([float(schedule(step)) for step in range(101)])
+    assert values[49] == values[50] == 1.0 and values[100] == 0.0
+    np.testing.assert_allclose(np.diff(values[50:]), -1 / 50, rtol=1e-3)
+    warmup_only = WSD(warmup_steps=50).build(1.0, 20)
+    assert [float(warmup_only(s)) for s in (0, 19)] == pytest.approx([1 / 50, 20 / 50])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_is_sharded_like_its_parameters(name, frozen):
+    """In a whole program, on data x expert = 2 x 4: what has an expert's shape lies on `expert`."""
+    from dataclasses import replace
+
+    from moe_jax.data.tokenizer import ByteTokenizer
+    from moe_jax.models.decoder import DecoderConfig
+    from moe_jax.nn.moe_layer import MoEConfig
+    from moe_jax.parallel.mesh import MeshConfig
+    from moe_jax.training.build import build
+    from moe_jax.training.experiment import Experiment
+
+    sizes = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8}
+    plain = Experiment()
+    experiment = replace(
+        plain,
+        batch_size=16,
+        data=replace(plain.data, sequence_length=16),
+        mesh=MeshConfig(data=2, expert=4),
+        model=DecoderConfig(**sizes),
+        moe=MoEConfig(num_experts=4, expert_dim=32),
+        optimizer=OPTIMIZERS[name](groups=Groups(router=Group(frozen=frozen))),
+    )
+    state = build(experiment, ByteTokenizer()).abstract_state
+    by_shape = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(state.params)}
+    for leaf in jax.tree.leaves(state.opt_state):
+        assert leaf.sharding.mesh.shape["expert"] == 4
+    # Only the experts' shapes are theirs alone.
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim == 4 and m.shape[1] == 4]
+    assert len(moments) >= len(jax.tree.leaves(state.params["layers"]["00"]["moe"]["experts"]))
+    for leaf in moments:
+        assert leaf.sharding.is_equivalent_to(by_shape[leaf.shape], leaf.ndim)
+        assert leaf.sharding.shard_shape(leaf.shape)[1] == 1
+
+
+def test_bad_settings_are_named():
+    def broken(config):
+        return [name for name, _ in config.check()]
+
+    assert broken(AdamW(b1=1.0, b2=-0.1, eps=0.0)) == ["b1", "b2", "eps"]
+    assert broken(Muon(momentum=1.0, learning_rate=0.0)) == ["learning_rate", "momentum"]
+    assert broken(OPTIMIZERS["adafactor"](decay_rate=0.0)) == ["decay_rate"]
+    every = Group(frozen=True)
+    assert broken(Groups(router=every, experts=every, rest=every)) == ["rest.frozen"]
+    assert not any(broken(cls()) for cls in OPTIMIZERS.values())
+
+
+def test_command_line_reaches_optimizers_schedules_and_groups():
+    from moe_jax.config.overrides import apply_overrides
+    from moe_jax.training.experiment import Experiment
+    from moe_jax.training.optimizer import Lion
+
+    optimizer = apply_overrides(
+        Experiment(),
+        {
+            "optimizer.groups.router.learning_rate_multiplier": "0.1",
+            "optimizer.schedule.kind": "wsd",
+            "optimizer.schedule.decay_fraction": "0.5",
+            "optimizer.kind": "lion",
+        },
+    ).optimizer
+    assert isinstance(optimizer, Lion) and optimizer.learning_rate == Lion().learning_rate
+    assert optimizer.schedule == WSD(decay_fraction=0.5)
+    assert optimizer.groups.router.learning_rate_multiplier == 0.1

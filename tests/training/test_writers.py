@@ -1,18 +1,17 @@
-"""metrics.jsonl over crashes and resumption; TensorBoard files; signals; progress."""
+"""metrics.jsonl over crashes and resumption, TensorBoard files, Weights & Biases."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.training.progress import Progress
-from moe_jax.training.signals import StopSignals
+from moe_jax.config.errors import UserError
 from moe_jax.training.writers import LoggingConfig, MetricWriter
 
 QUIET = LoggingConfig(tensorboard=False)
@@ -50,27 +49,86 @@ def test_resuming_drops_later_lines_and_a_torn_one(tmp_path):
     ]
 
 
-def test_signals_set_a_flag_and_are_given_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignals() as signals:
-        assert not signals.stop
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.stop and signals.name == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+def board(folder):
+    """(tag, step) -> number or histogram, of the event files, where a later run purges steps."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in sorted((folder / "tensorboard").iterdir(), key=lambda f: f.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:  # uint64 length, uint32 crc, the event, uint32 crc
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.HasField("session_log"):
+                found = {k: v for k, v in found.items() if k[1] < event.step}
+            for value in event.summary.value:
+                is_number = value.WhichOneof("value") == "simple_value"
+                content = value.simple_value if is_number else value.histo
+                found[value.tag, event.step] = content
+    return found
 
 
-def test_second_interrupt_is_an_interrupt():
-    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.stop
-        os.kill(os.getpid(), signal.SIGINT)
+def test_tensorboard_has_numbers_and_histograms_and_forgets_later_steps(tmp_path):
+    with MetricWriter(tmp_path, LoggingConfig()) as writer:
+        writer.write(1, {"loss": 1.5, "load": [0.25, 0.75]}, split="train")
+        writer.write(2, {"loss": 2.5}, split="train")
+        writer.write(2, {"loss": 3.5}, split="eval")
+    with MetricWriter(tmp_path, LoggingConfig(), start_step=1) as writer:
+        writer.write(3, {"loss": jnp.bfloat16(4.5)}, split="train")
+    found = board(tmp_path)
+    histogram = found.pop(("train/load", 1))
+    assert (histogram.num, histogram.sum, histogram.max) == (2, 1.0, 0.75)
+    assert found == {("train/loss", 1): 1.5, ("train/loss", 3): 4.5}
 
 
-def test_progress_without_a_terminal_writes_plain_lines(capsys, monkeypatch):
-    monkeypatch.setattr("moe_jax.training.progress.PLAIN_EVERY", 0.0)
-    with Progress(10, 4) as progress:
-        progress.update(5, {"loss": 2.0, "moe/dropped_fraction": 0.125})
-        progress.message("hello")
-    out = capsys.readouterr().out
-    assert "step 5/10" in out and "loss 2.000" in out and "dropped 12.5%" in out
-    assert "hello" in out and "\x1b" not in out
+def test_numbers_that_are_not_finite_stop_nothing(tmp_path):
+    """A histogram of NaN is an error in tensorboardX, and a run may well have one."""
+    with MetricWriter(tmp_path, LoggingConfig()) as writer:
+        writer.write(1, {"norm": [math.nan, 1.0], "all": [math.inf]}, split="train")
+    assert entries(tmp_path) == [{"step": 1, "split": "train", "norm": [None, 1.0], "all": [None]}]
+    found = board(tmp_path)
+    assert set(found) == {("train/norm", 1)} and found["train/norm", 1].num == 1
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"step": 3', "7\n", '{"x": 1}\n', "\x00\x00"])
+def test_whatever_a_crash_left_at_the_end_is_repaired(tmp_path, torn):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "split": "train"}\n' + torn)
+    for _ in range(2):
+        with MetricWriter(tmp_path, QUIET, start_step=1) as writer:
+            pass
+    with MetricWriter(tmp_path, QUIET, start_step=1) as writer:
+        writer.write(2, {}, split="train")
+    assert [entry["step"] for entry in entries(tmp_path)] == [1, 2]
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with MetricWriter(tmp_path, LoggingConfig(wandb=True)) as writer:
+        writer.write(1, {"loss": 1.0}, split="train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_goes_on_with_the_run_of_the_folder(tmp_path, monkeypatch):
+    ids, logged = [], []
+
+    def init(**kwargs):
+        ids.append(kwargs["id"])
+        return types.SimpleNamespace(
+            log=lambda metrics, step: logged.append((step, metrics)), finish=lambda: None
+        )
+
+    util = types.SimpleNamespace(generate_id=lambda: f"id{len(ids)}")
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, util=util))
+    for step in (1, 2):
+        config = LoggingConfig(tensorboard=False, wandb=True)
+        with MetricWriter(tmp_path, config, start_step=step) as writer:
+            writer.write(step, {"loss": math.nan}, split="eval")
+    assert ids == ["id0", "id0"] and logged == [(1, {"eval/loss": None}), (2, {"eval/loss": None})]
+
+
+def test_wandb_that_is_not_installed_is_a_mistake_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it was not there
+    with pytest.raises(UserError, match="wandb"):
+        MetricWriter(tmp_path, LoggingConfig(wandb=True))
