@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.grouped_matmul import grouped_matmul
 from moe_jax.ops.grouped_matmul.api import resolve
+from moe_jax.ops.precision import accumulator
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -85,5 +86,5 @@ def _activate(activation: str) -> Callable[..., Array]:
 
 
 def _einsum(subscripts: str, x: Array, w: Array) -> Array:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = accumulator(x.dtype)
     return jnp.einsum(subscripts, x, w, preferred_element_type=dtype).astype(x.dtype)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
 from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
 from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
+from moe_jax.ops.precision import accumulator
 
 Hidden = Callable[..., Array]
 
@@ -79,7 +80,7 @@ def _forward(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Arra
 def _backward(hidden: Hidden, residuals, dy_RD: Array):
     x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
     (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
-    dtype = jnp.promote_types(x_RD.dtype, jnp.float32)
+    dtype = accumulator(x_RD.dtype)
     # Transposed once, here: a product with a transposed left side is slower on CPU. That gives
     # the gradient of w_down transposed.
     x_DR, dy_DR = x_RD.T, dy_RD.T

@@ -7,17 +7,17 @@ whatever the number of groups (see `cover`).
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
 from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
+from moe_jax.ops.precision import accumulator
 
 
 def dot(a: Array, b: Array, axis_b: int = 0) -> Array:
     """a b, or with axis_b=1 a transpose(b), accumulated in float32 or better."""
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    dtype = accumulator(a.dtype)
     dimensions = (((1,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
@@ -48,7 +48,7 @@ def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array) -> Array:
         dw_KN = dot(block.load_columns(x_KR), block.load(dy_RN))
         return add_to_group(dw_EKN, dw_KN, e, is_first)
 
-    dtype = jnp.promote_types(x_RK.dtype, jnp.float32)
+    dtype = accumulator(x_RK.dtype)
     return for_each_block(sizes_E, R, [], body, zeros((E, K, N), dtype, like=x_RK))
 
 

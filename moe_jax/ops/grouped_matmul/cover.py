@@ -9,6 +9,7 @@ up in a table of the cheapest combinations. The loop visits only groups that hav
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 # Cost of a block beyond its rows, in rows: its matrix is copied out of the array of all matrices
 # and packed by the matmul; the weight gradients of a further block are added to the first one's.
 FIRST_OVERHEAD, MORE_OVERHEAD = 32, 64
-# Smaller blocks cost nearly as much; larger ones gain nothing and leave the cache.
-MIN_BLOCK, MAX_BLOCK = 32, 2048
+# First blocks around the mean rows of a group, so that most groups of a balanced load take one.
+# Smaller blocks than the least cost nearly as much; larger ones than the most gain nothing.
+FIRST_FRACTIONS, FIRST_LEAST, FIRST_MOST = (0.25, 0.5, 1.0, 1.25), 32, 2048
+MORE = (32, 128, 512, 2048)
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,11 @@ class BlockSizes:
 
 
 def block_sizes(R: int, E: int) -> BlockSizes:
-    """Sizes around the mean rows of a group: most groups of a balanced load take one block."""
-
-    def rows(fractions: Sequence[float]) -> tuple[int, ...]:
-        multiples = {8 * int(np.ceil(fraction * R / E / 8)) for fraction in fractions}
-        return tuple(sorted({min(max(rows, MIN_BLOCK), MAX_BLOCK, R) for rows in multiples}))
-
-    return BlockSizes(first=rows((0.25, 0.5, 1.0, 1.25)), more=rows((0.125, 1.0)))
+    """The sizes for R rows in E groups, none above R."""
+    first = {8 * math.ceil(fraction * R / E / 8) for fraction in FIRST_FRACTIONS}
+    first = {min(max(B, FIRST_LEAST), FIRST_MOST, R) for B in first}
+    more = [B for B in MORE if min(R, max(512, R // E)) >= B]
+    return BlockSizes(first=tuple(sorted(first)), more=tuple(more or [R]))
 
 
 @functools.lru_cache

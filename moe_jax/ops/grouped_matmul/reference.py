@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.ops.precision import accumulator
+
 
 def membership(sizes_E: Int[Array, "E"], R: int) -> Bool[Array, "E {R}"]:
     """Whether row r belongs to group e; rows past sum(sizes) belong to none."""
@@ -18,10 +20,11 @@ def reference(
     x_RK: Float[Array, "R K"], w_EKN: Float[Array, "E K N"], sizes_E: Int[Array, "E"]
 ) -> Float[Array, "R N"]:
     """y_r = sum over e of [row r is in group e] x_r w_e, in float32 or better."""
-    dtype = jnp.promote_types(x_RK.dtype, jnp.float32)
+    dtype = accumulator(x_RK.dtype)
     member_ER = membership(sizes_E, x_RK.shape[0])
     x_ERK = jnp.where(member_ER[..., None], x_RK.astype(dtype)[None], 0)
     y_RN = jnp.einsum(
         "ERK,EKN->RN", x_ERK, w_EKN.astype(dtype), precision=jax.lax.Precision.HIGHEST
     )
-    return y_RN.astype(x_RK.dtype)
+    # Also masked here, so that whatever gradient comes for rows of no group goes nowhere.
+    return jnp.where(jnp.any(member_ER, axis=0)[:, None], y_RN, 0).astype(x_RK.dtype)
