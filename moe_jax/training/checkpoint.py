@@ -26,7 +26,7 @@ from moe_jax.config.fields import Rule, at_least
 
 MANIFESTS = "manifests"
 META = "meta.json"
-UNFINISHED = ("*.orbax-checkpoint-tmp*", "*.deleted")  # of a save or a removal that was killed
+UNFINISHED = ("*.saving*", "*.deleted")  # left by a save or a removal that was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,9 @@ class Checkpoints:
     """The checkpoints below a folder, one folder per step; a context manager.
 
     STEP/state holds the arrays by path, STEP/meta.json (data index, config, fingerprint, shapes,
-    dtypes); manifests/STEP.json the sha256 of every file, written once the step is committed. A
-    step without a manifest was never whole. Errors of an asynchronous save surface at the next
+    dtypes); manifests/STEP.json the sha256 of every file. All of it is written beside the place,
+    as STEP.saving, and renamed to STEP last: a process killed at any moment leaves no half step,
+    and a step without a manifest is not whole. Errors of an asynchronous save surface at the next
     call. With several processes all call the same methods at the same steps; process 0 writes
     what is not an array.
 
@@ -189,7 +190,10 @@ class Checkpoints:
                 found = found or step in self._good  # not found to be unreadable meanwhile
         if self._bad and not found:
             told = "\n  ".join(self._names(step) for step in sorted(self._bad, reverse=True))
-            raise UserError(f"no good checkpoint is left:\n  {told}")
+            raise UserError(
+                f"no good checkpoint is left:\n  {told}\n"
+                "To train from the beginning take another --workdir."
+            )
 
     def _set_bad(self, step: int, problem: str) -> None:
         self._good.discard(step)
@@ -279,8 +283,11 @@ class Checkpoints:
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
         try:
-            response = ocp.save_checkpointables_async(folder, {"state": _not_empty(arrays)})
+            response = ocp.save_checkpointables_async(
+                self._unpublished(step), {"state": _not_empty(arrays)}
+            )
         except Exception as error:
+            self._discard(step)
             raise self._told(error) from error
         self._saving = threading.Thread(
             target=self._finish, args=(step, response, meta), name="checkpoint"
@@ -298,20 +305,28 @@ class Checkpoints:
         _all_here("bad step set aside")
 
     def _finish(self, step: int, response: Any, meta: dict[str, Any]) -> None:
-        """In the background: waits for the commit, then writes meta, manifest, and cleans up."""
+        """In the background: waits for the arrays, publishes the step, and cleans up."""
         try:
             response.result()
             if _is_first():
-                self._seal(step, meta)
+                self._publish(step, meta)
                 self._remove_old(step)
         except BaseException as error:
             self._error = error
-            for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)  # it may be what fills the disk
+            self._discard(step)
 
-    def _seal(self, step: int, meta: dict[str, Any]) -> None:
-        """Writes meta.json, then the manifest: from here on the step counts."""
-        folder = self.directory / str(step)
+    def _unpublished(self, step: int) -> Path:
+        return self.directory / f"{step}.saving"
+
+    def _discard(self, step: int) -> None:
+        """Removes what a failed save has written: it may be what fills the disk."""
+        if _is_first():
+            for leftover in self.directory.glob(f"{step}.saving*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _publish(self, step: int, meta: dict[str, Any]) -> None:
+        """Writes meta.json and the manifest; then the step appears, whole, under its name."""
+        folder = self._unpublished(step)
         _write(folder / META, meta)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         manifest = {
@@ -319,6 +334,7 @@ class Checkpoints:
             for file in files
         }
         _write(self._manifest(step), manifest)
+        folder.rename(self.directory / str(step))
 
     def _remove_old(self, step: int) -> None:
         """Retention, of steps up to the one just saved. Later ones (an earlier step was resumed)

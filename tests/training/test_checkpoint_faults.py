@@ -101,7 +101,56 @@ def test_killed_while_saving(tmp_path):
         # What was announced as begun may be lost, the one before it never.
         assert found >= int(said[-1]) - 1 > last
         last = found
-        assert not list(tmp_path.glob("*-tmp*")) and not list(tmp_path.glob("*.deleted"))
+        assert not list(tmp_path.glob("*.saving*")) and not list(tmp_path.glob("*.deleted"))
+
+
+KILLED = """
+    import os, sys
+    import jax.numpy as jnp
+    from moe_jax.training import checkpoint
+
+    left = int(sys.argv[2])  # operations on the file system before the end
+
+    def deadly(function):
+        def counted(*args, **kwargs):
+            global left
+            left -= 1
+            if left < 0:
+                os._exit(137)
+            return function(*args, **kwargs)
+        return counted
+
+    checkpoint._write = deadly(checkpoint._write)
+    checkpoint.sha256 = deadly(checkpoint.sha256)
+    checkpoint.Path.rename = deadly(checkpoint.Path.rename)
+    checkpoint.Path.unlink = deadly(checkpoint.Path.unlink)
+    checkpoint.os.replace = deadly(checkpoint.os.replace)
+    config = checkpoint.CheckpointConfig(keep_last=1)
+    with checkpoint.Checkpoints(sys.argv[1], config) as checkpoints:
+        for step in (1, 2):
+            state = {"w": jnp.full((8, 4), step, jnp.float32), "count": jnp.int32(step)}
+            checkpoints.save(step, state, data_index=step, config={}, fingerprint={})
+            checkpoints.wait()
+            print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [*range(0, 36, 3), 1000])
+def test_no_moment_between_two_operations_is_a_bad_one(tmp_path, number):
+    """The process ends just before its n-th operation: what is there is whole, and the newest that
+    was announced is there; nothing is called bad, in the very first save neither."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(number)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    announced = [0, *map(int, process.stdout.split())][-1]
+    assert process.returncode == (0 if announced == 2 else 137)
+    with opened(tmp_path) as checkpoints:
+        for step in checkpoints.steps():
+            assert checkpoints.problem(step) is None
+    found = newest(tmp_path)
+    assert (found or 0) >= announced
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 5)
+    assert newest(tmp_path) == 5
 
 
 def test_disk_that_is_really_full(tmp_path):
@@ -183,7 +232,7 @@ def test_removal_that_was_killed_is_finished(tmp_path):
 def test_reader_leaves_a_running_save_alone(tmp_path):
     with opened(tmp_path) as checkpoints:
         save(checkpoints, 1)
-    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "2.saving.orbax-checkpoint-tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))
     with opened(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.restore(abstract()).step == 1
