@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+
+HISTOGRAM_BINS = 30  # as many as TensorBoard shows
+FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ class MetricWriter:
     def __init__(self, directory: Path, config: LoggingConfig, start_step: int = 0):
         self.directory = Path(directory)
         self._active = jax.process_index() == 0
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
         self._wandb: Any = None
         if not self._active:
             return
@@ -58,14 +65,7 @@ class MetricWriter:
         drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
         if config.tensorboard:
-            folder = str(self.directory / "tensorboard")
-            self._board = SummaryWriter(
-                folder,
-                flush_secs=10,
-                purge_step=start_step + 1,
-                # Else two starts in one second would share a file, and the second empty it.
-                filename_suffix=f".{start_step}",
-            )
+            self._board = Board(self.directory / "tensorboard", start_step)
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -86,13 +86,7 @@ class MetricWriter:
         self._file.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
         self._file.flush()
         if self._board is not None:
-            for name, value in metrics.items():
-                if np.ndim(value) > 0:
-                    array = np.asarray(value, np.float64)
-                    if (finite := array[np.isfinite(array)]).size:  # else TensorBoard's own error
-                        self._board.add_histogram(f"{split}/{name}", finite, step)
-                else:
-                    self._board.add_scalar(f"{split}/{name}", float(value), step)
+            self._board.write(step, {f"{split}/{name}": v for name, v in metrics.items()})
         if self._wandb is not None:
             named = {f"{split}/{name}": value for name, value in plain.items()}
             self._wandb.log(named, step=step)
@@ -105,6 +99,43 @@ class MetricWriter:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class Board:
+    """An event file for TensorBoard: numbers as scalars, lists as histograms.
+
+    Written by the caller's own thread. tensorboardX's SummaryWriter has one for it, and where that
+    dies, of a full disk say, the run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        folder.mkdir(exist_ok=True)
+        # With the step: two starts in one second would else share a file, the second emptying it.
+        self._events = EventsWriter(str(folder / "events"), f".{start_step}")
+        self._flushed = time.monotonic()
+        later_steps_are_void = SessionLog(status=SessionLog.START)
+        self._add(Event(session_log=later_steps_are_void, step=start_step + 1))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        values: list[Summary.Value] = []
+        for name, value in metrics.items():
+            if np.ndim(value) == 0:
+                values += summary.scalar(name, float(value)).value
+                continue
+            array = np.asarray(value, np.float64)
+            if (finite := array[np.isfinite(array)]).size:  # NaN has no place in a histogram
+                values += summary.histogram(name, finite, HISTOGRAM_BINS).value
+        self._add(Event(step=step, summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > FLUSH_EVERY:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -132,3 +133,30 @@ def test_wandb_that_is_not_installed_is_a_mistake_of_the_user(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it was not there
     with pytest.raises(UserError, match="wandb"):
         MetricWriter(tmp_path, LoggingConfig(wandb=True))
+
+
+class FullDisk:
+    """A file that takes a few writes, then no more."""
+
+    def __init__(self, path):
+        self.room = 20
+
+    def write(self, data):
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_full_disk_ends_the_run_instead_of_hanging_it(tmp_path, monkeypatch):
+    """A writer with a thread of its own would die unseen, and the run wait for it for ever."""
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", FullDisk)
+    with pytest.raises(OSError) as error, MetricWriter(tmp_path, LoggingConfig()) as writer:
+        for step in range(100):
+            writer.write(step, {"loss": 1.0}, split="train")
+    assert error.value.errno == errno.ENOSPC and 0 < len(entries(tmp_path)) < 100
