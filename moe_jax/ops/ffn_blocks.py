@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
 from moe_jax.ops.precision import accumulator
 
 Hidden = Callable[..., Array]
+Matrices = tuple[Array, ...]
 
 
 def ffn_blocks(
@@ -50,11 +52,13 @@ def _own_rows(x_RD: Array, sizes_E: Array) -> Array:
     return jnp.where(row_R1 < jnp.sum(sizes_E, dtype=sizes_E.dtype), x_RD, 0)
 
 
-def _run(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array, keep: bool):
+def _run(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array, keep: bool
+) -> tuple[Array, list[Array]]:
     """The output and, if they are to be kept, the products before the activation."""
     R, F = x_RD.shape[0], w_down_EFD.shape[1]
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry):
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         y_RD, kept = carry
         products = [dot(block.read(y_RD), w_DF) for w_DF in own[:-1]]
         h_BF = hidden(*products).astype(x_RD.dtype)
@@ -67,17 +71,19 @@ def _run(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array, k
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ffn(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array) -> Array:
+def _ffn(hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
     return _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=False)[0]
 
 
-def _forward(hidden: Hidden, x_RD: Array, w_in, w_down_EFD: Array, sizes_E: Array):
+def _forward(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+) -> tuple[Array, tuple[Any, ...]]:
     y_RD, kept = _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=True)
     kept = [checkpoint_name(a_RF, "expert_hidden") for a_RF in kept]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
 
 
-def _backward(hidden: Hidden, residuals, dy_RD: Array):
+def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
     x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
     (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
     dtype = accumulator(x_RD.dtype)
@@ -85,13 +91,14 @@ def _backward(hidden: Hidden, residuals, dy_RD: Array):
     # the gradient of w_down transposed.
     x_DR, dy_DR = x_RD.T, dy_RD.T
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry):
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down_EDF = carry
         products = [block.load(a_RF).astype(dtype) for a_RF in kept]
         h_BF, pull_back = jax.vjp(hidden, *products)
         dh_BF = dot(block.load(dx_RD), own[-1], axis_b=1)
         d_in = [a_BF.astype(x_RD.dtype) for a_BF in pull_back(dh_BF)]
-        dx_BD = sum(dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True))
+        terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
+        dx_BD = functools.reduce(jnp.add, terms)
         x_DB = block.load_columns(x_DR)
         dw_in = [
             add_to_group(dw_EDF, dot(x_DB, a_BF), e, is_first)
@@ -101,12 +108,15 @@ def _backward(hidden: Hidden, residuals, dy_RD: Array):
         dw_down_EDF = add_to_group(dw_down_EDF, dw_down_DF, e, is_first)
         return block.store(dx_RD, dx_BD), dw_in, dw_down_EDF
 
-    dw = [zeros((E, D, F), dtype, like=x_RD) for _ in range(len(w_in) + 1)]
-    carry = (_own_rows(dy_RD, sizes_E), dw[:-1], dw[-1])
+    *dw_in, dw_down_EDF = (zeros((E, D, F), dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
+    carry = (_own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
     dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
-    dw_in = tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True))
-    dw_down_EFD = dw_down_EDF.swapaxes(1, 2).astype(w_down_EFD.dtype)
-    return dx_RD, dw_in, dw_down_EFD, np.zeros(sizes_E.shape, jax.dtypes.float0)
+    return (
+        dx_RD,
+        tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True)),
+        dw_down_EDF.swapaxes(1, 2).astype(w_down_EFD.dtype),
+        np.zeros(sizes_E.shape, jax.dtypes.float0),
+    )
 
 
 _ffn.defvjp(_forward, _backward)

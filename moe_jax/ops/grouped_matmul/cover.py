@@ -139,7 +139,9 @@ def for_each_block(
 
         # The row is carried, not computed from the loop's counter: loops here turn once or never,
         # and what does not depend on their state XLA would move out and run always.
-        def blocks(B: int, is_first: bool, turns: Array, state: tuple[Array, Any]):
+        def blocks(
+            B: int, is_first: bool, turns: Array, state: tuple[Array, Any]
+        ) -> tuple[Array, Any]:
             def turn(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
                 row, carry = state
                 block = Block.at(row, end_E[e], B, R)
@@ -148,10 +150,10 @@ def for_each_block(
             return jax.lax.fori_loop(0, turns, turn, state)
 
         state = (end_E[e] - sizes_E[e], carry)
-        for i, B in enumerate(offer.first):
-            state = blocks(B, True, (first_E[e] == i + 1).astype(sizes_E.dtype), state)
-        for i, B in reversed(list(enumerate(offer.more))):
-            state = blocks(B, False, more_EM[e, i], state)
+        for j, B in enumerate(offer.first):
+            state = blocks(B, True, (first_E[e] == j + 1).astype(sizes_E.dtype), state)
+        for j, B in reversed(list(enumerate(offer.more))):
+            state = blocks(B, False, more_EM[e, j], state)
         return state[1]
 
     return jax.lax.fori_loop(0, jnp.sum(sizes_E > 0, dtype=sizes_E.dtype), visit, carry)
