@@ -1,0 +1,217 @@
+"""The decoder: decoding equals the full forward pass, segments and causality, layouts, counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.models.counts import count
+from moe_jax.models.decoder import Decoder, DecoderConfig, layout_of
+from moe_jax.models.generation import Generator, sample
+from moe_jax.models.network import Network
+from moe_jax.nn.context import Context, TokenBatch
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.parallel.mesh import MeshConfig, make_mesh
+from moe_jax.routing import GShard, Mixtral, TopK
+from moe_jax.tasks.language_model import segment_positions
+
+V, S = 24, 12
+SMALL = DecoderConfig(
+    vocab_size=V, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24
+)
+MOE = MoEConfig(num_experts=4, expert_dim=12, every=2, first=1)
+
+
+def build(config=SMALL, moe=MOE):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    network = Network(lambda rngs: Decoder(config, moe, mesh, rngs=rngs), mesh)
+    params = network.init(jax.random.key(0))
+    return network, params, network.module(params).router_state()
+
+
+def batch_of(tokens_BS, segments_BS=None):
+    tokens_BS = jnp.asarray(tokens_BS, jnp.int32)
+    segments = jnp.ones_like(tokens_BS) if segments_BS is None else jnp.asarray(segments_BS)
+    return TokenBatch(
+        token_BS=tokens_BS,
+        position_BS=segment_positions(segments),
+        segment_BS=segments,
+        row_B=jnp.arange(tokens_BS.shape[0], dtype=jnp.int32),
+    )
+
+
+def logits_of(network, params, state, tokens, segments=None, **context):
+    output = network.apply(params, batch_of(tokens, segments), Context(**context), state)
+    return np.asarray(output.logits_BSV)
+
+
+def random_tokens(B=1, seed=0):
+    return np.random.default_rng(seed).integers(0, V, (B, S)).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, dataclasses.replace(SMALL, qk_norm=True, tie_embeddings=True)],
+    ids=["plain", "qk_norm, tied"],
+)
+def test_decoding_equals_the_full_forward_pass(config):
+    network, params, state = build(config)
+    tokens = random_tokens()[0]
+    full = logits_of(network, params, state, tokens[None])[0]
+    generator = Generator(
+        network=network, params=params, router_state=state, knobs={}, usable_V=np.ones(V, bool)
+    )
+    for prefill in (1, 5):
+        logits, cache, _ = generator.logits(tokens[:prefill].tolist(), S)
+        np.testing.assert_allclose(logits[0], full[prefill - 1], rtol=1e-4, atol=1e-5)
+        for place in range(prefill, S):
+            token = jnp.asarray([[tokens[place]]])
+            logits, cache, _ = generator._step(params, state, {}, cache, token, place)
+            np.testing.assert_allclose(logits[0], full[place], rtol=1e-4, atol=1e-5)
+
+
+def test_segments_do_not_see_each_other():
+    """Two documents packed into one row give what they give alone."""
+    network, params, state = build()
+    tokens = random_tokens()
+    segments = np.array([[1] * 5 + [2] * 7], np.int32)
+    packed = logits_of(network, params, state, tokens, segments)
+    for part in (slice(0, 5), slice(5, 12)):
+        alone = logits_of(network, params, state, tokens[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_causality_and_the_leak_of_choice_major_capacity():
+    """Later tokens change nothing earlier where routing is dropless; with first choices served
+    before second ones, capacity lets them (perturbing shows it, a gradient would not)."""
+
+    def leak(router, capacity_factor):
+        moe = dataclasses.replace(
+            MOE, every=1, first=0, router=router, capacity_factor=capacity_factor
+        )
+        network, params, state = build(moe=moe)
+        # A router whose choices do depend on the token: larger than at the start.
+        run = jax.jit(
+            lambda tokens: (
+                network.apply(
+                    params, batch_of(tokens), Context(capacity_factor=capacity_factor), state
+                ).logits_BSV
+            )
+        )
+        first, worst = random_tokens(), 0.0
+        for seed in range(1, 9):
+            second = first.copy()
+            second[0, -3:] = random_tokens(seed=seed)[0, -3:]
+            worst = max(worst, float(jnp.abs(run(first) - run(second))[:, :-3].max()))
+        return worst, moe.causal
+
+    assert leak(Mixtral(k=2), None) == (0.0, True)
+    assert leak(Mixtral(k=2), 0.75) == (0.0, True)
+    worst, causal = leak(GShard(), 0.75)
+    assert worst > 1e-3 and not causal
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_routing():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    network, params, state = build(config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    output = network.apply(params, batch_of(random_tokens()), Context(capture=True), state)
+    assert output.logits_BSV.dtype == jnp.float32
+    assert output.report.routes.weight_BSK.dtype == jnp.float32
+    exact = logits_of(*build(SMALL), random_tokens())
+    rounded = np.asarray(output.logits_BSV)
+    assert 0 < np.abs(rounded - exact).max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("layers", "every", "first", "sparse", "prologue"),
+    [
+        (4, 1, 0, (0, 1, 2, 3), 0),
+        (4, 2, 1, (1, 3), 1),
+        (5, 2, 1, (1, 3), 1),
+        (5, 1, 1, (1, 2, 3, 4), 1),
+        (6, 3, 0, (0, 3), 0),
+        (7, 3, 2, (2, 5), 4),
+        (3, 0, 0, (), 0),
+    ],
+)
+def test_layout(layers, every, first, sparse, prologue):
+    layout = layout_of(layers, MoEConfig(every=every, first=first))
+    assert layout.moe_layers == sparse
+    everything = sorted(layer for stack in layout.stacks for layer in stack.layers)
+    assert everything == list(range(layers))
+    assert len(layout.prologue) == prologue or layers == 4
+    if sparse:
+        by_stack = layout.by_stack(jnp.asarray(sparse))
+        np.testing.assert_array_equal(layout.in_layer_order(by_stack), sparse)
+
+
+@pytest.mark.parametrize(
+    ("config", "moe"),
+    [
+        (SMALL, MOE),
+        (dataclasses.replace(SMALL, tie_embeddings=True, activation="gelu"), MOE),
+        (dataclasses.replace(SMALL, qk_norm=True), dataclasses.replace(MOE, num_shared=2)),
+        (SMALL, dataclasses.replace(MOE, every=0)),
+    ],
+)
+def test_counts_of_real_parameters(config, moe):
+    network, params, _ = build(config, moe)
+    counts = count(config, moe, S)
+    assert counts.total == sum(leaf.size for leaf in jax.tree.leaves(params))
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    routers = sum(leaf.size for path, leaf in flat if "router" in str(path))
+    assert counts.router == routers
+
+
+def test_published_flops_and_sizes():
+    """Mixtral 8x7B and 8x22B at S=4096 (82.93 and 250.67 GFLOP per token), OLMoE 6.9B / 1.3B."""
+    small = DecoderConfig(
+        vocab_size=32000,
+        num_layers=32,
+        model_dim=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+    )
+    counts = count(small, MoEConfig(num_experts=8, expert_dim=14336), 4096)
+    assert counts.matmul_flops / 1e9 == pytest.approx(76.49, abs=0.01)
+    assert counts.attention_flops / 1e9 == pytest.approx(6.44, abs=0.01)
+    assert counts.flops_per_token / 1e9 == pytest.approx(82.93, abs=0.01)
+    assert counts.total / 1e9 == pytest.approx(46.7, abs=0.05)
+    large = dataclasses.replace(
+        small, vocab_size=32768, num_layers=56, model_dim=6144, num_heads=48
+    )
+    counts = count(large, MoEConfig(num_experts=8, expert_dim=16384), 4096)
+    assert counts.flops_per_token / 1e9 == pytest.approx(250.67, abs=0.05)
+    olmoe = dataclasses.replace(
+        small,
+        vocab_size=50304,
+        num_layers=16,
+        model_dim=2048,
+        num_heads=16,
+        num_kv_heads=16,
+        qk_norm=True,
+    )
+    counts = count(olmoe, MoEConfig(num_experts=64, expert_dim=1024, router=TopK(k=8)), 4096)
+    assert counts.total / 1e9 == pytest.approx(6.92, abs=0.01)
+    assert counts.active / 1e9 == pytest.approx(1.28, abs=0.01)
+
+
+def test_sampling_from_the_nucleus():
+    logits_V = jnp.log(jnp.asarray([0.05, 0.5, 0.15, 0.3]))
+    keys = jax.random.split(jax.random.key(0), 3000)
+    draw = jax.vmap(sample, in_axes=(None, 0, None, None))
+    counts = np.bincount(np.asarray(draw(logits_V, keys, 1.0, 1.0)), minlength=4) / 3000
+    np.testing.assert_allclose(counts, [0.05, 0.5, 0.15, 0.3], atol=0.04)
+    counts = np.bincount(np.asarray(draw(logits_V, keys, 1.0, 0.75)), minlength=4) / 3000
+    np.testing.assert_allclose(counts, [0, 0.625, 0, 0.375], atol=0.04)
+    counts = np.bincount(np.asarray(draw(logits_V, keys, 0.5, 1.0)), minlength=4) / 3000
+    squared = np.array([0.05, 0.5, 0.15, 0.3]) ** 2
+    np.testing.assert_allclose(counts, squared / squared.sum(), atol=0.04)
+    assert np.all(np.asarray(draw(logits_V, keys[:20], 0.0, 1.0)) == 1)
+    assert np.all(np.asarray(draw(logits_V, keys[:20], 1.0, 1e-6)) == 1)
