@@ -160,7 +160,7 @@ def test_layout(layers, every, first, sparse, prologue):
     ],
 )
 def test_counts_of_real_parameters(config, moe):
-    network, params, _ = build(config, moe)
+    _, params, _ = build(config, moe)
     counts = count(config, moe, S)
     assert counts.total == sum(leaf.size for leaf in jax.tree.leaves(params))
     flat = jax.tree_util.tree_leaves_with_path(params)
