@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -10,15 +11,20 @@ from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
 USAGE = """
-usage: python -m moe_jax.report --workdir=DIR [--workdir=DIR2 ...] [--out=FILE.html]
+usage: python -m moe_jax.report --workdir=DIR[,DIR2,...] [--workdir=DIR3 ...] [--out=FILE.html]
 
 Writes a page with the curves, the load of the experts, the speed and the config of a run, finished
 or not; with several runs, over each other. It loads nothing from anywhere.
   python -m moe_jax.report --workdir=runs/quickstart
+  python -m moe_jax.report --workdir=runs/quickstart,runs/dense --out=both.html
 """
 FLAGS = door_flags()
 flags.DEFINE_multi_string(
-    "workdir", None, "the folder of a run; again for more runs", flag_values=FLAGS, required=True
+    "workdir",
+    None,
+    "the folder of a run; with commas, or again, for more runs",
+    flag_values=FLAGS,
+    required=True,
 )
 flags.DEFINE_string(
     "out",
@@ -31,11 +37,17 @@ flags.DEFINE_string(
 def main(arguments: Arguments) -> int:
     from moe_jax.analysis.report import write_report
 
-    if "" in FLAGS.workdir:
-        raise UserError("--workdir is empty")
-    file = write_report(FLAGS.workdir, FLAGS.out)
+    workdirs = [folder for given in FLAGS.workdir for folder in _folders(given)]
+    if "" in workdirs:
+        raise UserError("--workdir is empty, or nothing stands beside a comma")
+    file = write_report(workdirs, FLAGS.out)
     print(f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)")
     return 0
+
+
+def _folders(given: str) -> list[str]:
+    """The folders of one --workdir; a folder with a comma in its name stays whole."""
+    return [given] if Path(given).expanduser().is_dir() else given.split(",")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,20 @@ def test_several_runs_and_a_name_for_the_file(tmp_path):
     assert "2 runs" in out.read_text("utf-8")
 
 
+def test_commas_stand_between_runs(tmp_path):
+    folders = [write_run(tmp_path / name, steps=20) for name in ("a", "b", "with,comma")]
+    out = tmp_path / "all.html"
+    argv = [f"--workdir={folders[0]},{folders[1]}", f"--workdir={folders[2]}", f"--out={out}"]
+    assert call(*argv) == 0
+    assert "3 runs" in out.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
         ([], "--workdir is required"),
         (["--workdir="], "--workdir is empty"),
+        (["--workdir=,"], "--workdir is empty"),
         (["--workdir=/nowhere/at/all"], "/nowhere/at/all: no such folder"),
         (["--workdri=x"], "did you mean --workdir?"),
     ],

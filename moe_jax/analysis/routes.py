@@ -21,31 +21,41 @@ def churn(expert_old_TK: ArrayLike, expert_new_TK: ArrayLike) -> float:
     return _mean(changed_T)
 
 
-def overlap(expert_old_TK: ArrayLike, expert_new_TK: ArrayLike) -> float:
+def overlap(
+    expert_old_TK: ArrayLike, expert_new_TK: ArrayLike, num_experts: int | None = None
+) -> float:
     """Mean share of a token's experts that stayed: mean over t of |A_t & B_t| / K.
 
     In [0, 1]; 1 is frozen routes, K / E is what two unrelated uniform choices give. For K = 1 it
     is 1 - churn. nan where T = 0. ValueError for arrays that are not both (T, K).
+
+    num_experts: ids from here on stand for no expert (padding, unused rows) and are left out:
+    |A_t & B_t| / max(|A_t|, |B_t|), over the tokens that have any expert before or after.
     """
     old_TK, new_TK = _same_shape(expert_old_TK, expert_new_TK)
+    limit = np.inf if num_experts is None else num_experts
+    real_old_TK, real_new_TK = old_TK < limit, new_TK < limit
     same_TKK = old_TK[:, :, None] == new_TK[:, None, :]
     # The n-th copy of an id on one side meets only the n-th copy on the other.
     nth_TKK = _copy_number(old_TK)[:, :, None] == _copy_number(new_TK)[:, None, :]
-    return _mean(np.mean(np.any(same_TKK & nth_TKK, axis=2), axis=1))
+    stayed_T = np.sum(np.any(same_TKK & nth_TKK, axis=2) & real_old_TK, axis=1)
+    most_T = np.maximum(real_old_TK.sum(axis=1), real_new_TK.sum(axis=1))
+    return _mean(stayed_T[most_T > 0] / most_T[most_T > 0])
 
 
 def margin(prob_TE: ArrayLike, k: int = 1) -> float:
     """Mean gap between the k-th and the (k+1)-th largest probability of a token.
 
-    mean over t of p_(k) - p_(k+1), with p_(1) >= p_(2) >= ... and p_(E+1) = 0. k = 1 is the gap
-    between first and second choice; with the router's own k it says how firmly the chosen set is
-    chosen: near 0, small updates flip it. nan where T = 0. ValueError unless 1 <= k <= E.
+    mean over t of p_(k) - p_(k+1), with p_(1) >= p_(2) >= ...; 0 for k = E, where no expert is
+    left to compare with. k = 1 is the gap between first and second choice; with the router's own
+    k it says how firmly the chosen set is chosen: near 0, small updates flip it. nan where T = 0.
+    ValueError unless 1 <= k <= E.
     """
     prob_TE = np.asarray(prob_TE).astype(np.float64)
     if prob_TE.ndim != 2 or not 1 <= k <= prob_TE.shape[1]:
         raise ValueError(f"k={k} of probabilities {prob_TE.shape}: needs (T, E) and 1 <= k <= E")
     descending_TE = -np.sort(-prob_TE, axis=1)
-    padded = np.pad(descending_TE, ((0, 0), (0, 1)))
+    padded = np.pad(descending_TE, ((0, 0), (0, 1)), mode="edge")
     return _mean(padded[:, k - 1] - padded[:, k])
 
 

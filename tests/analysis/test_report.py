@@ -400,6 +400,8 @@ def test_only_what_differs_is_listed():
     one = {"a": {"b": 1, "c": [1, 2]}, "d": None}
     assert differing([one, one]) == {}
     assert differing([one, {"a": {"b": 2, "c": [1, 2]}}]) == {"a.b": ["1", "2"], "d": ["null", "–"]}
+    assert differing([one, {"a": {"b": 1.0, "c": [1, 2.0]}, "d": None}]) == {}  # the same number
+    assert differing([{"a": 1}, {"a": True}, {"a": "1"}]) == {"a": ["1", "true", "1"]}
 
 
 def test_where_the_file_goes(runs, tmp_path):

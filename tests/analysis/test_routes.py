@@ -40,6 +40,22 @@ def test_repeated_ids_count_as_often_as_they_stand_there(rng):
     assert overlap(old, old[:, ::-1]) == 1
 
 
+def test_ids_without_an_expert_are_left_out_of_the_overlap(rng):
+    old, new = distinct(rng), distinct(rng)
+    old[rng.random((T, K)) < 0.4] = E
+    new[rng.random((T, K)) < 0.4] = E + 1
+    new[: T // 4] = old[: T // 4] = E  # tokens of padding
+    shares = []
+    for a, b in zip(old.tolist(), new.tolist(), strict=True):
+        before, after = {x for x in a if x < E}, {x for x in b if x < E}
+        if before or after:
+            shares.append(len(before & after) / max(len(before), len(after)))
+    assert 0 < len(shares) < T
+    assert overlap(old, new, E) == pytest.approx(sum(shares) / len(shares))
+    assert overlap(old, old, E) == 1
+    assert np.isnan(overlap(np.full((3, K), E), np.full((3, K), E), E))
+
+
 def test_one_expert_a_token(rng):
     old, new = rng.integers(0, E, (T, 1)), rng.integers(0, E, (T, 1))
     assert overlap(old, new) == pytest.approx(1 - churn(old, new))
@@ -56,15 +72,15 @@ def test_margin_is_the_gap_below_the_kth(rng, k: int):
     prob = rng.dirichlet(np.ones(E), T)
     gaps = []
     for row in prob.tolist():
-        ordered = [*sorted(row, reverse=True), 0.0]
-        gaps.append(ordered[k - 1] - ordered[k])
+        ordered = sorted(row, reverse=True)
+        gaps.append(ordered[k - 1] - ordered[k] if k < E else 0.0)
     assert margin(prob, k) == pytest.approx(sum(gaps) / T)
 
 
 def test_margins_of_known_rows():
     assert margin(np.full((5, 4), 0.25), 1) == 0
     assert margin(np.eye(4), 1) == 1
-    assert margin(np.ones((3, 1)), 1) == 1  # a single expert has no rival
+    assert margin(np.ones((3, 1)), 1) == 0  # a single expert has no rival
 
 
 def test_jax_arrays_of_any_float_type():

@@ -15,7 +15,7 @@ STYLE = """
   --layer-light: 68%;
   --run-0: #6ea3f7; --run-1: #ff9257; --run-2: #4cc38f; --run-3: #cd8bea;
   --run-4: #e0b040; --run-5: #4ec3e0; --run-6: #f47ba4; --run-7: #a9b4c2; }
-  .heat { filter: invert(1) hue-rotate(180deg); } }
+  .heat { filter: invert(.92) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 14px/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
@@ -38,12 +38,16 @@ code, dd { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans M
   font-size: 12px; }
 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px; }
-.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 9px 12px; display: flex; flex-direction: column; }
+.tiles { row-gap: 0; }
+.tiles div { grid-row: span 3; display: grid; grid-template-rows: subgrid; align-items: end;
+  background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: 9px 12px; margin-bottom: 10px; }
+.tiles small { align-self: start; }
 .tiles span, .tiles small { color: var(--muted); font-size: 12px; }
 .tiles strong { font-size: 21px; font-weight: 600; line-height: 1.3; white-space: nowrap; }
 
-.grid { display: grid; gap: 14px; align-items: stretch; margin-bottom: 14px; }
+/* The figures of a row share the heights of title, legend, plot and caption. */
+.grid { display: grid; column-gap: 14px; align-items: stretch; margin-bottom: -8px; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); }
 .small { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 .large { grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); }
@@ -52,10 +56,14 @@ code, dd { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans M
 .of-4 { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 @media (max-width: 1100px) { .of-4 { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 700px) { .grid { grid-template-columns: minmax(0, 1fr); } }
-figure { margin: 0; min-width: 0; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; padding: 12px 18px 10px 12px; display: flex; flex-direction: column; }
-figcaption { color: var(--muted); font-size: 12px; margin-top: 6px; }
-figure > .plot { margin-top: auto; }
+figure { grid-row: span 4; display: grid; grid-template-rows: subgrid; margin: 0 0 14px;
+  min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: 12px 18px 10px 12px; }
+figure > * { min-width: 0; }
+figure > h3 { grid-row: 1; }
+figure > .legend, figure > .chip { grid-row: 2; align-self: start; }
+figure > .plot, figure > p { grid-row: 3; }
+figcaption { grid-row: 4; color: var(--muted); font-size: 12px; margin-top: 6px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 12px; color: var(--muted);
   margin-bottom: 8px; }
 .key { display: inline-flex; align-items: center; gap: 6px; overflow-wrap: anywhere; }

@@ -14,6 +14,7 @@ from moe_jax.analysis.read_run import SPLITS, RunRecord, layer_of
 from moe_jax.analysis.report.catalogue import METRICS, SPEED, metric
 from moe_jax.analysis.report.curves import experts_of
 from moe_jax.analysis.report.numbers import told
+from moe_jax.config.diff import ABSENT, difference
 
 SUMMARY = (
     "bits_per_byte",
@@ -172,24 +173,37 @@ def _named(name: str) -> str:
     return f'<code title="{escape(metric(name).meaning)}">{escape(name)}</code>'
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted path -> value as JSON; an empty list or object is a value."""
-    flat: dict[str, str] = {}
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value; a list and an empty object are values."""
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, Mapping) and value:
             flat |= leaves(value, path)
         else:
-            flat[path] = value if isinstance(value, str) else json.dumps(value)
+            flat[path] = value
     return flat
 
 
+def _text(value: Any) -> str:
+    if value is ABSENT:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Path -> value in each tree, of the paths where they are not all equal."""
+    """Path -> value in each tree, of the paths where they are not all equal.
+
+    Equality is that of config.diff.difference: 1 and 1.0 are equal.
+    """
     flat = [leaves(tree) for tree in trees]
     paths = dict.fromkeys(path for values in flat for path in values)
-    rows = {path: [values.get(path, "–") for values in flat] for path in paths}
-    return {path: values for path, values in rows.items() if len(set(values)) > 1}
+    rows = {path: [values.get(path, ABSENT) for values in flat] for path in paths}
+    return {
+        path: [_text(value) for value in values]
+        for path, values in rows.items()
+        if any(difference({path: values[0]}, {path: value}) for value in values[1:])
+    }
 
 
 def difference_table(runs: Sequence[RunRecord], trees: Sequence[Mapping[str, Any]]) -> str:
@@ -209,7 +223,7 @@ def facts(tree: Mapping[str, Any]) -> str:
     if not tree:
         return "<p>Not in this folder.</p>"
     items = "".join(
-        f"<div><dt>{escape(path)}</dt><dd>{escape(value)}</dd></div>"
+        f"<div><dt>{escape(path)}</dt><dd>{escape(_text(value))}</dd></div>"
         for path, value in leaves(tree).items()
     )
     return f'<dl class="facts">{items}</dl>'
