@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -26,6 +27,7 @@ from moe_jax.config.fields import Rule, at_least
 
 MANIFESTS = "manifests"
 META = "meta.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ("*.saving*", "*.deleted")  # left by a save or a removal that was killed
 
 
@@ -106,13 +108,24 @@ class Checkpoints:
         if _is_first():
             try:
                 (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
+                self._try_folder()
             except OSError as error:
                 told = f"{self.directory}: cannot be written ({error.strerror})"
-                raise UserError(told) from error
+                raise UserError(told, exit_code=1 if error.errno in FULL else 2) from error
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True)
         _all_here("checkpoints")
+
+    def _try_folder(self) -> None:
+        """OSError where no folder can be made. Orbax must not be the one to find out: its threads
+        wait five minutes for a folder that it failed to make, and the process waits for them."""
+        folder = self.directory / f"process{jax.process_index()}.saving"
+        folder.mkdir(exist_ok=True)
+        try:
+            (folder / "state").mkdir(exist_ok=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -138,7 +151,8 @@ class Checkpoints:
         """Steps that have a folder, ascending; good or bad."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        folders = (p.name for p in self.directory.iterdir() if p.is_dir())
+        return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a step; None for a good one."""
@@ -283,6 +297,7 @@ class Checkpoints:
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
         try:
+            self._try_folder()
             response = ocp.save_checkpointables_async(
                 self._unpublished(step), {"state": _not_empty(arrays)}
             )
@@ -372,7 +387,7 @@ class Checkpoints:
     def _told(self, error: BaseException) -> UserError:
         chain: BaseException | None = error
         while chain is not None:
-            full = isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = isinstance(chain, OSError) and chain.errno in FULL
             if full or "RESOURCE_EXHAUSTED" in str(chain) or "No space left" in str(chain):
                 return UserError(
                     f"no space left for a checkpoint in {self.directory}; older steps are kept",

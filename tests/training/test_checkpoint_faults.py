@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -345,6 +347,44 @@ def test_folder_that_cannot_be_written(tmp_path):
         tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot be written"):
         opened(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.EROFS, 2), (errno.ENOSPC, 1)])
+def test_folder_that_takes_no_folders(tmp_path, monkeypatch, number, exit_code):
+    """Found out before Orbax starts, whose threads would hold up the end for five minutes."""
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if ".saving" in self.name:
+            raise OSError(number, os.strerror(number), str(self))
+        real(self, *args, **kwargs)
+
+    def started(*_):
+        pytest.fail("Orbax was started")
+
+    with opened(tmp_path) as checkpoints:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        monkeypatch.setattr(module.ocp, "save_checkpointables_async", started)
+        with pytest.raises(UserError, match=str(tmp_path)) as error:
+            save(checkpoints, 1)
+        assert error.value.exit_code == 1
+    with pytest.raises(UserError, match="cannot be written") as error:
+        opened(tmp_path)
+    assert error.value.exit_code == exit_code
+
+
+def test_only_folders_named_like_steps_are_steps(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 0, 1)
+        checkpoints.wait()
+        for name in ("007", "\u0664", "8.bad", "9.saving"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "3").write_text("a file in the way")
+        assert checkpoints.steps() == [0, 1]
+        save(checkpoints, 3)
+        checkpoints.wait()
+        assert checkpoints.steps() == [0, 1, 3] and (tmp_path / "3.bad").is_file()
+    assert newest(tmp_path) == 3
 
 
 def test_warm_start_tells_what_became_of_tensors_of_another_shape():
