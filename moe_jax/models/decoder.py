@@ -141,10 +141,11 @@ class Layout:
 def layout_of(num_layers: int, moe: MoEConfig) -> Layout:
     """Cuts the layers into a prologue and a repeated pattern of length moe.every.
 
-    The prologue is what does not fit: the dense layers before moe.first and the remainder.
+    The prologue is what does not fit: dense layers well before moe.first, and the remainder.
     """
     period = moe.every or 1
-    start = moe.first if moe.every else 0
+    # Dense layers before moe.first belong to the pattern as far as it reaches back.
+    start = max(moe.first - period + 1, 0) if moe.every else 0
     start += (num_layers - start) % period if start < num_layers else 0
     start = min(start, num_layers)
     prologue = tuple(Stack(layer, 1, 1, is_moe_layer(moe, layer)) for layer in range(start))

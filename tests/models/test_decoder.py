@@ -131,11 +131,12 @@ def test_bfloat16_compute_keeps_float32_parameters_and_routing():
     ("layers", "every", "first", "sparse", "prologue"),
     [
         (4, 1, 0, (0, 1, 2, 3), 0),
-        (4, 2, 1, (1, 3), 1),
+        (4, 2, 1, (1, 3), 0),
         (5, 2, 1, (1, 3), 1),
         (5, 1, 1, (1, 2, 3, 4), 1),
         (6, 3, 0, (0, 3), 0),
-        (7, 3, 2, (2, 5), 4),
+        (7, 3, 2, (2, 5), 1),
+        (6, 2, 3, (3, 5), 2),
         (3, 0, 0, (), 0),
     ],
 )
@@ -144,7 +145,10 @@ def test_layout(layers, every, first, sparse, prologue):
     assert layout.moe_layers == sparse
     everything = sorted(layer for stack in layout.stacks for layer in stack.layers)
     assert everything == list(range(layers))
-    assert len(layout.prologue) == prologue or layers == 4
+    assert len(layout.prologue) == prologue
+    assert all(
+        len(stack.layers) == (layers - prologue) // max(every, 1) for stack in layout.pattern
+    )
     if sparse:
         by_stack = layout.by_stack(jnp.asarray(sparse))
         np.testing.assert_array_equal(layout.in_layer_order(by_stack), sparse)
