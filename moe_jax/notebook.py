@@ -144,7 +144,7 @@ class LoadedRun:
             raise UserError("--prompt is empty: give at least one character to go on from")
         usable_V = np.zeros(self.config.model.vocab_size, bool)
         usable_V[: tokenizer.vocab_size] = True
-        usable_V[: tokenizer.vocab_size] &= np.asarray(tokenizer.bytes_per_token_V) > 0
+        usable_V[list(tokenizer.special_ids)] = False
         if tokenizer.eos_id is not None:
             usable_V[tokenizer.eos_id] = True
         generator = Generator(

@@ -41,6 +41,11 @@ FREE = (
     "logging",
     "checkpoint",
     "evaluation",
+    # Where data lies; its content is held to the fingerprint.
+    "data.data_dir",
+    "data.auto_prepare",
+    "data.tfds_dir",
+    "data.path",
     "model.remat",
     "moe.layout",
     "moe.transport",
@@ -281,7 +286,8 @@ class Run:
         host = jax.device_get(result)
         metrics: dict[str, Any] = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
         metrics |= program.step.task.metrics(vars(host.sums.task))
-        metrics["learning_rate"] = float(program.schedule(step - 1))
+        # Skipped steps do not advance the optimizer, and so not the schedule.
+        metrics["learning_rate"] = float(program.schedule(max(step - 1 - int(host.skipped), 0)))
         metrics |= clock.rates(step)
         metrics |= routing_report(program, host.layers, experiment.moe.capacity_factor)
         every = experiment.logging.load_every

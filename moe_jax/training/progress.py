@@ -5,24 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
 import jax
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
     "tokens_per_s": ("tokens/s", "{:,.0f}"),
-    "moe/max_violation": ("max violation", "{:.2f}"),
+    "moe/max_violation": ("MaxVio", "{:.2f}"),
     "moe/dropped_fraction": ("dropped", "{:.1%}"),
 }
 REFRESH = 0.25  # seconds between two drawings of the bar
@@ -36,19 +30,17 @@ class Progress:
     """
 
     def __init__(self, total: int, start: int = 0):
-        self._total, self._start, self._step = total, start, start
+        self._total, self._step = total, start
         self._shown = start  # the last step that was drawn
+        self._first: tuple[int, float] | None = None  # step and time of the first update
         self._active = jax.process_index() == 0
         self._values: dict[str, float] = {}
         self._began = self._drawn = time.monotonic()
         self._bar: Bar | None = None
         if self._active and sys.stdout.isatty():
             self._bar = Bar(
-                TextColumn("steps"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(),  # the only one that shrinks where the terminal is narrow
                 TextColumn("{task.fields[told]}"),
-                TimeRemainingColumn(),
                 console=Console(),
                 auto_refresh=False,
             )
@@ -75,17 +67,18 @@ class Progress:
         self._step = step
         self._values.update(values)
         now = time.monotonic()
+        self._first = self._first or (step, now)
         if now - self._drawn >= (REFRESH if self._bar is not None else PLAIN_EVERY):
             self._draw(now)
 
     def _draw(self, now: float) -> None:
-        step = self._shown = self._step
-        self._drawn = now
+        self._shown, self._drawn = self._step, now
+        told = self._told(now)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, told=self._told())
+            self._bar.update(self._task, completed=self._step, told=told)
             self._bar.refresh()
         elif self._active:
-            print(f"step {step}/{self._total}  {self._told()}  {self._eta(step, now)}", flush=True)
+            print(told, flush=True)
 
     def message(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -94,16 +87,19 @@ class Progress:
         elif self._active:
             print(text, flush=True)
 
-    def _told(self) -> str:
-        return "  ".join(
+    def _told(self, now: float) -> str:
+        values = [
             f"{name} {form.format(self._values[key])}"
             for key, (name, form) in SHOWN.items()
             if key in self._values
-        )
+        ]
+        return "  ".join((f"step {self._step}/{self._total}", self._time(now), *values))
 
-    def _eta(self, step: int, now: float) -> str:
-        done = step - self._start
-        if done <= 0 or step >= self._total:
+    def _time(self, now: float) -> str:
+        """What is left, at the pace since the first step, which compiles; at the end, what the
+        run took."""
+        first_step, then = self._first or (self._step, now)
+        if self._step >= self._total or self._step == first_step:
             return f"{now - self._began:.0f} s"
-        left = (now - self._began) / done * (self._total - step)
-        return f"ETA {int(left // 60)}:{int(left % 60):02d}"
+        left = round((now - then) / (self._step - first_step) * (self._total - self._step))
+        return f"ETA {timedelta(seconds=left)}"

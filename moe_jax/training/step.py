@@ -45,6 +45,7 @@ class StepResult:
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     bad_steps: Array
+    skipped: Array
     sums: BatchSums
     layers: dict[str, Array]  # routing metrics, each (L,)
     expert_grad_norm: Array | None
@@ -106,6 +107,7 @@ class Step:
             loss=loss,
             grad_norm=grad_norm,
             bad_steps=new_state.bad_steps,
+            skipped=new_state.skipped,
             sums=sums,
             layers=layer_metrics(sums),
             expert_grad_norm=self._expert_grad_norm(grads),
