@@ -10,8 +10,9 @@ from types import TracebackType
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
@@ -36,19 +37,13 @@ class Progress:
         self._active = jax.process_index() == 0
         self._values: dict[str, float] = {}
         self._began = self._drawn = time.monotonic()
-        self._bar: Bar | None = None
+        self._live: Live | None = None
         if self._active and sys.stdout.isatty():
-            self._bar = Bar(
-                BarColumn(),  # the only one that shrinks where the terminal is narrow
-                TextColumn("{task.fields[told]}"),
-                console=Console(),
-                auto_refresh=False,
-            )
-            self._task = self._bar.add_task("", total=total, completed=start, told="")
+            self._live = Live(console=Console(), auto_refresh=False)
 
     def __enter__(self) -> Progress:
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
@@ -59,8 +54,8 @@ class Progress:
     ) -> None:
         if self._shown != self._step:
             self._draw(time.monotonic())
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """The state after `step`; drawn at most every so often."""
@@ -68,22 +63,24 @@ class Progress:
         self._values.update(values)
         now = time.monotonic()
         self._first = self._first or (step, now)
-        if now - self._drawn >= (REFRESH if self._bar is not None else PLAIN_EVERY):
+        if now - self._drawn >= (REFRESH if self._live is not None else PLAIN_EVERY):
             self._draw(now)
 
     def _draw(self, now: float) -> None:
         self._shown, self._drawn = self._step, now
         told = self._told(now)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._step, told=told)
-            self._bar.refresh()
+        if self._live is not None:
+            lines = Table.grid(expand=True)  # two, so that narrow terminals show all of it
+            lines.add_row(ProgressBar(total=self._total, completed=self._step))
+            lines.add_row(told)
+            self._live.update(lines, refresh=True)
         elif self._active:
             print(told, flush=True)
 
     def message(self, text: str) -> None:
         """A line of its own, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self._active:
             print(text, flush=True)
 
@@ -102,4 +99,4 @@ class Progress:
         if self._step >= self._total or self._step == first_step:
             return f"{now - self._began:.0f} s"
         left = round((now - then) / (self._step - first_step) * (self._total - self._step))
-        return f"ETA {timedelta(seconds=left)}"
+        return f"ETA {str(timedelta(seconds=left)).removeprefix('0:')}"
