@@ -1,14 +1,16 @@
 """The feed-forward of sorted rows as one loop over blocks of rows, forward and backward.
 
-The same arithmetic as grouped matmuls with an activation between them, with less traffic: a block
-of rows goes through the whole network while it is in the cache, and an expert's matrices are
-fetched once for all its products. What is kept for the backward pass are the products before the
-activation; the output overwrites a copy of the input, the input's gradient one of the output's.
+The same arithmetic as grouped matmuls with an activation between them, with fewer passes over the
+rows: a block goes through the whole network while it is in the cache. What is kept for the backward
+pass are the products before the activation; the output overwrites a copy of the input, the input's
+gradient one of the output's. It pays while an expert's matrices and their gradients fit the cache
+beside the block (`fits`); beyond, separate products are as fast or faster.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,19 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
 from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
-from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
+from moe_jax.ops.grouped_matmul.varying import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
 Hidden = Callable[..., Array]
 Matrices = tuple[Array, ...]
+# Measured with experiments/benchmarks/grouped_matmul.py on a core with 1 MiB of second-level
+# cache: 10 % faster than separate products at 128 KiB a matrix, equal at 1 MiB, slower at 2 MiB.
+LARGEST_MATRIX = 2**20
+
+
+def fits(w_EDF: Float[Array, "E D F"]) -> bool:
+    """Whether matrices of this size are small enough for the fused loop to pay."""
+    return math.prod(w_EDF.shape[1:]) * w_EDF.dtype.itemsize <= LARGEST_MATRIX
 
 
 def ffn_blocks(
@@ -65,7 +75,8 @@ def _run(
         kept = [block.store(a_RF, a_BF) for a_RF, a_BF in zip(kept, products, strict=False)]
         return block.store(y_RD, dot(h_BF, own[-1])), kept
 
-    kept = [zeros((R, F), x_RD.dtype, like=x_RD) for _ in w_in] if keep else []
+    # Of one value XLA would make one array and copy it.
+    kept = [filled((R, F), i, x_RD.dtype, like=x_RD) for i in range(len(w_in))] if keep else []
     carry = (_own_rows(x_RD, sizes_E), kept)
     return for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
 
@@ -108,7 +119,7 @@ def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple
         dw_down_EDF = add_to_group(dw_down_EDF, dw_down_DF, e, is_first)
         return block.store(dx_RD, dx_BD), dw_in, dw_down_EDF
 
-    *dw_in, dw_down_EDF = (zeros((E, D, F), dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
+    *dw_in, dw_down_EDF = (filled((E, D, F), 0, dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
     carry = (_own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
     dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
     return (

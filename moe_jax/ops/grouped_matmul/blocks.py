@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
-from moe_jax.ops.grouped_matmul.varying import same_axes, zeros
+from moe_jax.ops.grouped_matmul.varying import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
 
@@ -36,7 +36,7 @@ def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, axis_w: int =
     def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RN: Array) -> Array:
         return block.store(y_RN, dot(block.read(x_RK), own[0], axis_w))
 
-    return for_each_block(sizes_E, R, [w_EKN], body, zeros((R, N), x_RK.dtype, like=x_RK))
+    return for_each_block(sizes_E, R, [w_EKN], body, filled((R, N), 0, x_RK.dtype, like=x_RK))
 
 
 def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array) -> Array:
@@ -49,7 +49,7 @@ def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array) -> Array:
         return add_to_group(dw_EKN, dw_KN, e, is_first)
 
     dtype = accumulator(x_RK.dtype)
-    return for_each_block(sizes_E, R, [], body, zeros((E, K, N), dtype, like=x_RK))
+    return for_each_block(sizes_E, R, [], body, filled((E, K, N), 0, dtype, like=x_RK))
 
 
 @jax.custom_vjp

@@ -21,9 +21,9 @@ def _vary(x: Array, axes: frozenset[str]) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def zeros(shape: tuple[int, ...], dtype: jnp.dtype, *, like: Array) -> Array:
-    """Zeros that vary over the mesh axes that `like` varies over."""
-    return _vary(jnp.zeros(shape, dtype), _axes(like))
+def filled(shape: tuple[int, ...], value: int, dtype: jnp.dtype, *, like: Array) -> Array:
+    """An array of one value that varies over the mesh axes that `like` varies over."""
+    return _vary(jnp.full(shape, value, dtype), _axes(like))
 
 
 def same_axes(*trees: Any) -> tuple[Any, ...]:
