@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -100,6 +101,7 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._good: set[int] = set()  # checked already
         self._bad: dict[int, str] = {}  # why; each told on stderr
+        logging.getLogger("absl").addFilter(_is_news)
         if not read_only:
             self._prepare()
 
@@ -395,6 +397,11 @@ class Checkpoints:
                 )
             chain = chain.__cause__ or chain.__context__
         return UserError(f"checkpoint in {self.directory} failed: {error}", exit_code=1)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the tracebacks that Orbax logs of what it raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _is_first() -> bool:

@@ -155,7 +155,7 @@ def test_no_moment_between_two_operations_is_a_bad_one(tmp_path, number):
     assert newest(tmp_path) == 5
 
 
-def test_disk_that_is_really_full(tmp_path):
+def test_disk_that_is_really_full(tmp_path, caplog):
     """A file system of 1 MiB, where root may mount one; elsewhere a write that fails as there."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -182,6 +182,7 @@ def test_disk_that_is_really_full(tmp_path):
         assert newest(disk) == 3
         with opened(disk) as checkpoints:
             assert checkpoints.restore(abstract(), step=1).step == 1
+        assert not any(record.exc_info for record in caplog.records)  # no traceback for users
     finally:
         if mounted:
             subprocess.run(["umount", str(disk)], check=True)
