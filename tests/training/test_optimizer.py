@@ -209,6 +209,23 @@ def test_muon_of_a_stack_is_muon_of_each_matrix():
         np.testing.assert_allclose(found[path], -np.sign(flat(grads)[path]), rtol=1e-4)
 
 
+def test_muon_is_close_to_the_orthogonal_factor():
+    """numpy's SVD: G = U S V' becomes about U V', whatever S; Newton-Schulz leaves singular values
+    within 0.3 of 1 (Jordan et al. 2024)."""
+    matrices = np.random.default_rng(0).normal(size=(3, 8, 64)).astype(np.float32)
+    matrices *= np.array([1e-3, 1.0, 1e3], np.float32)[:, None, None]
+    params = {"layers": {"00": {"mlp": {"w_up": jnp.ones((3, 8, 64))}}}}
+    grads = {"layers": {"00": {"mlp": {"w_up": jnp.asarray(matrices)}}}}
+    config = Muon(learning_rate=1.0, schedule=Constant(), weight_decay=0.0, clip_norm=0.0)
+    update = flat(first_update(config, params, grads))["layers/00/mlp/w_up"]
+    for matrix, found in zip(matrices, np.asarray(update), strict=True):
+        u, _, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+        inner = u.T @ (-found / (0.2 * 64**0.5)) @ v.T  # the same singular vectors
+        singular = np.diag(inner)
+        assert singular.min() > 0.7 and singular.max() < 1.3
+        np.testing.assert_allclose(inner - np.diag(singular), 0, atol=1e-4)
+
+
 def test_adafactor_of_a_stack_is_adafactor_of_each_matrix():
     """optax, an oracle for single matrices, over several steps; factored and not factored."""
     from moe_jax.training.optimizer import Adafactor
