@@ -9,7 +9,8 @@ Forward, and forward + backward (gradients of rows and weights), SwiGLU, of R ro
   separate  three calls of `grouped_matmul` with the backend "blocks"
   ragged    the same with `jax.lax.ragged_dot` (--ragged: it is slow)
 In one process, interleaved. Printed are median milliseconds and the speed as a share of dense:
-the median over the repeats of (dense / this), both from the same repeat, since machines are noisy.
+the median over the repeats of (dense / this), both from the same repeat, by the clock and by the
+time of all processors (which other programs on the machine disturb less).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import functools
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,15 +115,14 @@ def measure(
             jax.grad(lambda w, x, dy, arm=arm: jnp.vdot(arm(w, x), dy), (0, 1)), own, x, dy
         )
     seconds = interleaved(run, repeats)
-    figures = {
-        f"{name}/{passes}": {
-            "ms": 1e3 * statistics.median(times),
-            "of_dense": statistics.median(
-                d / t for d, t in zip(seconds["dense", passes], times, strict=True)
-            ),
+    figures = {}
+    for (name, passes), times in seconds.items():
+        clock, processor = np.median(seconds["dense", passes] / times, axis=0).tolist()
+        figures[f"{name}/{passes}"] = {
+            "ms": 1e3 * float(np.median(times[:, 0])),
+            "of_dense": clock,
+            "of_dense_processor_time": processor,
         }
-        for (name, passes), times in seconds.items()
-    }
     case = dict(R=R, D=D, F=F, E=E, skew=skew, dtype=dtype, repeats=repeats)
     return {**case, "smallest": int(sizes.min()), "largest": int(sizes.max()), "arms": figures}
 
@@ -135,15 +134,16 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]
     return lambda: jax.block_until_ready(program(*arguments))
 
 
-def interleaved(run: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
-    """Seconds of each call in each repeat."""
-    seconds: dict[Any, list[float]] = {name: [] for name in run}
+def interleaved(run: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
+    """For each call (repeats, 2): seconds by the clock, seconds of all processors."""
+    seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in run}
     for _ in range(repeats):
         for name, call in run.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            took = time.perf_counter() - start[0], time.process_time() - start[1]
+            seconds[name].append(took)
+    return {name: np.array(times) for name, times in seconds.items()}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -153,11 +153,16 @@ def show(result: dict[str, Any]) -> None:
         f"\nR={R} D={D} F={F} E={E} {result['dtype']}, "
         f"{result['smallest']} to {result['largest']} rows an expert"
     )
-    print(f"{'':10}{'forward':>22}{'forward + backward':>22}")
+    shares = f"{'clock':>8}{'CPU':>6}"
+    print(f"{'':10}{'forward':>15}{shares}{'+ backward':>15}{shares}")
     arms = result["arms"]
     for name in dict.fromkeys(key.split("/")[0] for key in arms):
         cells = (arms[f"{name}/{passes}"] for passes in ("forward", "both"))
-        print(f"{name:10}" + "".join(f"{c['ms']:12.1f} ms {c['of_dense']:6.2f}" for c in cells))
+        columns = (
+            f"{c['ms']:12.1f} ms{c['of_dense']:8.2f}{c['of_dense_processor_time']:6.2f}"
+            for c in cells
+        )
+        print(f"{name:10}" + "".join(columns))
     rate = 18e-9 * R * D * F / (1e-3 * arms["dense/both"]["ms"])
     print(f"dense: {rate:.0f} GFLOP/s forward + backward", flush=True)
 

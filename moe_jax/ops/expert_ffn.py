@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.ffn_blocks import ffn_blocks, fits
+from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.grouped_matmul import grouped_matmul
 from moe_jax.ops.grouped_matmul.api import resolve
 from moe_jax.ops.precision import accumulator
@@ -57,7 +57,7 @@ class ExpertWeights:
 
     def rows(self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"]) -> Float[Array, "R D"]:
         """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros."""
-        if resolve(self.backend) == "blocks" and fits(self.w_up_EDF):
+        if resolve(self.backend) == "blocks":
             activate = _activate(self.activation)
             return ffn_blocks(activate, x_RD, self._w_in, self.w_down_EFD, sizes_E)
         matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=self.backend)

@@ -3,14 +3,12 @@
 The same arithmetic as grouped matmuls with an activation between them, with fewer passes over the
 rows: a block goes through the whole network while it is in the cache. What is kept for the backward
 pass are the products before the activation; the output overwrites a copy of the input, the input's
-gradient one of the output's. It pays while an expert's matrices and their gradients fit the cache
-beside the block (`fits`); beyond, separate products are as fast or faster.
+gradient one of the output's. (experiments/benchmarks/grouped_matmul.py compares the two.)
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,14 +25,6 @@ from moe_jax.ops.precision import accumulator
 
 Hidden = Callable[..., Array]
 Matrices = tuple[Array, ...]
-# Measured with experiments/benchmarks/grouped_matmul.py on a core with 1 MiB of second-level
-# cache: 10 % faster than separate products at 128 KiB a matrix, equal at 1 MiB, slower at 2 MiB.
-LARGEST_MATRIX = 2**20
-
-
-def fits(w_EDF: Float[Array, "E D F"]) -> bool:
-    """Whether matrices of this size are small enough for the fused loop to pay."""
-    return math.prod(w_EDF.shape[1:]) * w_EDF.dtype.itemsize <= LARGEST_MATRIX
 
 
 def ffn_blocks(

@@ -111,23 +111,6 @@ def test_any_sizes_give_the_same_as_separate_products():
         assert_close(jax.tree.leaves(mine), jax.tree.leaves(right), tolerance=5e-4)
 
 
-def test_large_matrices_take_separate_products(monkeypatch):
-    """Below the limit in bytes one fused loop, above it three; the same numbers."""
-    x, dy, sizes = normal(R, D, seed=3), normal(R, D, seed=4), np.array(SIZES, np.int32)
-
-    def run():
-        function = lambda weights, x: weights.rows(x, jnp.asarray(sizes))  # noqa: E731
-        loops = str(jax.make_jaxpr(function)(experts(), x)).count("custom_vjp")
-        y, pull_back = jax.vjp(jax.jit(function), experts(), x)
-        return loops, jax.tree.leaves((y, pull_back(dy)))
-
-    fused = run()
-    monkeypatch.setattr("moe_jax.ops.ffn_blocks.LARGEST_MATRIX", 4 * D * F - 1)
-    separate = run()
-    assert (fused[0], separate[0]) == (1, 3)
-    assert_close(separate[1], fused[1])
-
-
 def test_rows_of_no_expert_may_hold_anything():
     own, sizes = sum(SIZES), np.array(SIZES, np.int32)
     x, dy = normal(R, D, seed=3), normal(R, D, seed=4)

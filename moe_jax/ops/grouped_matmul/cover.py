@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 FIRST_OVERHEAD, MORE_OVERHEAD = 32, 64
 # First blocks around the mean rows of a group, so that most groups of a balanced load take one.
 # Smaller blocks than the least cost nearly as much; larger ones than the most gain nothing.
-FIRST_FRACTIONS, FIRST_LEAST, FIRST_MOST = (0.25, 0.5, 1.0, 1.25), 32, 2048
+FIRST_FRACTIONS, FIRST_LEAST, FIRST_MOST = (0.25, 0.5, 0.75, 1.0, 1.125, 1.25), 32, 2048
 MORE = (32, 128, 512, 2048)
 
 
