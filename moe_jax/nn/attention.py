@@ -75,7 +75,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         D, N, M, H = model_dim, num_heads, num_kv_heads, head_dim
-        inward = fan_in(init_scale, in_axis=0)
+        inward = fan_in(init_scale, in_axis=0, out_axis=(1, 2))
         outward = fan_in(init_scale, in_axis=(0, 1))
         self.wq = parameter(rngs, inward, (D, N, H), ("embed", "heads", "head_dim"), param_dtype)
         self.wk = parameter(rngs, inward, (D, M, H), ("embed", "kv_heads", "head_dim"), param_dtype)
