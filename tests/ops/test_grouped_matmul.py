@@ -141,7 +141,7 @@ def test_finite_differences_in_float64():
     with jax.enable_x64(True):
         x, w, dy = map(jnp.asarray, map(float64, (x, w, dy)))
         run = with_gradients(backend("blocks"))
-        y, dx, dw = run(x, w, sizes, dy)
+        y, dx, dw = run(x, w, jnp.asarray(sizes, jnp.int64), dy)
         assert y.dtype == dx.dtype == dw.dtype == jnp.float64
         for step_x, step_w in ((normal(40, 5, seed=3), 0 * w), (0 * x, normal(3, 5, 4, seed=3))):
             step_x, step_w = float64(step_x), float64(step_w)

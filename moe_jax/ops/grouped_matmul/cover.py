@@ -128,10 +128,11 @@ def for_each_block(
     E = sizes_E.shape[0]
     if R == 0:
         return carry
+    sizes_E = sizes_E.astype(jnp.int32)
     offer = block_sizes(R, E)
     first_E, more_EM = cover(sizes_E, offer)
     end_E = jnp.cumsum(sizes_E)
-    full_E = jnp.nonzero(sizes_E > 0, size=E, fill_value=0)[0].astype(sizes_E.dtype)
+    full_E = jnp.nonzero(sizes_E > 0, size=E, fill_value=0)[0].astype(jnp.int32)
 
     def visit(i: Array, carry: Any) -> Any:
         e = full_E[i]
@@ -151,9 +152,9 @@ def for_each_block(
 
         state = (end_E[e] - sizes_E[e], carry)
         for j, B in enumerate(offer.first):
-            state = blocks(B, True, (first_E[e] == j + 1).astype(sizes_E.dtype), state)
+            state = blocks(B, True, (first_E[e] == j + 1).astype(jnp.int32), state)
         for j, B in reversed(list(enumerate(offer.more))):
             state = blocks(B, False, more_EM[e, j], state)
         return state[1]
 
-    return jax.lax.fori_loop(0, jnp.sum(sizes_E > 0, dtype=sizes_E.dtype), visit, carry)
+    return jax.lax.fori_loop(0, jnp.sum(sizes_E > 0, dtype=jnp.int32), visit, carry)
