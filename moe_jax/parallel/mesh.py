@@ -44,9 +44,9 @@ class MeshConfig:
         fixed = int(np.prod([size for size in sizes.values() if size != -1]))
         for axis, size in sizes.items():
             if size == -1:
-                sizes[axis] = max(num_devices // fixed, 1)
+                sizes[axis] = max(num_devices // max(fixed, 1), 1)
         product = int(np.prod(list(sizes.values())))
-        if product != num_devices:
+        if product != num_devices or min(sizes.values()) < 1:
             told = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise UserError(f"config.mesh: {told} = {product}, but there are {num_devices} devices")
         return sizes

@@ -10,7 +10,7 @@ the units are then averaged:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 
 import jax
@@ -118,10 +118,42 @@ class RoutingLosses:
     def check(self) -> Iterator[Rule]:
         yield from one_of(self, ("sum", "mean"), "over_layers")
 
-    def terms(self) -> tuple[LossTerm, ...]:
-        """Every term, in the order of the fields."""
-        values = (getattr(self, spec.name) for spec in fields(self))
-        return tuple(value for value in values if isinstance(value, LossTerm))
+    def terms(self) -> dict[str, LossTerm]:
+        """Every term by its field's name, in the order of the fields."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, LossTerm)}
+
+
+def global_terms(
+    losses: RoutingLosses, router: Router, E: int, scheduled: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The terms that need the sums of the whole global batch: those of that scope which have a
+    value, and a coefficient that is not 0 or whose path is in `scheduled`."""
+
+    def counts(name: str, term: LossTerm) -> bool:
+        weighted = term.coefficient or f"moe.losses.{name}.coefficient" in scheduled
+        # Few routers have losses of their own, although their coefficient is 1.
+        return bool(weighted) and bool(jax.eval_shape(lambda: term.values(router, _zeros(E))))
+
+    return tuple(
+        name
+        for name, term in losses.terms().items()
+        if term.scope == "global_batch" and counts(name, term)
+    )
+
+
+def _zeros(E: int) -> Sums:
+    count_E, sum_E = jnp.zeros((E,), jnp.int32), jnp.zeros((E,), jnp.float32)
+    return Sums(
+        wanted_E=count_E,
+        first_E=count_E,
+        prob_E=sum_E,
+        importance_E=sum_E,
+        load_E=sum_E,
+        z=jnp.zeros((), jnp.float32),
+        entropy=jnp.zeros((), jnp.float32),
+        valid=jnp.zeros((), jnp.int32),
+    )
 
 
 def scoped_loss(
@@ -134,7 +166,7 @@ def scoped_loss(
     averaged over layers.
     """
     total = jnp.zeros((), jnp.float32)
-    for term in losses.terms():
+    for term in losses.terms().values():
         if term.scope not in scopes:
             continue
         units_LU = _units(term.scope, sums_LG, pieces)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from moe_jax.config.errors import Problem
+from moe_jax.config.knobs import parse_schedules
 from moe_jax.models.decoder import layout_of
+from moe_jax.routing.losses import global_terms
 from moe_jax.routing.types import Router
 from moe_jax.training.experiment import Experiment
 
@@ -13,7 +16,8 @@ from moe_jax.training.experiment import Experiment
 def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     """Everything that is wrong between parts of the config on `num_devices` devices.
 
-    Each part must have passed its own check. Raises UserError where the mesh itself does not fit.
+    Values that have no sense by themselves (a size below 1) are left to their part's own check.
+    Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
     rules = (_routing, _groups, _batches, _divisions)
@@ -21,7 +25,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
 
 
 def _divides(path: str, value: int, parts: int, by: str) -> Iterator[Problem]:
-    if value % parts:
+    if value > 0 and parts > 0 and value % parts:
         told = f"{value} = {value // parts} x {parts} + {value % parts}"
         yield Problem(path, value, f"must be divisible by {by} = {parts} ({told})")
 
@@ -49,7 +53,9 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
 def rows_per_group(experiment: Experiment) -> int:
     """Whole rows that one routing group spans; 1 where a group is a row or a piece of one."""
     S, T = experiment.data.sequence_length, experiment.moe.group_size
-    return max((T or S) // S, 1) if experiment.moe.every else 1
+    if not experiment.moe.every or T is None or S < 1:
+        return 1
+    return max(T // S, 1)
 
 
 def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
@@ -63,6 +69,8 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
             )
             yield Problem("moe.group_size", T, rule)
         return
+    if min(S, T) < 1:
+        return
     if T % S and S % T:
         rule = f"must divide data.sequence_length = {S} or be a multiple of it"
         yield Problem("moe.group_size", T, rule)
@@ -71,10 +79,10 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     if sizes["sequence"] > 1 and (piece < T or piece % T):
         rule = f"must divide the {piece} = {S} / {sizes['sequence']} positions of a token shard"
         yield Problem("moe.group_size", T, rule)
-    for term in ("load_balance", "importance", "load", "router_z", "router"):
-        if getattr(moe.losses, term).scope == "row" and T > S:
+    for name, term in moe.losses.terms().items():
+        if term.scope == "row" and T > S:
             rule = f"needs groups no larger than a row of {S}, but moe.group_size = {T}"
-            yield Problem(f"moe.losses.{term}.scope", "row", rule)
+            yield Problem(f"moe.losses.{name}.scope", "row", rule)
 
 
 def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
@@ -98,6 +106,11 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
         yield from _divides("model.mlp_dim", model.mlp_dim, sizes["tensor"], "mesh.tensor")
     if layout.moe_layers:
         yield from _divides("moe.expert_dim", moe.expert_dim, sizes["tensor"], "mesh.tensor")
+    if layout.moe_layers and moe.num_shared and moe.shared_dim is not None:
+        # All shared experts are one layer, num_shared * shared_dim wide.
+        parts = sizes["tensor"] // math.gcd(moe.num_shared, sizes["tensor"])
+        by = "mesh.tensor / gcd(mesh.tensor, moe.num_shared)"
+        yield from _divides("moe.shared_dim", moe.shared_dim, parts, by)
     yield from _divides("model.model_dim", model.model_dim, sizes["fsdp"], "mesh.fsdp")
     S = experiment.data.sequence_length
     yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
@@ -114,17 +127,15 @@ def warnings(experiment: Experiment) -> list[str]:
             "this routing lets a token see later ones (drop order or router), so the validation "
             "loss of a causal model is flattered, and moe_jax.generate will refuse the model"
         )
-    for term in ("load_balance", "importance", "load", "router_z", "router"):
-        scope, M = getattr(moe.losses, term).scope, experiment.accumulation
-        if scope == "micro_batch" and M > 1:
+    M = experiment.accumulation
+    for name, term in moe.losses.terms().items():
+        if term.scope == "micro_batch" and M > 1:
             found.append(
-                f"moe.losses.{term}.scope = 'micro_batch' with accumulation {M}: the loss depends "
+                f"moe.losses.{name}.scope = 'micro_batch' with accumulation {M}: the loss depends "
                 "on the number of micro-batches; scope 'global_batch' does not"
             )
-    if experiment.accumulation > 1 and any(
-        term.scope == "global_batch" and term.coefficient
-        for term in (moe.losses.load_balance, moe.losses.importance, moe.losses.load)
-    ):
+    scheduled = parse_schedules(experiment)
+    if M > 1 and global_terms(moe.losses, moe.router, moe.num_experts, scheduled):
         found.append(
             "routing losses over the global batch under accumulation take one more forward pass "
             "per micro-batch (about a third more FLOPs)"

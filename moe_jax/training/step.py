@@ -17,7 +17,7 @@ from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, LayerReport
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.routing.balance import routing_metrics
-from moe_jax.routing.losses import SCOPES, RoutingLosses, scoped_loss
+from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
 from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.types import Sums, Traffic
 from moe_jax.tasks.language_model import LanguageModel, RawBatch, TaskSums
@@ -221,12 +221,10 @@ class Step:
         return loss, jax.lax.stop_gradient(gradient)
 
     def _needs_global_sums(self) -> bool:
-        for name in ("load_balance", "importance", "load", "router_z", "router"):
-            term = getattr(self.moe.losses, name)
-            path = f"moe.losses.{name}.coefficient"
-            if term.scope == "global_batch" and (term.coefficient or path in self.scheduled):
-                return True
-        return False
+        moe = self.moe
+        return bool(
+            moe.every and global_terms(moe.losses, moe.router, moe.num_experts, self.scheduled)
+        )
 
     # --- pieces ---
 

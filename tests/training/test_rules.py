@@ -1,0 +1,239 @@
+"""Rules between the parts of a config: each one broken by itself, and all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moe_jax.config.errors import UserError
+from moe_jax.models.decoder import DecoderConfig
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.routing import GShard, Mixtral, Switch, TopK
+from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
+from moe_jax.training.experiment import EvalConfig, Experiment
+from moe_jax.training.rules import cross_check, warnings
+
+# A mesh in which every axis but data matters; S = 64, E = 8, all sizes fit.
+MESH = MeshConfig(data=1, fsdp=2, expert=2, tensor=2, sequence=2)
+DEVICES = 16
+
+
+def experiment(**changes):
+    """A good experiment with some dotted values in place of others (moe__k = moe.k)."""
+    base = Experiment(
+        batch_size=16,
+        accumulation=2,
+        mesh=MESH,
+        model=DecoderConfig(model_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64),
+        moe=MoEConfig(num_experts=8, expert_dim=16, group_size=32, every=2),
+    )
+    base = dataclasses.replace(
+        base, data=dataclasses.replace(base.data, sequence_length=64), evaluation=EvalConfig()
+    )
+    for path, value in changes.items():
+        base = replace(base, path.split("__"), value)
+    return base
+
+
+def replace(config, path, value):
+    name, *rest = path
+    if rest:
+        value = replace(getattr(config, name), rest, value)
+    return dataclasses.replace(config, **{name: value})
+
+
+def test_a_good_config_passes():
+    assert cross_check(experiment(), DEVICES) == []
+    assert cross_check(Experiment(), 1) == []
+
+
+# change -> the path that is told, and what the message must hold beside the value.
+BROKEN = {
+    "k above E": ({"moe__router": Mixtral(k=9)}, "moe.router.k", ["9", "experts, 8"]),
+    "two choices of one expert": (
+        {"moe__router": GShard(), "moe__num_experts": 1, "mesh": MeshConfig(data=8)},
+        "moe.router.kind",
+        ["number of experts, 1"],
+    ),
+    "no layer is sparse": ({"moe__first": 4}, "moe.first", ["model.num_layers = 4"]),
+    "experts against the expert axis": (
+        {"moe__num_experts": 9},
+        "moe.num_experts",
+        ["mesh.expert = 2", "9 = 4 x 2 + 1"],
+    ),
+    "dense layout with an expert axis": ({"moe__layout": "dense"}, "moe.layout", ["mesh.expert"]),
+    "no transport with an expert axis": (
+        {"moe__transport": "local"},
+        "moe.transport",
+        ["mesh.expert"],
+    ),
+    "group against the row": (
+        {"moe__group_size": 48},
+        "moe.group_size",
+        ["data.sequence_length = 64"],
+    ),
+    "group against the sequence shard": (
+        {"moe__group_size": 64},
+        "moe.group_size",
+        ["32 = 64 / 2"],
+    ),
+    "a row as a group, cut by the sequence axis": (
+        {"moe__group_size": None},
+        "moe.group_size",
+        ["mesh.sequence = 2", "at most 32"],
+    ),
+    "a loss per row of groups of rows": (
+        {
+            "moe__group_size": 128,
+            "mesh": MeshConfig(data=4),
+            "moe__losses": RoutingLosses(router_z=RouterZ(coefficient=0.1, scope="row")),
+        },
+        "moe.losses.router_z.scope",
+        ["row of 64", "moe.group_size = 128"],
+    ),
+    "batch against mesh and micro-batches": (
+        {"batch_size": 12},
+        "batch_size",
+        ["4 x 1 x accumulation 2 = 8", "12 = 1 x 8 + 4"],
+    ),
+    "batch against groups of rows": (
+        {"moe__group_size": 256, "mesh": MeshConfig(data=4), "accumulation": 3},
+        "batch_size",
+        ["4 x 4", "accumulation 3", "16 = 0 x 48 + 16"],
+    ),
+    "evaluation's batch": (
+        {"evaluation": EvalConfig(batch_size=6)},
+        "evaluation.batch_size",
+        ["6 = 1 x 4 + 2"],
+    ),
+    "heads against the tensor axis": (
+        {"model__num_heads": 3, "model__num_kv_heads": 2},
+        "model.num_heads",
+        ["mesh.tensor = 2"],
+    ),
+    "key heads against the tensor axis": (
+        {"model__num_kv_heads": 1},
+        "model.num_kv_heads",
+        ["1 = 0 x 2 + 1"],
+    ),
+    "vocabulary": ({"model__vocab_size": 263}, "model.vocab_size", ["mesh.tensor = 2"]),
+    "width of dense layers": ({"model__mlp_dim": 63}, "model.mlp_dim", ["mesh.tensor = 2"]),
+    "width of experts": ({"moe__expert_dim": 15}, "moe.expert_dim", ["mesh.tensor = 2"]),
+    "width of shared experts": (
+        {"moe__num_shared": 3, "moe__shared_dim": 15},
+        "moe.shared_dim",
+        ["mesh.tensor", "15 = 7 x 2 + 1"],
+    ),
+    "model width": ({"model__model_dim": 33}, "model.model_dim", ["mesh.fsdp = 2"]),
+    "row length": (
+        {"data__sequence_length": 65, "moe__every": 0},
+        "data.sequence_length",
+        ["mesh.sequence = 2", "65 = 32 x 2 + 1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_one_rule(name):
+    """Exactly one problem, with its path, its value and the arithmetic."""
+    changes, path, fragments = BROKEN[name]
+    broken = experiment(**changes)
+    devices = DEVICES if broken.mesh is MESH else abs(broken.mesh.data)
+    (problem,) = cross_check(broken, devices)
+    assert problem.path == path
+    for fragment in fragments:
+        assert fragment in str(problem), str(problem)
+
+
+def test_all_problems_at_once():
+    broken = experiment(
+        moe__router=TopK(k=10),
+        moe__num_experts=9,
+        moe__group_size=48,
+        batch_size=12,
+        model__num_kv_heads=1,
+        model__model_dim=33,
+    )
+    assert {problem.path for problem in cross_check(broken, DEVICES)} == {
+        "moe.router.k",
+        "moe.num_experts",
+        "moe.group_size",
+        "batch_size",
+        "model.num_kv_heads",
+        "model.model_dim",
+    }
+
+
+def test_a_dense_model_asks_nothing_of_experts():
+    dense = experiment(
+        moe=MoEConfig(every=0, num_experts=7, expert_dim=15, group_size=48, router=Mixtral(k=9))
+    )
+    assert cross_check(dense, DEVICES) == []
+    sparse = experiment(moe__every=1, model__mlp_dim=63)  # no dense layer has that width
+    assert cross_check(sparse, DEVICES) == []
+
+
+NUMBERS = (
+    "batch_size",
+    "accumulation",
+    "data__sequence_length",
+    "model__num_layers",
+    "model__model_dim",
+    "model__num_heads",
+    "model__num_kv_heads",
+    "model__mlp_dim",
+    "model__vocab_size",
+    "moe__num_experts",
+    "moe__expert_dim",
+    "moe__every",
+    "moe__first",
+    "moe__group_size",
+    "moe__num_shared",
+    "moe__shared_dim",
+    "evaluation__batch_size",
+)
+
+
+@pytest.mark.parametrize("value", [0, -1, -8])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_sizes_without_sense_do_not_end_in_a_traceback(name, value):
+    """Their own rules tell them; the rules between parts hold their tongue or tell more."""
+    cross_check(experiment(**{name: value}), DEVICES)
+
+
+@pytest.mark.parametrize("value", [0, -1, -2])
+@pytest.mark.parametrize("axis", ["data", "fsdp", "expert", "tensor", "sequence"])
+def test_a_mesh_that_does_not_fit_is_a_user_error(axis, value):
+    mesh = dataclasses.replace(MESH, **{"data": -1, axis: value})
+    if axis == "data" and value == -1:
+        assert cross_check(experiment(mesh=mesh), DEVICES) == []
+        return
+    with pytest.raises(UserError, match="mesh"):
+        cross_check(experiment(mesh=mesh), DEVICES)
+
+
+def test_warnings():
+    assert warnings(experiment(moe__every=0, moe__router=Mixtral(k=1))) == []
+    assert warnings(experiment(accumulation=1)) == []
+
+    def told(**changes):
+        return " ".join(warnings(experiment(**changes)))
+
+    assert "constant" in told(moe__router=Mixtral(k=1))
+    assert "constant" not in told(moe__router=Switch())
+    assert "later" in told(moe__router=GShard(), moe__capacity_factor=1.0)
+    assert "later" not in told(moe__router=GShard())
+    for term in (LoadBalance(coefficient=0.1), RouterZ(coefficient=0.1)):
+        name = "load_balance" if isinstance(term, LoadBalance) else "router_z"
+        whole = {f"moe__losses__{name}": term}
+        assert "one more forward pass" in told(**whole)
+        assert "one more forward pass" not in told(**whole, accumulation=1)
+        micro = {f"moe__losses__{name}": dataclasses.replace(term, scope="micro_batch")}
+        assert f"moe.losses.{name}.scope" in told(**micro)
+        assert "one more forward pass" not in told(**micro)
+        assert f"moe.losses.{name}.scope" not in told(**micro, accumulation=1)
+    assert "scope" not in told()
+    rises = "moe.losses.load_balance.coefficient = linear(0, 0.01, 100)"
+    assert "one more forward pass" in told(schedules=(rises,))
