@@ -1,0 +1,180 @@
+"""The sparse layer as a whole: against a walk through the tokens, keys, padding, groups."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from flax import nnx
+
+from moe_jax.nn.context import Context, TokenBatch
+from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer
+from moe_jax.parallel.mesh import MeshConfig, make_mesh
+from moe_jax.routing import GShard, Mixtral, NoisyTopK, Switch, VMoE
+
+B, S, D, F, E = 3, 8, 6, 5, 4
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1] * S, [1] * 4 + [2] * 4], np.int32)
+
+
+def make(config):
+    layer = MoELayer(
+        config,
+        model_dim=D,
+        activation="swiglu",
+        init_scale=1.0,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+        rngs=nnx.Rngs(params=jax.random.key(0)),
+    )
+    graph, params = nnx.split(layer)
+
+    @jax.jit
+    def apply(x_BSD, batch, context, number):
+        return nnx.merge(graph, params)(x_BSD, batch, context, {}, number)
+
+    return layer, apply
+
+
+def batch_of(row_B):
+    rows = np.asarray(row_B)
+    zeros = jnp.zeros((len(rows), S), jnp.int32)
+    return TokenBatch(
+        token_BS=zeros,
+        position_BS=zeros,
+        segment_BS=jnp.asarray(SEGMENTS[rows % B]),
+        row_B=jnp.asarray(rows, jnp.int32),
+    )
+
+
+def inputs():
+    return np.random.default_rng(0).normal(size=(B, S, D)).astype(np.float32)
+
+
+def swiglu(x_D, gate_DF, up_DF, down_FD):
+    gate = x_D @ gate_DF
+    return (gate * scipy.special.expit(gate) * (x_D @ up_DF)) @ down_FD
+
+
+def float64(*weights):
+    return [np.asarray(w[...], np.float64) for w in weights]
+
+
+@pytest.mark.parametrize("layout", ["rows", "slots_einsum"])
+def test_dropless_layer_with_shared_experts(layout):
+    """Each valid token: softmax over its two best logits, their experts, and the shared ones."""
+    config = MoEConfig(num_experts=E, expert_dim=F, num_shared=2, shared_dim=3, layout=layout)
+    layer, apply = make(config)
+    x_BSD = inputs()
+    y_BSD, report = apply(jnp.asarray(x_BSD), batch_of(range(B)), Context(), jnp.int32(0))
+    (kernel,) = float64(layer.router.kernel)
+    gate, up, down = float64(layer.experts.w_gate, layer.experts.w_up, layer.experts.w_down)
+    shared = float64(layer.shared.w_gate, layer.shared.w_up, layer.shared.w_down)
+    assert shared[0].shape == (D, 6)
+    wanted_E, probability_E, z = np.zeros(E), np.zeros(E), 0.0
+    for b in range(B):
+        for s in range(S):
+            x_D = x_BSD[b, s].astype(np.float64)
+            expected = swiglu(x_D, *shared)
+            if SEGMENTS[b, s]:
+                logits = x_D @ kernel
+                best = np.argsort(-logits)[:2]
+                weights = scipy.special.softmax(logits[best])
+                for weight, e in zip(weights, best, strict=True):
+                    expected = expected + weight * swiglu(x_D, gate[e], up[e], down[e])
+                wanted_E[best] += 1
+                probability_E += scipy.special.softmax(logits)
+                z += scipy.special.logsumexp(logits) ** 2
+            np.testing.assert_allclose(y_BSD[b, s], expected, rtol=1e-4, atol=1e-5)
+    sums = report.sums
+    assert sums.valid.shape == (B,)
+    assert int(sums.valid.sum()) == (SEGMENTS > 0).sum()
+    np.testing.assert_array_equal(sums.wanted_E.sum(0), wanted_E)
+    np.testing.assert_allclose(sums.prob_E.sum(0), probability_E, rtol=1e-5)
+    np.testing.assert_allclose(sums.z.sum(), z, rtol=1e-5)
+    assert int(report.traffic.dropped.sum()) == int(report.traffic.overflow.sum()) == 0
+
+
+def noisy(router, **changes):
+    return MoEConfig(num_experts=E, expert_dim=F, router=router, **changes)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [NoisyTopK(k=2, init_scale=1.0), VMoE(k=2, noise_std=4.0), GShard(), Switch(jitter=0.5)],
+    ids=lambda router: type(router).__name__,
+)
+def test_noise_hangs_on_step_layer_and_group_alone(router):
+    """A row meets the same noise wherever it stands in the batch; other rows, layers and steps
+    meet other noise; evaluation meets none."""
+    _, apply = make(noisy(router, capacity_factor=1.0, group_size=4))
+    x_BSD = np.broadcast_to(inputs()[:1], (B, S, D))  # B times the same row
+
+    def run(rows, step=0, layer=0, train=True):
+        key = jax.random.fold_in(jax.random.key(1), step) if train else None
+        context = Context(key=key, train=train, capacity_factor=1.0)
+        batch = batch_of(rows)
+        batch = dataclasses.replace(batch, segment_BS=jnp.ones((B, S), jnp.int32))
+        return np.asarray(apply(jnp.asarray(x_BSD), batch, context, jnp.int32(layer))[0])
+
+    first = run([4, 0, 9])
+    np.testing.assert_array_equal(run([9, 4, 0]), first[[2, 0, 1]])
+    assert np.abs(first[0] - first[1]).max() > 1e-4
+    assert np.abs(run([4, 0, 9], step=1) - first).max() > 1e-4
+    assert np.abs(run([4, 0, 9], layer=1) - first).max() > 1e-4
+    quiet = run([4, 0, 9], train=False)
+    np.testing.assert_array_equal(quiet[0], quiet[1])
+
+
+def test_each_group_has_its_own_capacity():
+    """Four tokens of a group, all to one expert with room for one: three are lost."""
+    config = noisy(Switch(), capacity_factor=1.0, group_size=4)
+    _, apply = make(config)
+    x_BSD = jnp.ones((B, S, D))
+    batch = dataclasses.replace(batch_of(range(B)), segment_BS=jnp.ones((B, S), jnp.int32))
+    y_BSD, report = apply(x_BSD, batch, Context(capacity_factor=1.0), jnp.int32(0))
+    np.testing.assert_array_equal(report.traffic.dropped, [3] * (B * 2))
+    served = np.abs(np.asarray(y_BSD)).max(-1) > 0
+    np.testing.assert_array_equal(served, [[True, False, False, False] * 2] * B)
+    whole = Context(capacity_factor=1.0, whole_rows=True)
+    _, report = apply(x_BSD, batch, whole, jnp.int32(0))
+    np.testing.assert_array_equal(report.traffic.dropped, [6] * B)  # 8 tokens, room for 2
+
+
+def test_routes_are_what_was_counted():
+    config = noisy(Mixtral(k=2), capacity_factor=0.5)
+    _, apply = make(config)
+    context = Context(capture=True, capacity_factor=0.5)
+    _, report = apply(jnp.asarray(inputs()), batch_of(range(B)), context, jnp.int32(0))
+    routes = jax.tree.map(np.asarray, report.routes)
+    assert np.all(routes.expert_BSK[SEGMENTS == 0] == E)
+    assert np.all(routes.expert_BSK[SEGMENTS > 0] < E)
+    for b in range(B):
+        wanted = np.bincount(routes.expert_BSK[b].reshape(-1), minlength=E + 1)[:E]
+        np.testing.assert_array_equal(report.sums.wanted_E[b], wanted)
+        kept = routes.expert_BSK[b][routes.kept_BSK[b]]
+        np.testing.assert_array_equal(report.traffic.accepted_E[b], np.bincount(kept, minlength=E))
+    assert 0 < (~routes.kept_BSK[SEGMENTS > 0]).sum() == int(report.traffic.dropped.sum())
+    np.testing.assert_allclose(routes.weight_BSK[SEGMENTS > 0].sum(-1), 1, rtol=1e-5)
+    best = np.argsort(-routes.prob_BSE, -1)[..., :2]
+    np.testing.assert_array_equal(best[SEGMENTS > 0], routes.expert_BSK[SEGMENTS > 0])
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "pieces"), [(None, 1, 1), (8, 1, 1), (4, 1, 2), (24, 3, 1)]
+)
+def test_grouping(size, rows, pieces):
+    grouping = Grouping.of(size, 8)
+    assert (grouping.rows, grouping.pieces) == (rows, pieces)
+    cut = grouping.cut(jnp.arange(48).reshape(6, 8))
+    np.testing.assert_array_equal(cut.reshape(-1), np.arange(48))
+    assert cut.shape == (6 * pieces // rows, size or 8)
+
+
+def test_a_group_that_does_not_fit_rows_is_refused():
+    with pytest.raises(ValueError, match="neither divides"):
+        Grouping.of(12, 8)
