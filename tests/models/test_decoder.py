@@ -16,7 +16,7 @@ from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.routing import GShard, Mixtral, TopK
+from moe_jax.routing import GShard, Mixtral, NoisyTopK, TopK
 from moe_jax.tasks.language_model import segment_positions
 
 V, S = 24, 12
@@ -160,16 +160,26 @@ def test_layout(layers, every, first, sparse, prologue):
         (SMALL, MOE),
         (dataclasses.replace(SMALL, tie_embeddings=True, activation="gelu"), MOE),
         (dataclasses.replace(SMALL, qk_norm=True), dataclasses.replace(MOE, num_shared=2)),
+        (SMALL, dataclasses.replace(MOE, router=NoisyTopK(k=2), num_shared=1, shared_dim=7)),
+        (dataclasses.replace(SMALL, num_layers=5), dataclasses.replace(MOE, every=3, first=1)),
         (SMALL, dataclasses.replace(MOE, every=0)),
     ],
 )
 def test_counts_of_real_parameters(config, moe):
-    _, params, _ = build(config, moe)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    network = Network(lambda rngs: Decoder(config, moe, mesh, rngs=rngs), mesh)
+    flat = jax.tree_util.tree_leaves_with_path(network.abstract)
+    sizes = {jax.tree_util.keystr(path): leaf.size for path, leaf in flat}
+
+    def size_of(*names):
+        return sum(n for path, n in sizes.items() if any(f"['{name}']" in path for name in names))
+
     counts = count(config, moe, S)
-    assert counts.total == sum(leaf.size for leaf in jax.tree.leaves(params))
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    routers = sum(leaf.size for path, leaf in flat if "router" in str(path))
-    assert counts.router == routers
+    assert counts.total == sum(sizes.values())
+    assert counts.router == size_of("router")
+    assert counts.embedding == size_of("embedding", "head")
+    idle = 1 - moe.router.k / moe.num_experts
+    assert counts.active == counts.total - round(idle * size_of("experts"))
 
 
 def test_published_flops_and_sizes():
