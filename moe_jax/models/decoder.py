@@ -246,7 +246,7 @@ class Decoder(nnx.Module):
         router_state: Mapping[str, Mapping[str, Array]],
         cache: Mapping[str, KeyValueCache] | None = None,
     ) -> DecoderOutput:
-        x_BSD = self.embedding[...].astype(self.dtype)[batch.token_BS]
+        x_BSD = self._embedding_table()[batch.token_BS]
         # Embedding rows have norm 1; the blocks expect elements of variance 1.
         x_BSD = self._constrain(x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype))
         reports: dict[str, LayerReport] = {}
@@ -267,6 +267,13 @@ class Decoder(nnx.Module):
             report=self.layout.in_layer_order(reports) if reports else None,
             cache=caches if cache is not None else None,
         )
+
+    def _embedding_table(self) -> Array:
+        """The embedding, whole along D: where `fsdp` splits the table as well as the rows of the
+        batch, XLA would gather the whole vocabulary on every device to look them up."""
+        table_VD = self.embedding[...].astype(self.dtype)
+        target = sharding(self.mesh, ("vocab", "model"), table_VD.shape, "embedding")
+        return jax.lax.with_sharding_constraint(table_VD, target)
 
     def _constrain(self, x_BSD: Array) -> Array:
         target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")

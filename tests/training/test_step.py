@@ -293,3 +293,10 @@ def test_no_weight_crosses_the_expert_axis(program, compiled):
     # The layers are scanned: 2 forward and 2 backward stand for all of them.
     assert sizes["f32"] == [rows] * 4
     assert set(sizes["s32"]) == {E} and len(sizes["s32"]) in (1, 2)
+
+
+def test_the_vocabulary_stays_split(program, compiled):
+    """Embedding and head are gathered over `fsdp` at most, V / tensor rows of them."""
+    V = program.experiment.model.vocab_size
+    for op, _, shapes in collectives(compiled.as_text(), program.mesh):
+        assert all(V not in shape for _, shape in shapes), (op, shapes)
