@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,8 +132,8 @@ class LoadedRun:
         top_p: float = 0.95,
         show_routing: bool = False,
     ) -> Iterator[Token]:
-        """Tokens of the prompt and its continuation. UserError for an empty prompt, and for a
-        model whose routing lets a token see later ones."""
+        """Tokens of the prompt, which is taken as the start of a document, and its continuation.
+        UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
         moe, tokenizer = self.config.moe, self.rows.tokenizer
         if moe.every and not moe.causal:
             raise UserError(
@@ -155,11 +156,14 @@ class LoadedRun:
             usable_V=usable_V,
             capture=show_routing,
         )
-        return generator(
-            ids,
+        # In training every document starts with this one; nobody wants to read it.
+        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        tokens = generator(
+            start + ids,
             max_tokens,
             seed=seed,
             temperature=temperature,
             top_p=top_p,
             stop=tokenizer.eos_id,
         )
+        return itertools.islice(tokens, len(start), None)

@@ -27,9 +27,11 @@ flags.DEFINE_string(
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
     from moe_jax.config.overrides import load_config
+    from moe_jax.parallel.host_memory import keep_freed_memory
     from moe_jax.training.experiment import Experiment
     from moe_jax.training.loop import train
 
+    keep_freed_memory()
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     train(
         experiment,

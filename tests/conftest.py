@@ -20,6 +20,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         f"--xla_force_host_platform_device_count={DEVICES}",
         # Eight device threads on a busy machine with two cores may wait long for each other.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        # Nearly all the time goes to compiling programs that run once on a few rows; this is the
+        # compiler's quick way, a third of the time.
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
     )
 ).strip()
 # Workers, subprocesses and the next run share what was compiled, however small.

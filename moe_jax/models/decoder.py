@@ -32,6 +32,10 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     # Rows received from other devices are kept: recomputing them would communicate again.
     "received": jax.checkpoint_policies.save_only_these_names("received", "attention_out"),
+    # The experts' products too: only attention, norms and routing are computed again.
+    "expert_hidden": jax.checkpoint_policies.save_only_these_names(
+        "received", "attention_out", "expert_hidden"
+    ),
 }
 
 

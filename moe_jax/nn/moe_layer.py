@@ -20,6 +20,7 @@ from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ExpertWeights
+from moe_jax.ops.grouped_matmul import BACKENDS
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
@@ -77,6 +78,7 @@ class MoEConfig:
         yield from one_of(self, LAYOUTS, "layout")
         yield from one_of(self, TRANSPORTS, "transport")
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
+        yield from one_of(self, ("auto", *BACKENDS), "matmul")
 
     @property
     def causal(self) -> bool:

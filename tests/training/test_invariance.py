@@ -27,11 +27,14 @@ LOSSES = RoutingLosses(
     importance=Importance(coefficient=0.1, scope="row"),
     router_z=RouterZ(coefficient=0.01),
 )
-MIXTRAL = MoEConfig(num_experts=8, expert_dim=12, losses=LOSSES, receive_factor=8.0)
+# The reference multiplies, because compiling takes all the time here and it compiles fastest.
+MIXTRAL = MoEConfig(
+    num_experts=8, expert_dim=12, losses=LOSSES, receive_factor=8.0, matmul="reference"
+)
 GSHARD = dataclasses.replace(
     MIXTRAL, router=GShard(), capacity_factor=1.0, layout="slots_scatter", group_size=64
 )
-NOISY = dataclasses.replace(MIXTRAL, router=NoisyTopK(k=2, init_scale=1.0), group_size=16)
+NOISY = dataclasses.replace(MIXTRAL, router=NoisyTopK(k=2), group_size=16)
 
 
 def raw_batch(seed=0):
@@ -45,6 +48,20 @@ def raw_batch(seed=0):
         "segments": segments,
         "row": np.arange(B, dtype=np.int32),
     }
+
+
+def parameters(network):
+    """Random parameters on the network's mesh; `network.init` would compile for seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":
+            return np.ones(leaf.shape, leaf.dtype)
+        fan = leaf.shape[-1 if path[-1].key == "embedding" else -2]
+        return rng.normal(0, fan**-0.5, leaf.shape).astype(leaf.dtype)
+
+    drawn = jax.tree_util.tree_map_with_path(draw, network.abstract)
+    return jax.device_put(drawn, network.shardings)
 
 
 def make(moe, mesh=None, accumulation=1, optimizer=None, **model):
@@ -71,7 +88,7 @@ def make(moe, mesh=None, accumulation=1, optimizer=None, **model):
         accumulation=accumulation,
         noise_seed=1,
     )
-    params = network.init(jax.random.key(0))
+    params = parameters(network)
     state = TrainState(
         step=jnp.int32(0),
         params=params,

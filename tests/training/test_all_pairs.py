@@ -1,0 +1,90 @@
+"""Every router with every dispatcher on every mesh, each pair at least once: one training step gives
+the gradients of one device that computes every expert on every token."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.routing import ROUTERS
+from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
+from tests.training.test_invariance import gap, make, raw_batch
+
+LAYOUTS = ("rows", "slots_scatter", "slots_einsum")
+MESHES = {
+    "data 8": MeshConfig(data=8),
+    "expert 8": MeshConfig(data=1, expert=8),
+    "data 2, expert 4": MeshConfig(data=2, expert=4),
+    "fsdp 2, expert 2, tensor 2": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
+    "data 2, expert 2, sequence 2": MeshConfig(data=2, expert=2, sequence=2),
+}
+
+
+def all_pairs(*choices):
+    """Few tuples, one value of each sequence, in which every pair of values of two sequences
+    stands together: greedily the tuple with most pairs that are still missing."""
+    places = list(itertools.combinations(range(len(choices)), 2))
+    missing = {(i, j, a, b) for i, j in places for a in choices[i] for b in choices[j]}
+    found = []
+    while missing:
+        best = max(
+            itertools.product(*choices),
+            key=lambda case: sum((i, j, case[i], case[j]) in missing for i, j in places),
+        )
+        missing -= {(i, j, best[i], best[j]) for i, j in places}
+        found.append(best)
+    return found
+
+
+def one_step(router, layout, **options):
+    moe = MoEConfig(
+        num_experts=8,
+        expert_dim=12,
+        router=ROUTERS[router](),
+        capacity_factor=1.0,
+        group_size=16,
+        layout=layout,
+        matmul="reference",
+        receive_factor=8.0,
+        losses=RoutingLosses(
+            load_balance=LoadBalance(coefficient=0.5), router_z=RouterZ(coefficient=0.1)
+        ),
+    )
+    step, state = make(moe, optimizer=optax.sgd(1.0), num_layers=1, **options)
+    after, result = jax.jit(step.train)(state, raw_batch(), {})
+    return jax.device_get((after.params, result.loss, result.sums.traffic))
+
+
+@pytest.fixture(scope="module", params=ROUTERS)
+def on_one_device(request):
+    return request.param, one_step(request.param, "dense")
+
+
+CASES = all_pairs(tuple(ROUTERS), LAYOUTS, tuple(MESHES))
+
+
+def test_cases_hold_every_pair():
+    for i, j in itertools.combinations(range(3), 2):
+        values = (tuple(ROUTERS), LAYOUTS, tuple(MESHES))
+        assert {(case[i], case[j]) for case in CASES} == set(itertools.product(values[i], values[j]))
+
+
+def test_same_gradients(on_one_device, subtests):
+    router, (params, loss, traffic) = on_one_device
+    assert int(traffic.dropped.sum()) > 0
+    for _, layout, mesh in (case for case in CASES if case[0] == router):
+        with subtests.test(layout=layout, mesh=mesh):
+            other, other_loss, other_traffic = one_step(router, layout, mesh=MESHES[mesh])
+            np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+            assert gap(other, params) < 2e-5
+            for field in dataclasses.fields(traffic):
+                np.testing.assert_array_equal(
+                    getattr(other_traffic, field.name), getattr(traffic, field.name), field.name
+                )
