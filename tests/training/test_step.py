@@ -4,7 +4,6 @@ collectives of the compiled step of a run."""
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import pytest
 from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.parallel.collectives import collectives
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
 from moe_jax.training.build import build
@@ -151,7 +151,6 @@ def test_a_dense_model():
 
 # F is a prime: no other array of the step has a dimension of 22 or of 11 = 22 / tensor.
 F, D, E, LAYERS = 22, 16, 8, 2
-COLLECTIVES = ("all-gather", "all-to-all", "all-reduce", "reduce-scatter", "collective-permute")
 
 
 @pytest.fixture(scope="module")
@@ -186,67 +185,6 @@ def compiled(program):
     return program.train_step.lower(program.abstract_state, raw, program.knobs(0)).compile()
 
 
-def numbers(text):
-    return [int(n) for n in re.findall(r"\d+", text)]
-
-
-def groups_of(line):
-    """The groups of devices of one collective of the HLO text, in each form that XLA writes."""
-    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        return np.array(numbers(found[1])).reshape(-1, 2)
-    if found := re.search(r"replica_groups=\{(\{.*?\})\}", line):
-        return np.array([numbers(group) for group in found[1].split("},{")])
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        return permuted(found[2], found[3]).reshape(numbers(found[1]))
-    # Axes of a mesh: mesh['axis_0'=4,'axis_1'=2], device_ids=([4,2]T(1,0)) {'axis_1'}
-    found = re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
-        r"\{((?:'axis_\d+',?)+)\}",
-        line,
-    )
-    dims = numbers(re.sub(r"'axis_\d+'", "", found[1]))
-    grouped = numbers(found[4])
-    devices = permuted(found[2] or str(np.prod(dims)), found[3]).reshape(dims)
-    devices = np.moveaxis(devices, grouped, range(-len(grouped), 0))
-    return devices.reshape(-1, np.prod([dims[axis] for axis in grouped]))
-
-
-def permuted(dims, order):
-    """Devices 0, 1, ... as an array of the dimensions `dims`, transposed by `order`."""
-    devices = np.arange(np.prod(numbers(dims))).reshape(numbers(dims))
-    return devices.transpose(numbers(order)) if order else devices
-
-
-def test_groups_of_devices():
-    """The same groups in four ways of writing them."""
-    expected = [[0, 2], [1, 3], [4, 6], [5, 7]]
-    for text in (
-        "replica_groups={{0,2},{1,3},{4,6},{5,7}}, x",
-        "replica_groups=[4,2]<=[2,2,2]T(0,2,1), x",
-        "replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_1'}, x",
-        "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,2,2]T(0,2,1)) {'axis_1'}, x",
-    ):
-        np.testing.assert_array_equal(groups_of(text), expected)
-
-
-def collectives(text, mesh):
-    """(operation, axes of the mesh that it crosses, [(dtype, shape), ...]) of the HLO text."""
-    for line in text.splitlines():
-        found = re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-        if not found:
-            continue
-        place = np.stack(np.unravel_index(groups_of(line), mesh.devices.shape))
-        crossed = np.any(place != place[:, :, :1], axis=(1, 2))
-        shapes = [
-            (dtype, tuple(int(n) for n in dims.split(",") if n))
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-        ]
-        axes = {
-            axis for axis, is_crossed in zip(mesh.axis_names, crossed, strict=True) if is_crossed
-        }
-        yield found[2], axes, shapes
-
-
 def test_every_array_of_the_state_lies_where_the_rules_say(program, compiled):
     """Parameters and both moments, after the compiled step: none is silently replicated."""
     state_out, _ = compiled.output_shardings
@@ -275,28 +213,26 @@ def test_every_array_of_the_state_lies_where_the_rules_say(program, compiled):
 def test_no_weight_crosses_the_expert_axis(program, compiled):
     """Over `expert` move rows and counts, of exactly the bytes that the transport states, and sums
     of gradients of what all devices share."""
-    found = list(collectives(compiled.as_text(), program.mesh))
-    assert any(axes == {"fsdp"} and op == "all-gather" for op, axes, _ in found)
-    over_expert = [(op, axes, shapes) for op, axes, shapes in found if "expert" in axes]
-    for op, _, shapes in over_expert:
-        for _, shape in shapes:
-            assert F not in shape and F // 2 not in shape, (op, shape)
-            assert op in ("all-to-all", "all-reduce") or np.prod(shape) <= 16 * (S + 1), (op, shape)
-    exchanges = [entry for entry in found if entry[0] == "all-to-all"]
-    assert all(axes == {"expert"} for _, axes, _ in exchanges)
+    found = collectives(compiled.as_text(), program.mesh)
+    assert any(c.axes == {"fsdp"} and c.op == "all-gather" for c in found)
+    for c in (c for c in found if "expert" in c.axes):
+        for _, shape in c.arrays:
+            assert F not in shape and F // 2 not in shape, c
+            assert c.op in ("all-to-all", "all-reduce") or np.prod(shape) <= 16 * (S + 1), c
+    exchanges = [c for c in found if c.op == "all-to-all"]
+    assert all(c.axes == {"expert"} for c in exchanges)
     n, M = 2, (16 // 4) * S * 2  # devices along expert; rows of one device, k = 2
-    rows = n * int(np.ceil(1.5 * M / n)) * D
-    sizes = {"f32": [], "s32": []}
-    for _, _, shapes in exchanges:
-        # One tuple element per peer, or one array of all: the same elements either way.
-        sizes[shapes[0][0]].append(sum(int(np.prod(shape)) for _, shape in shapes))
-    # The layers are scanned: 2 forward and 2 backward stand for all of them.
-    assert sizes["f32"] == [rows] * 4
-    assert set(sizes["s32"]) == {E} and len(sizes["s32"]) in (1, 2)
+    row_bytes = n * int(np.ceil(1.5 * M / n)) * D * 4
+    rows = [c for c in exchanges if c.arrays[0][0] == "f32"]
+    counts = [c for c in exchanges if c.arrays[0][0] == "s32"]
+    assert {c.result_bytes for c in rows} == {row_bytes}
+    assert sum(c.times for c in rows) == 4 * LAYERS  # 2 forward, 2 backward a layer
+    assert {c.result_bytes for c in counts} == {E * 4}
+    assert sum(c.times for c in counts) in (LAYERS, 2 * LAYERS)
 
 
 def test_the_vocabulary_stays_split(program, compiled):
     """Embedding and head are gathered over `fsdp` at most, V / tensor rows of them."""
     V = program.experiment.model.vocab_size
-    for op, _, shapes in collectives(compiled.as_text(), program.mesh):
-        assert all(V not in shape for _, shape in shapes), (op, shapes)
+    for c in collectives(compiled.as_text(), program.mesh):
+        assert all(V not in shape for _, shape in c.arrays), c

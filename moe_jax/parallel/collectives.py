@@ -1,0 +1,181 @@
+"""What a compiled program sends between devices, read off its HLO text.
+
+found = collectives(compiled.as_text(), mesh)
+sum(c.bytes_sent * c.times for c in found if "expert" in c.axes)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+OPS = (
+    "all-to-all",
+    "ragged-all-to-all",
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective operation of a compiled program.
+
+    op: one of OPS. axes: the mesh axes that it crosses. size: devices that take part in one group.
+    arrays: (dtype, shape) of its results on one device. times: executions in one call of the
+    program; loops whose trip count XLA does not know count once, branches as if all were taken.
+    asynchronous: split into a start and an end, between which other work may run.
+    """
+
+    op: str
+    axes: frozenset[str]
+    size: int
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    times: int
+    asynchronous: bool
+
+    @property
+    def result_bytes(self) -> float:
+        return float(sum(_dtype_bytes(dtype) * math.prod(shape) for dtype, shape in self.arrays))
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that one device sends to others, by the usual algorithms, R = result_bytes:
+        all-to-all and all-gather (n-1)/n R, reduce-scatter (n-1) R, all-reduce 2 (n-1)/n R,
+        permute R. Of a ragged all-to-all this is the most its buffers hold, not what is sent."""
+        n, R = self.size, self.result_bytes
+        if self.op == "reduce-scatter":
+            return (n - 1) * R
+        if self.op in ("collective-permute", "collective-broadcast"):
+            return R
+        return (2 if self.op == "all-reduce" else 1) * R * (n - 1) / n
+
+
+def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
+    """All collectives of a program compiled for `mesh`, in no particular order.
+
+    hlo_text: `compiled.as_text()` of any platform.
+    """
+    computations = _computations(hlo_text)
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    found: list[Collective] = []
+
+    def visit(name: str, times: int, asynchronous: bool) -> None:
+        for line in computations[name][1]:
+            if collective := _collective(line, mesh, times, asynchronous):
+                found.append(collective)
+            for callee, repeats, is_async in _callees(line):
+                if callee in computations:
+                    visit(callee, times * repeats, asynchronous or is_async)
+
+    visit(entry, 1, False)
+    return found
+
+
+def _computations(hlo_text: str) -> dict[str, tuple[bool, list[str]]]:
+    """Computation name -> (is it the entry, its lines)."""
+    found: dict[str, tuple[bool, list[str]]] = {}
+    lines: list[str] = []
+    for line in hlo_text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            lines = []
+            found[header[2]] = (header[1] is not None, lines)
+        elif " = " in line:
+            lines.append(line)
+    return found
+
+
+def _callees(line: str) -> Iterator[tuple[str, int, bool]]:
+    """(computation, times it runs, whether asynchronously) that an instruction calls."""
+    if " async-done(" in line or " async-update(" in line:
+        return  # names the computation of its start once more
+    trips = 1
+    if " while(" in line and (count := re.search(r'"known_trip_count":\{"n":"(\d+)"', line)):
+        trips = int(count[1])
+    is_async = " async-start(" in line
+    for key, one, several in re.findall(r"(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})", line):
+        if key not in ("body", "calls", "to_apply", "branch_computations", "called_computations"):
+            continue
+        for name in [one] if one else re.findall(r"%([\w.\-]+)", several):
+            yield name, trips, is_async or "async_collective" in name
+    if conditional := re.search(
+        r"true_computation=%([\w.\-]+), false_computation=%([\w.\-]+)", line
+    ):
+        yield from ((name, 1, False) for name in conditional.groups())
+
+
+def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collective | None:
+    """The collective of one line of HLO; None where there is none."""
+    found = re.search(rf" = (.*?) ({'|'.join(OPS)})(-start)?\(", line)
+    if found is None:
+        return None
+    types, op, start = found.groups()
+    arrays = [
+        (dtype, tuple(_numbers(dims))) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
+    if start and op in ("all-gather", "collective-permute"):
+        # The type of a start is (operands, results), and semaphores.
+        arrays = [array for array in arrays if array != ("u32", ())]
+        arrays = arrays[len(arrays) // 2 :]
+    groups = groups_of(line, mesh.devices.size)
+    place = np.stack(np.unravel_index(groups, mesh.devices.shape))
+    crossed = np.any(place != place[:, :, :1], axis=(1, 2))
+    axes = {axis for axis, is_crossed in zip(mesh.axis_names, crossed, strict=True) if is_crossed}
+    return Collective(
+        op=op,
+        axes=frozenset(axes),
+        size=groups.shape[1],
+        arrays=tuple(arrays),
+        times=times,
+        asynchronous=asynchronous or start is not None,
+    )
+
+
+def groups_of(line: str, num_devices: int) -> np.ndarray:
+    """(groups, devices of a group): which devices, numbered as in `mesh.devices.flat`, one
+    collective of the HLO text joins, in each of the forms that XLA writes."""
+    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        return np.array(_numbers(found[1])).reshape(-1, 2)
+    if re.search(r"replica_groups=\{\}", line):
+        return np.arange(num_devices)[None]
+    if found := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+        return np.array([_numbers(group) for group in found[1].split("},{")])
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return _permuted(found[2], found[3]).reshape(_numbers(found[1]))
+    # Axes of a mesh: mesh['axis_0'=4,'axis_1'=2], device_ids=([4,2]T(1,0)) {'axis_1'}
+    found = re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
+        r"\{((?:'axis_\d+',?)+)\}",
+        line,
+    )
+    if found is None:
+        raise ValueError(f"no replica groups in the HLO line: {line.strip()}")
+    dims = _numbers(re.sub(r"'axis_\d+'", "", found[1]))
+    grouped = _numbers(found[4])
+    devices = _permuted(found[2] or str(math.prod(dims)), found[3]).reshape(dims)
+    devices = np.moveaxis(devices, grouped, range(-len(grouped), 0))
+    return devices.reshape(-1, math.prod(dims[axis] for axis in grouped))
+
+
+def _permuted(dims: str, order: str | None) -> np.ndarray:
+    """Devices 0, 1, ... as an array of the dimensions `dims`, transposed by `order`."""
+    devices = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return devices.transpose(_numbers(order)) if order else devices
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _dtype_bytes(dtype: str) -> float:
+    """Bytes of one element: f32 -> 4, bf16 -> 2, pred and f8e4m3fn -> 1, s4 -> 0.5."""
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    return int(bits[1]) / 8 if bits else 1

@@ -1,0 +1,92 @@
+"""Collectives read off HLO, against programs whose traffic is known."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from moe_jax.parallel.collectives import collectives, groups_of
+
+MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
+def compiled(body, shape=(8, 16)):
+    spec = PartitionSpec(("a", "b"))
+    function = jax.shard_map(body, mesh=MESH, in_specs=spec, out_specs=spec, check_vma=False)
+    x = jax.ShapeDtypeStruct((shape[0] * 8, *shape[1:]), jnp.float32)
+    return jax.jit(function).lower(x).compile().as_text()
+
+
+def test_each_operation_its_axes_and_bytes():
+    """Of an (8, 16) float32 shard, 512 bytes."""
+
+    def body(x):
+        x = jax.lax.all_to_all(x, "b", 0, 0, tiled=True)
+        x = jax.lax.psum(x, "a")
+        x = jax.lax.all_gather(x, "b", tiled=True)
+        x = jax.lax.psum_scatter(x, ("a", "b"), tiled=True)
+        return jax.lax.ppermute(x, "a", [(0, 1), (1, 0)])
+
+    found = {c.op: c for c in collectives(compiled(body), MESH)}
+    axes = {op: set(c.axes) for op, c in found.items()}
+    assert axes.pop("all-to-all") == {"b"} and found["all-to-all"].bytes_sent == 512 * 3 / 4
+    assert axes.pop("all-gather") == {"b"} and found["all-gather"].bytes_sent == 512 * 3
+    # 2048 bytes over 8 devices leave 256 on each.
+    if "reduce-scatter" in axes:
+        assert axes.pop("reduce-scatter") == {"a", "b"}
+        assert found["reduce-scatter"].bytes_sent == 7 * 256
+    assert axes.pop("collective-permute") == {"a"}
+    assert found["collective-permute"].bytes_sent == 256
+    assert axes.pop("all-reduce") == {"a"} and found["all-reduce"].bytes_sent == 512
+    assert not axes
+    assert all(c.times == 1 for c in found.values())
+
+
+def test_loops_count():
+    def inner(x, _):
+        return jax.lax.psum(x, "a") / 2, None
+
+    def outer(x, _):
+        x, _ = jax.lax.scan(inner, x, length=5)
+        return jax.lax.all_to_all(x, "b", 0, 0, tiled=True), None
+
+    found = collectives(compiled(lambda x: jax.lax.scan(outer, x, length=3)[0]), MESH)
+    times = {c.op: c.times for c in found}
+    assert times == {"all-reduce": 15, "all-to-all": 3}
+
+
+def test_groups_of_devices():
+    """The same groups in four ways of writing them."""
+    expected = [[0, 2], [1, 3], [4, 6], [5, 7]]
+    for text in (
+        "replica_groups={{0,2},{1,3},{4,6},{5,7}}, x",
+        "replica_groups=[4,2]<=[2,2,2]T(0,2,1), x",
+        "replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_1'}, x",
+        "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,2,2]T(0,2,1)) {'axis_1'}, x",
+    ):
+        np.testing.assert_array_equal(groups_of(text, 8), expected)
+    np.testing.assert_array_equal(groups_of("replica_groups={}", 8), [np.arange(8)])
+
+
+def test_split_operations_of_an_accelerator():
+    """Starts of all-gathers carry their operand too; others wrap the operation in a computation."""
+    hlo = """
+%wrapped (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4] parameter(0)
+  ROOT %a = bf16[8,4] all-to-all(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4] parameter(0)
+  %g = (bf16[8,4], bf16[16,4]) all-gather-start(%p), replica_groups={{0,4},{1,5},{2,6},{3,7}}
+  %gd = bf16[16,4] all-gather-done(%g)
+  %s = ((bf16[8,4]), bf16[8,4]) async-start(%p), calls=%wrapped
+  ROOT %d = bf16[8,4] async-done(%s), calls=%wrapped
+}
+"""
+    gather, exchange = collectives(hlo, MESH)
+    assert (gather.op, gather.axes, gather.size) == ("all-gather", {"a"}, 2)
+    assert gather.bytes_sent == 16 * 4 * 2 / 2 and gather.asynchronous
+    assert (exchange.axes, exchange.size, exchange.asynchronous) == ({"b"}, 4, True)
