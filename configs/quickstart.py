@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
                     over_layers="mean",
                 ),
             ),
-            optimizer=AdamW(learning_rate=3e-3, schedule=WarmupCosine(warmup_steps=50)),
+            optimizer=AdamW(learning_rate=6e-3, schedule=WarmupCosine(warmup_steps=50)),
             evaluation=EvalConfig(every=100, batches=12),
             checkpoint=CheckpointConfig(every=100),
             logging=LoggingConfig(load_every=10, probe_every=20),

@@ -73,7 +73,9 @@ CASES = all_pairs(tuple(ROUTERS), LAYOUTS, tuple(MESHES))
 def test_cases_hold_every_pair():
     for i, j in itertools.combinations(range(3), 2):
         values = (tuple(ROUTERS), LAYOUTS, tuple(MESHES))
-        assert {(case[i], case[j]) for case in CASES} == set(itertools.product(values[i], values[j]))
+        assert {(case[i], case[j]) for case in CASES} == set(
+            itertools.product(values[i], values[j])
+        )
 
 
 def test_same_gradients(on_one_device, subtests):

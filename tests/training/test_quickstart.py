@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from moe_jax.config.tree import from_config_dict
+from moe_jax.config.overrides import load_config
 from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.training.build import build
 from moe_jax.training.experiment import Experiment
 
+CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
+
 
 def losses(mesh, devices, steps=3):
-    from configs.quickstart import get_config
-
-    experiment = dataclasses.replace(from_config_dict(get_config(), Experiment), mesh=mesh)
+    experiment = dataclasses.replace(load_config(CONFIG, (), Experiment), mesh=mesh)
     program = build(experiment, ByteTokenizer(), devices=devices)
     state, found = program.init(), []
     shape = (experiment.batch_size, experiment.data.sequence_length + 1)
