@@ -25,6 +25,7 @@ from absl import flags
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.overrides import load_config
 from moe_jax.data.pipeline import Pipeline
+from moe_jax.parallel.host_memory import keep_freed_memory
 from moe_jax.training.build import Program, build
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.loop import Clock, Run
@@ -40,6 +41,7 @@ flags.DEFINE_integer("repeats", 15, "timed training steps of each arm", flag_val
 
 
 def main(arguments: Arguments) -> int:
+    keep_freed_memory()
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     rows = experiment.data.open("train")
     program = build(experiment, rows.tokenizer, devices=jax.devices()[:1])

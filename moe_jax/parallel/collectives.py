@@ -106,10 +106,8 @@ def _callees(line: str) -> Iterator[tuple[str, int, bool]]:
             continue
         for name in [one] if one else re.findall(r"%([\w.\-]+)", several):
             yield name, trips, is_async or "async_collective" in name
-    if conditional := re.search(
-        r"true_computation=%([\w.\-]+), false_computation=%([\w.\-]+)", line
-    ):
-        yield from ((name, 1, False) for name in conditional.groups())
+    for name in re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line):
+        yield name, 1, False
 
 
 def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collective | None:

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     XLA on CPU allocates the temporary arrays of every step anew. By default glibc asks the system
     for each large one and gives it back after the step, and the system clears every page: about a
-    quarter of the quickstart's step. In return the process stays as large as its largest moment.
+    sixth of the quickstart's step. In return the process stays as large as its largest moment.
     Elsewhere than with glibc nothing happens. To be called before the first computation.
     """
     if not sys.platform.startswith("linux"):

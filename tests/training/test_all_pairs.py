@@ -1,5 +1,5 @@
-"""Every router with every dispatcher on every mesh, each pair at least once: one training step gives
-the gradients of one device that computes every expert on every token."""
+"""Every router with every dispatcher on every mesh, each pair at least once: a step gives the same
+gradients as one device that computes every expert on every token."""
 
 from __future__ import annotations
 
@@ -71,11 +71,10 @@ CASES = all_pairs(tuple(ROUTERS), LAYOUTS, tuple(MESHES))
 
 
 def test_cases_hold_every_pair():
+    values = (tuple(ROUTERS), LAYOUTS, tuple(MESHES))
     for i, j in itertools.combinations(range(3), 2):
-        values = (tuple(ROUTERS), LAYOUTS, tuple(MESHES))
-        assert {(case[i], case[j]) for case in CASES} == set(
-            itertools.product(values[i], values[j])
-        )
+        found = {(case[i], case[j]) for case in CASES}
+        assert found == set(itertools.product(values[i], values[j]))
 
 
 def test_same_gradients(on_one_device, subtests):
