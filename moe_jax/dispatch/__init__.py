@@ -2,6 +2,7 @@
 transport (how it crosses devices). `dense` is the oracle for all of them."""
 
 from moe_jax.dispatch.dispatch import LAYOUTS, dispatch
+from moe_jax.dispatch.sharded import sharded_dispatch
 from moe_jax.dispatch.transport import TRANSPORTS
 
-__all__ = ["LAYOUTS", "TRANSPORTS", "dispatch"]
+__all__ = ["LAYOUTS", "TRANSPORTS", "dispatch", "sharded_dispatch"]

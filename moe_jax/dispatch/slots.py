@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -74,8 +75,22 @@ def from_slots_scatter(y_ECD: Float[Array, "E C D"], plan: Plan) -> Float[Array,
     return y_TD.astype(y_ECD.dtype)
 
 
+# --- all groups ---
+
 # A SoftPlan goes through the einsum only.
 FILLS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "slots_einsum": (to_slots_einsum, from_slots_einsum),
     "slots_scatter": (to_slots_scatter, from_slots_scatter),
 }
+
+
+def through_slots(
+    x_gTD: Float[Array, "g T D"],
+    plan_g: Plan | SoftPlan,
+    layout: str,
+    run: Callable[[Array], Array],
+) -> Float[Array, "g T D"]:
+    """Fills the buffers by a layout of FILLS, runs the experts on them (g, E, C, D), combines."""
+    fill, drain = FILLS[layout]
+    x_gECD = jax.vmap(fill)(x_gTD, plan_g)
+    return jax.vmap(drain)(run(x_gECD), plan_g)

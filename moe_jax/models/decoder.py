@@ -30,11 +30,13 @@ REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep everything: no recomputation
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    # Rows received from other devices are kept: recomputing them would communicate again.
-    "received": jax.checkpoint_policies.save_only_these_names("received", "attention_out"),
+    # Rows that crossed devices are kept: recomputing them would communicate again.
+    "received": jax.checkpoint_policies.save_only_these_names(
+        "received", "returned", "attention_out"
+    ),
     # The experts' products too: only attention, norms and routing are computed again.
     "expert_hidden": jax.checkpoint_policies.save_only_these_names(
-        "received", "attention_out", "expert_hidden"
+        "received", "returned", "attention_out", "expert_hidden"
     ),
 }
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.config.fields import Rule, at_least, kind, one_of
 from moe_jax.config.knobs import bind
-from moe_jax.dispatch import LAYOUTS, TRANSPORTS, dispatch
+from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
@@ -48,6 +48,8 @@ class MoEConfig:
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
     layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
+    overlap_chunks: parts of a device's groups that travel on their own, so that the communication
+      of one can run beside the experts of another.
     """
 
     num_experts: int = 8
@@ -66,11 +68,12 @@ class MoEConfig:
     layout: str = "rows"
     transport: str = "all_to_all"
     receive_factor: float = 2.0
+    overlap_chunks: int = 1
     matmul: str = "auto"
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "num_experts", "expert_dim", "shared_dim", "group_size")
-        yield from at_least(self, 1, "min_capacity")
+        yield from at_least(self, 1, "min_capacity", "overlap_chunks")
         yield from at_least(self, 0, "every", "first", "num_shared")
         for name in ("capacity_factor", "receive_factor"):
             if (value := getattr(self, name)) is not None and value <= 0:
@@ -246,8 +249,7 @@ def _flatten_groups(report: LayerReport) -> LayerReport:
 
 @dataclass(frozen=True)
 class _ShardBody:
-    """What one device does. Collectives: the transport's over `expert`, an all-gather of the
-    expert weights over `fsdp`, a sum of the outputs over `tensor`; nothing else."""
+    """What one device does. All collectives are `sharded_dispatch`'s."""
 
     config: MoEConfig
     activation: str
@@ -275,19 +277,15 @@ class _ShardBody:
         plan_g, sums_g, traffic_g = jax.vmap(
             lambda inputs: self._route(config, router_params, state, inputs)
         )(inputs)
-        weights = self._gather_weights(experts)
-        expert_shards = self.mesh.shape["expert"]
-        y_gTD, overflow_g = dispatch(
+        y_gTD, overflow_g = sharded_dispatch(
             x_gTD,
             plan_g,
-            weights,
+            self._weights(experts),
             layout=config.layout,
             transport=config.transport,
-            axis="expert" if expert_shards > 1 else None,
             receive_factor=config.receive_factor,
+            chunks=config.overlap_chunks,
         )
-        if self.mesh.shape["tensor"] > 1:
-            y_gTD = jax.lax.psum(y_gTD, "tensor")
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = None
         if self.context.capture:
@@ -316,20 +314,13 @@ class _ShardBody:
             plan = decision
         return plan, sums, plan_traffic(plan, inputs.valid_T)
 
-    def _gather_weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
-        """This device's experts in the compute type, whole along D."""
-
-        def whole(name: str) -> Array:
-            w = experts[name].astype(self.dtype)
-            if self.mesh.shape["fsdp"] > 1:
-                axis = 2 if name == "w_down" else 1
-                w = jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
-            return w
-
+    def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
+        """This device's part of the experts in the compute type."""
+        cast = {name: w.astype(self.dtype) for name, w in experts.items()}
         return ExpertWeights(
-            w_gate_EDF=whole("w_gate") if "w_gate" in experts else None,
-            w_up_EDF=whole("w_up"),
-            w_down_EFD=whole("w_down"),
+            w_gate_EDF=cast.get("w_gate"),
+            w_up_EDF=cast["w_up"],
+            w_down_EFD=cast["w_down"],
             activation=self.activation,
             backend=self.config.matmul,
         )

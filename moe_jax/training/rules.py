@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from moe_jax.config.errors import Problem
 from moe_jax.config.knobs import parse_schedules
 from moe_jax.models.decoder import layout_of
+from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.losses import global_terms
 from moe_jax.routing.types import Router
 from moe_jax.training.experiment import Experiment
@@ -20,7 +21,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
-    rules = (_routing, _groups, _batches, _divisions)
+    rules = (_routing, _groups, _batches, _chunks, _divisions)
     return [problem for rule in rules for problem in rule(experiment, sizes)]
 
 
@@ -43,6 +44,8 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
         rule = f"must be below model.num_layers = {experiment.model.num_layers}"
         yield Problem("moe.first", moe.first, rule)
     yield from _divides("moe.num_experts", moe.num_experts, sizes["expert"], "mesh.expert")
+    if moe.transport == "ragged" and moe.layout != "rows":
+        yield Problem("moe.layout", moe.layout, 'must be "rows" with moe.transport = "ragged"')
     if sizes["expert"] > 1:
         if moe.layout == "dense":
             yield Problem("moe.layout", moe.layout, "needs mesh.expert = 1: it moves no tokens")
@@ -97,6 +100,19 @@ def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
         yield from _divides("evaluation.batch_size", evaluation.batch_size, shards * rows, told)
 
 
+def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """The groups of one device in one micro-batch fall into moe.overlap_chunks equal parts."""
+    moe, S = experiment.moe, experiment.data.sequence_length
+    if not moe.every or moe.overlap_chunks < 2 or experiment.batch_size < 1 or S < 1:
+        return
+    shards = math.prod(sizes[axis] for axis in (*ROW_AXES, "sequence"))
+    tokens = experiment.batch_size * S // (shards * max(experiment.accumulation, 1))
+    groups = tokens // (moe.group_size or S)
+    if groups % moe.overlap_chunks:
+        rule = f"must divide the {groups} routing groups of one device in one micro-batch"
+        yield Problem("moe.overlap_chunks", moe.overlap_chunks, rule)
+
+
 def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     model, moe = experiment.model, experiment.moe
     layout = layout_of(model.num_layers, moe)
@@ -111,7 +127,11 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
         parts = sizes["tensor"] // math.gcd(moe.num_shared, sizes["tensor"])
         by = "mesh.tensor / gcd(mesh.tensor, moe.num_shared)"
         yield from _divides("moe.shared_dim", moe.shared_dim, parts, by)
-    yield from _divides("model.model_dim", model.model_dim, sizes["fsdp"], "mesh.fsdp")
+    parts, by = sizes["fsdp"], "mesh.fsdp"
+    if layout.moe_layers and sizes["expert"] > 1 and sizes["tensor"] > 1:
+        # Each rank along tensor sends its columns of a token.
+        parts, by = math.lcm(parts, sizes["tensor"]), "lcm(mesh.fsdp, mesh.tensor)"
+    yield from _divides("model.model_dim", model.model_dim, parts, by)
     S = experiment.data.sequence_length
     yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
 

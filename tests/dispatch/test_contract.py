@@ -4,21 +4,51 @@ under even, skewed, all-to-one and empty loads. Loads are data, so each dispatch
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from moe_jax.dispatch import dispatch
+from moe_jax.dispatch import sharded_dispatch
 from moe_jax.dispatch.dense import dense
+from moe_jax.dispatch.transport.ragged import ragged_all_to_all
 from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.parallel.mesh import AXES
 from moe_jax.routing.plan import make_plan
 from moe_jax.routing.types import Assignments, SoftPlan
 
 G, T, D, F, E, K = 8, 12, 6, 10, 8, 2
 LOADS = ("even", "skewed", "one", "empty", "padded")
-MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+MESHES = {
+    "data 8": {"data": 8},
+    "data 4, expert 2": {"data": 4, "expert": 2},
+    "data 2, expert 4": {"data": 2, "expert": 4},
+    "expert 8": {"expert": 8},
+    "fsdp 2, expert 4": {"fsdp": 2, "expert": 4},
+    "expert 4, tensor 2": {"expert": 4, "tensor": 2},
+    "expert 4, sequence 2": {"expert": 4, "sequence": 2},
+    "fsdp 2, expert 2, tensor 2": {"fsdp": 2, "expert": 2, "tensor": 2},
+}
+# layout, transport, capacity
+DISPATCHERS = [
+    ("rows", "all_to_all", None),
+    ("rows", "all_to_all", 3),
+    ("rows", "gather", 3),
+    ("rows", "ragged", 3),
+    ("slots_scatter", "all_to_all", None),
+    ("slots_einsum", "all_to_all", 3),
+    ("slots_scatter", "gather", 3),
+]
+# As the layer lays them out.
+TOKENS = PartitionSpec(("data", "fsdp", "expert", "sequence"))
+WEIGHTS = {
+    "w_gate": PartitionSpec("expert", "fsdp", "tensor"),
+    "w_up": PartitionSpec("expert", "fsdp", "tensor"),
+    "w_down": PartitionSpec("expert", "tensor", "fsdp"),
+}
 
 
 def choices(load: str) -> np.ndarray:
@@ -80,7 +110,11 @@ def arrays():
 
 def experts(w) -> ExpertWeights:
     return ExpertWeights(
-        w_gate_EDF=w["w_gate"], w_up_EDF=w["w_up"], w_down_EFD=w["w_down"], activation="swiglu"
+        w_gate_EDF=w["w_gate"],
+        w_up_EDF=w["w_up"],
+        w_down_EFD=w["w_down"],
+        activation="swiglu",
+        backend="reference",
     )
 
 
@@ -104,34 +138,31 @@ def oracle(capacity, shape=lambda a: a):
     return value_and_gradients(run)
 
 
-def on_mesh(layout, capacity, mesh_shape, receive_factor=8.0, shape=lambda a: a):
-    mesh = Mesh(
-        np.asarray(jax.devices()).reshape(mesh_shape),
-        ("data", "expert"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
-    tokens, split = PartitionSpec(("data", "expert")), PartitionSpec("expert")
-    axis = "expert" if mesh_shape[1] > 1 else None
+def make_mesh(sizes):
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    return Mesh(np.asarray(jax.devices()).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 5)
 
+
+def on_mesh(layout, transport, sizes, capacity=None, receive_factor=8.0, shape=None, chunks=1):
     def shard(x_gTD, w, plan_g):
-        return dispatch(
+        return sharded_dispatch(
             x_gTD,
             plan_g,
             experts(w),
             layout=layout,
-            transport="all_to_all",
-            axis=axis,
+            transport=transport,
             receive_factor=receive_factor,
+            chunks=chunks,
         )
 
     def run(x_GTD, w, weight_GTK, expert_GTK):
-        a = shape(assignments(expert_GTK, weight_GTK))
-        plan_G = jax.vmap(lambda a: make_plan(a, capacity))(a)
+        a = assignments(expert_GTK, weight_GTK)
+        plan_G = jax.vmap(lambda a: make_plan(a, capacity))(shape(a) if shape else a)
         return jax.shard_map(
             shard,
-            mesh=mesh,
-            in_specs=(tokens, split, tokens),
-            out_specs=(tokens, tokens),
+            mesh=make_mesh(sizes),
+            in_specs=(TOKENS, WEIGHTS, TOKENS),
+            out_specs=(TOKENS, TOKENS),
             check_vma=False,
         )(x_GTD, w, plan_G)
 
@@ -145,72 +176,120 @@ def check_equal(found, expected):
         assert float(jnp.max(jnp.abs(a - b))) < 2e-5 * scale
 
 
-@pytest.mark.parametrize("mesh_shape", MESHES)
-@pytest.mark.parametrize(
-    ("layout", "capacity"),
-    [
-        ("rows", None),
-        ("rows", 3),
-        ("slots_scatter", 3),
-        ("slots_einsum", 3),
-        ("slots_scatter", None),
-    ],
-)
-def test_equals_dense_on_every_load(layout, capacity, mesh_shape):
+@functools.cache
+def expected(capacity, load):
     x, w, weight = arrays()
-    reference, run = oracle(capacity), on_mesh(layout, capacity, mesh_shape)
+    return oracle(capacity)(x, w, weight, jnp.asarray(choices(load), jnp.int32))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("layout", "transport", "capacity"), DISPATCHERS)
+def test_equals_dense_on_every_load(layout, transport, capacity, mesh):
+    x, w, weight = arrays()
+    run = on_mesh(layout, transport, MESHES[mesh], capacity)
     for load in LOADS:
-        expert = jnp.asarray(choices(load), jnp.int32)
-        found, expected = run(x, w, weight, expert), reference(x, w, weight, expert)
-        check_equal(found, expected)
+        found = run(x, w, weight, jnp.asarray(choices(load), jnp.int32))
+        check_equal(found, expected(capacity, load))
         assert int(jnp.sum(found[0][1][1])) == 0  # no overflow
 
 
-@pytest.mark.parametrize("layout", ["rows", "slots_scatter", "slots_einsum"])
-def test_irregular_assignments(layout):
+@pytest.mark.parametrize(
+    ("layout", "transport"), [(layout, transport) for layout, transport, c in DISPATCHERS if c]
+)
+def test_irregular_assignments(layout, transport):
     x, w, weight = arrays()
     expert = jnp.asarray(choices("padded"), jnp.int32)
-    run = on_mesh(layout, 3, (2, 4), shape=irregular)
+    run = on_mesh(layout, transport, {"data": 2, "expert": 4}, 3, shape=irregular)
     check_equal(run(x, w, weight, expert), oracle(3, irregular)(x, w, weight, expert))
 
 
-def test_soft_plan_over_all_to_all():
+@pytest.mark.parametrize("transport", ["all_to_all", "gather", "ragged"])
+def test_chunks(transport):
+    """Two groups of a device one after the other."""
+    x, w, weight = arrays()
+    run = on_mesh("rows", transport, {"expert": 4, "tensor": 2}, chunks=2)
+    for load in ("skewed", "one"):
+        expert = jnp.asarray(choices(load), jnp.int32)
+        check_equal(run(x, w, weight, expert), expected(None, load))
+
+
+@pytest.mark.parametrize("transport", ["all_to_all", "gather"])
+def test_soft_plan(transport):
     """Soft MoE: the slots layout with other maps."""
     x, w, _ = arrays()
     logits = jax.random.normal(jax.random.key(9), (G, T, E, 2))
     by_slot = jax.nn.softmax(logits.reshape(G, T, E * 2), -1).reshape(logits.shape)
     plan_G = SoftPlan(dispatch_TEC=jax.nn.softmax(logits, 1), combine_TEC=by_slot)
-    mesh = Mesh(
-        np.asarray(jax.devices()).reshape(2, 4),
-        ("data", "expert"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
-    tokens = PartitionSpec(("data", "expert"))
     y_GTD, _ = jax.shard_map(
-        lambda x, w, p: dispatch(
-            x, p, experts(w), layout="slots_einsum", transport="all_to_all", axis="expert"
+        lambda x, w, p: sharded_dispatch(
+            x, p, experts(w), layout="slots_einsum", transport=transport, receive_factor=1.0
         ),
-        mesh=mesh,
-        in_specs=(tokens, PartitionSpec("expert"), tokens),
-        out_specs=(tokens, tokens),
+        mesh=make_mesh({"data": 2, "expert": 4}),
+        in_specs=(TOKENS, WEIGHTS, TOKENS),
+        out_specs=(TOKENS, TOKENS),
         check_vma=False,
     )(x, w, plan_G)
     check_equal(y_GTD, dense(x, plan_G, experts(w)))
 
 
-def test_overflow_is_counted_and_nothing_else_is_lost():
+# All tokens want expert 3 of device 1; of T = 12 rows of each of 8 devices in 2 x 4, a buffer of
+# receive_factor times the even load takes:
+LOST = {
+    # from each source ceil(24 / 4 * 1) = 6 rows
+    "all_to_all": np.full(8, 6),
+    # 24 rows, those of the first two sources
+    "ragged": np.array([0, 0, 12, 12] * 2),
+    "gather": np.array([0, 0, 12, 12] * 2),
+}
+
+
+@pytest.mark.parametrize("transport", LOST)
+def test_overflow_is_counted_and_nothing_else_is_lost(transport):
     """A receive buffer of the even load, all tokens to one expert: what fits is right, what does
     not is zero and counted."""
     x, w, weight = arrays()
     expert = jnp.asarray(choices("one"), jnp.int32)
-    (_, (y, overflow_G)), _ = on_mesh("rows", None, (2, 4), receive_factor=1.0)(
+    sizes = {"data": 2, "expert": 4}
+    (_, (y, lost_G)), _ = on_mesh("rows", transport, sizes, receive_factor=1.0)(
         x, w, weight, expert
     )
-    (_, (expected, _)), _ = oracle(None)(x, w, weight, expert)
-    rows_per_shard, buffer = G * T // 8, G * T * K // 8 // 4
-    lost = 8 * max(rows_per_shard - buffer, 0)
-    assert int(jnp.sum(overflow_G)) == lost > 0
-    wrong_GT = np.any(~np.isclose(y, expected, rtol=1e-4, atol=1e-4), axis=-1)
-    assert wrong_GT.sum() == lost
+    (_, (whole, _)), _ = expected(None, "one")
+    wrong_GT = np.any(~np.isclose(y, whole, rtol=1e-4, atol=1e-4), axis=-1)
     assert np.all(np.asarray(y)[wrong_GT] == 0)
-    np.testing.assert_array_equal(wrong_GT.sum(1), np.asarray(overflow_G))
+    np.testing.assert_array_equal(wrong_GT.sum(1), np.asarray(lost_G))
+    np.testing.assert_array_equal(lost_G, LOST[transport])
+
+
+def test_emulated_ragged_exchange():
+    """Rows of random sizes arrive where the metadata says, by numpy loops; and the offsets of a
+    4 x 4 matrix of counts."""
+    n, M, N, D = 8, 40, 48, 3
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 6, (n, n)).astype(np.int32)  # source, destination
+    x = rng.normal(size=(n, M, D)).astype(np.float32)
+    departure = np.cumsum(sizes, 1) - sizes
+    arrival = np.cumsum(sizes, 0) - sizes
+    want = np.zeros((n, N, D), np.float32)
+    for s in range(n):
+        for d in range(n):
+            rows = x[s, departure[s, d] : departure[s, d] + sizes[s, d]]
+            want[d, arrival[s, d] : arrival[s, d] + sizes[s, d]] = rows
+
+    def shard(x, *metadata):
+        out = jnp.zeros((N, D), jnp.float32)
+        return ragged_all_to_all(x[0], out, *[m[0] for m in metadata], "expert")[None]
+
+    spec = PartitionSpec("expert")
+    run = jax.shard_map(
+        shard, mesh=make_mesh({"expert": 8}), in_specs=spec, out_specs=spec, check_vma=False
+    )
+    metadata = [np.ascontiguousarray(m) for m in (departure, sizes, arrival, sizes.T)]
+    np.testing.assert_array_equal(jax.jit(run)(x, *metadata), want)
+    slope = rng.normal(size=want.shape).astype(np.float32)
+    dx = jax.jit(jax.grad(lambda x: jnp.sum(run(x, *metadata) * slope)))(x)
+    for s in range(n):
+        for d in range(n):
+            np.testing.assert_array_equal(
+                dx[s, departure[s, d] : departure[s, d] + sizes[s, d]],
+                slope[d, arrival[s, d] : arrival[s, d] + sizes[s, d]],
+            )

@@ -17,7 +17,13 @@ from moe_jax.routing import ROUTERS
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
 from tests.training.test_invariance import gap, make, raw_batch
 
-LAYOUTS = ("rows", "slots_scatter", "slots_einsum")
+DISPATCHERS = (
+    ("rows", "all_to_all"),
+    ("rows", "gather"),
+    ("rows", "ragged"),
+    ("slots_scatter", "all_to_all"),
+    ("slots_einsum", "gather"),
+)
 MESHES = {
     "data 8": MeshConfig(data=8),
     "expert 8": MeshConfig(data=1, expert=8),
@@ -43,7 +49,7 @@ def all_pairs(*choices):
     return found
 
 
-def one_step(router, layout, **options):
+def one_step(router, layout, transport="local", **options):
     moe = MoEConfig(
         num_experts=8,
         expert_dim=12,
@@ -51,6 +57,7 @@ def one_step(router, layout, **options):
         capacity_factor=1.0,
         group_size=16,
         layout=layout,
+        transport=transport,
         matmul="reference",
         receive_factor=8.0,
         losses=RoutingLosses(
@@ -67,11 +74,11 @@ def on_one_device(request):
     return request.param, one_step(request.param, "dense")
 
 
-CASES = all_pairs(tuple(ROUTERS), LAYOUTS, tuple(MESHES))
+CASES = all_pairs(tuple(ROUTERS), DISPATCHERS, tuple(MESHES))
 
 
 def test_cases_hold_every_pair():
-    values = (tuple(ROUTERS), LAYOUTS, tuple(MESHES))
+    values = (tuple(ROUTERS), DISPATCHERS, tuple(MESHES))
     for i, j in itertools.combinations(range(3), 2):
         found = {(case[i], case[j]) for case in CASES}
         assert found == set(itertools.product(values[i], values[j]))
@@ -80,9 +87,9 @@ def test_cases_hold_every_pair():
 def test_same_gradients(on_one_device, subtests):
     router, (params, loss, traffic) = on_one_device
     assert int(traffic.dropped.sum()) > 0
-    for _, layout, mesh in (case for case in CASES if case[0] == router):
-        with subtests.test(layout=layout, mesh=mesh):
-            other, other_loss, other_traffic = one_step(router, layout, mesh=MESHES[mesh])
+    for _, dispatcher, mesh in (case for case in CASES if case[0] == router):
+        with subtests.test(dispatcher=dispatcher, mesh=mesh):
+            other, other_loss, other_traffic = one_step(router, *dispatcher, mesh=MESHES[mesh])
             np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
             assert gap(other, params) < 2e-5
             for field in dataclasses.fields(traffic):

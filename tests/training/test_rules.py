@@ -126,7 +126,7 @@ BROKEN = {
         "moe.shared_dim",
         ["mesh.tensor", "15 = 7 x 2 + 1"],
     ),
-    "model width": ({"model__model_dim": 33}, "model.model_dim", ["mesh.fsdp = 2"]),
+    "model width": ({"model__model_dim": 33}, "model.model_dim", ["mesh.fsdp", "33 = 16 x 2 + 1"]),
     "row length": (
         {"data__sequence_length": 65, "moe__every": 0},
         "data.sequence_length",

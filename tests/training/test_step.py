@@ -6,19 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from moe_jax.data.tokenizer import ByteTokenizer
-from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
-from moe_jax.parallel.collectives import collectives
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
-from moe_jax.training.build import build
-from moe_jax.training.experiment import Experiment
 from tests.training.test_invariance import (
     GSHARD,
     LOSSES,
@@ -26,7 +20,6 @@ from tests.training.test_invariance import (
     MIXTRAL,
     NOISY,
     Counting,
-    S,
     close,
     gap,
     make,
@@ -145,94 +138,3 @@ def test_a_dense_model():
     segments = raw_batch()["segments"]
     targets = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     assert int(task.tokens) == targets.sum()
-
-
-# --- the compiled step of a run ---
-
-# F is a prime: no other array of the step has a dimension of 22 or of 11 = 22 / tensor.
-F, D, E, LAYERS = 22, 16, 8, 2
-
-
-@pytest.fixture(scope="module")
-def program():
-    base = Experiment()
-    experiment = dataclasses.replace(
-        base,
-        batch_size=16,
-        data=dataclasses.replace(base.data, sequence_length=S),
-        mesh=MESHES["fsdp tensor expert"],
-        model=DecoderConfig(
-            vocab_size=264,
-            num_layers=LAYERS,
-            model_dim=D,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=4,
-            mlp_dim=32,
-        ),
-        moe=dataclasses.replace(MIXTRAL, expert_dim=F, receive_factor=1.5),
-    )
-    return build(experiment, ByteTokenizer())
-
-
-@pytest.fixture(scope="module")
-def compiled(program):
-    def rows(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
-
-    B = program.experiment.batch_size
-    raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
-    return program.train_step.lower(program.abstract_state, raw, program.knobs(0)).compile()
-
-
-def test_every_array_of_the_state_lies_where_the_rules_say(program, compiled):
-    """Parameters and both moments, after the compiled step: none is silently replicated."""
-    state_out, _ = compiled.output_shardings
-    state = program.abstract_state
-    flat = jax.tree_util.tree_leaves_with_path(state)
-    for (path, leaf), where in zip(flat, jax.tree.leaves(state_out), strict=True):
-        assert where.is_equivalent_to(leaf.sharding, leaf.ndim), jax.tree_util.keystr(path)
-    rules = {"w_gate": 8, "w_up": 8, "w_down": 8, "wq": 4, "wk": 4, "wv": 4, "wo": 4}
-    rules |= {"embedding": 4, "head": 4, "kernel": 2, "scale": 1}
-    seen = []
-    for path, leaf in flat:
-        if leaf.ndim == 0 or "params" not in jax.tree_util.keystr(path[:1]):
-            continue
-        name = path[-1].key
-        share = leaf.size // np.prod(leaf.sharding.shard_shape(leaf.shape))
-        assert share == rules[name], (jax.tree_util.keystr(path), share)
-        seen.append(leaf)
-    shapes = [leaf.shape for leaf in seen]
-    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert sorted(leaf.shape for leaf in moments) == sorted(2 * shapes)
-    whole = sum(leaf.size for leaf in moments)
-    held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in moments)
-    assert held < whole / 4
-
-
-def test_no_weight_crosses_the_expert_axis(program, compiled):
-    """Over `expert` move rows and counts, of exactly the bytes that the transport states, and sums
-    of gradients of what all devices share."""
-    found = collectives(compiled.as_text(), program.mesh)
-    assert any(c.axes == {"fsdp"} and c.op == "all-gather" for c in found)
-    for c in (c for c in found if "expert" in c.axes):
-        for _, shape in c.arrays:
-            assert F not in shape and F // 2 not in shape, c
-            assert c.op in ("all-to-all", "all-reduce") or np.prod(shape) <= 16 * (S + 1), c
-    exchanges = [c for c in found if c.op == "all-to-all"]
-    assert all(c.axes == {"expert"} for c in exchanges)
-    n, M = 2, (16 // 4) * S * 2  # devices along expert; rows of one device, k = 2
-    row_bytes = n * int(np.ceil(1.5 * M / n)) * D * 4
-    rows = [c for c in exchanges if c.arrays[0][0] == "f32"]
-    counts = [c for c in exchanges if c.arrays[0][0] == "s32"]
-    assert {c.result_bytes for c in rows} == {row_bytes}
-    assert sum(c.times for c in rows) == 4 * LAYERS  # 2 forward, 2 backward a layer
-    assert {c.result_bytes for c in counts} == {E * 4}
-    assert sum(c.times for c in counts) in (LAYERS, 2 * LAYERS)
-
-
-def test_the_vocabulary_stays_split(program, compiled):
-    """Embedding and head are gathered over `fsdp` at most, V / tensor rows of them."""
-    V = program.experiment.model.vocab_size
-    for c in collectives(compiled.as_text(), program.mesh):
-        assert all(V not in shape for _, shape in c.arrays), c

@@ -13,17 +13,35 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.dispatch.rows import through_rows
+from moe_jax.dispatch.slots import FILLS, through_slots
+from moe_jax.dispatch.transport.receive import run_received
+from moe_jax.dispatch.transport.types import Experts
 from moe_jax.ops.permute import gather_rows, invert_index
+from moe_jax.routing.types import Plan, SoftPlan
 
 
-def slots(
-    x_gECD: Float[Array, "g E C D"], experts: ExpertWeights, axis: str
-) -> Float[Array, "g E C D"]:
-    """Slots to their experts and back: 2 all-to-alls forward, 2 backward.
+def all_to_all(
+    x_gTD: Float[Array, "g T D"],
+    plan_g: Plan | SoftPlan,
+    experts: Experts,
+    *,
+    layout: str,
+    axis: str,
+    receive_factor: float,
+) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
+    """2 all-to-alls forward and 2 backward; see `_slots` and `_rows` for their bytes."""
+    if layout in FILLS:
+        y_gTD = through_slots(x_gTD, plan_g, layout, lambda x: _slots(x, experts, axis))
+        return y_gTD, jnp.zeros(x_gTD.shape[:1], jnp.int32)
+    return through_rows(
+        x_gTD, plan_g, lambda x, sizes: _rows(x, sizes, experts, axis, receive_factor)
+    )
 
-    Each sends (n - 1) / n of g * E * C * D elements per device.
-    """
+
+def _slots(x_gECD: Float[Array, "g E C D"], experts: Experts, axis: str) -> Float[Array, "g E C D"]:
+    """Slots to their experts and back. Each all-to-all sends (n - 1) / n of g * E * C * D elements
+    per device."""
     n = jax.lax.axis_size(axis)
     g, E, C, D = x_gECD.shape
     e = E // n
@@ -32,14 +50,14 @@ def slots(
     x_necD = checkpoint_name(x_necD, "received")
     y_eND = experts.slots(x_necD.transpose(1, 0, 2, 3).reshape(e, n * g * C, D))
     y_necD = y_eND.reshape(e, n, g * C, D).transpose(1, 0, 2, 3)
-    y_necD = jax.lax.all_to_all(y_necD, axis, 0, 0)
+    y_necD = checkpoint_name(jax.lax.all_to_all(y_necD, axis, 0, 0), "returned")
     return y_necD.reshape(E, g, C, D).transpose(1, 0, 2, 3)
 
 
-def rows(
+def _rows(
     x_MD: Float[Array, "M D"],
     sizes_E: Int[Array, "E"],
-    experts: ExpertWeights,
+    experts: Experts,
     axis: str,
     receive_factor: float,
 ) -> tuple[Float[Array, "M D"], Bool[Array, "M"]]:
@@ -49,8 +67,8 @@ def rows(
     while no device wants to send more than B rows to another; further rows (the last ones in
     expert order) come back as zeros and are marked in the returned overflow mask. A
     receive_factor >= n is always exact.
-    Bytes per device and all-to-all: (n - 1) * B * D elements; 2 forward, 2 backward, and one of
-    E / n int32 counts per pair.
+    Each all-to-all sends (n - 1) * B * D elements per device; one more, forward, sends (n - 1) / n
+    of E int32 counts.
     """
     n = jax.lax.axis_size(axis)
     M, D = x_MD.shape
@@ -76,33 +94,11 @@ def rows(
     received_nBD = jax.lax.all_to_all(send_nBD, axis, 0, 0)
     received_nBD = checkpoint_name(received_nBD, "received")
 
-    # Receiver: from (source, expert) order to (expert, source) order, and back.
-    place_nB, sizes_e = _sort_received(received_ne, B)
-    place_N = place_nB.reshape(-1)
-    index_N = invert_index(place_N, n * B)
-    sorted_ND = gather_rows(received_nBD.reshape(n * B, D), index_N, place_N[:, None])
-    y_ND = experts.rows(sorted_ND, sizes_e)
-    back_nBD = gather_rows(y_ND, place_N, index_N[:, None]).reshape(n, B, D)
+    source_n1 = jnp.arange(n, dtype=jnp.int32)[:, None]
+    start_ne = source_n1 * B + jnp.cumsum(received_ne, axis=1) - received_ne
+    back_ND = run_received(received_nBD.reshape(n * B, D), received_ne, start_ne, experts)
 
-    back_nBD = jax.lax.all_to_all(back_nBD, axis, 0, 0)
+    back_nBD = jax.lax.all_to_all(back_ND.reshape(n, B, D), axis, 0, 0)
+    back_nBD = checkpoint_name(back_nBD, "returned")
     y_MD = gather_rows(back_nBD.reshape(n * B, D), place_M, send_index[:, None])
     return y_MD, used_M & ~fits_M
-
-
-def _sort_received(
-    received_ne: Int[Array, "n e"], B: int
-) -> tuple[Int[Array, "n {B}"], Int[Array, "e"]]:
-    """Where received row j of source s goes when all are sorted by (expert, source); n * B for
-    the empty rest of a buffer. And the rows per local expert."""
-    n, e = received_ne.shape
-    sizes_e = jnp.sum(received_ne, axis=0, dtype=jnp.int32)
-    start_e = jnp.cumsum(sizes_e) - sizes_e
-    target_ne = start_e[None, :] + jnp.cumsum(received_ne, axis=0) - received_ne
-    end_ne = jnp.cumsum(received_ne, axis=1)
-    j_B = jnp.arange(B, dtype=jnp.int32)
-    expert_nB = jnp.sum(j_B[None, :, None] >= end_ne[:, None, :], axis=-1, dtype=jnp.int32)
-    used_nB = expert_nB < e
-    nearest_nB = jnp.minimum(expert_nB, e - 1)
-    within_nB = j_B[None, :] - jnp.take_along_axis(end_ne - received_ne, nearest_nB, axis=1)
-    place_nB = jnp.take_along_axis(target_ne, nearest_nB, axis=1) + within_nB
-    return jnp.where(used_nB, place_nB, n * B).astype(jnp.int32), sizes_e

@@ -1,0 +1,104 @@
+"""`dispatch` on every axis of the mesh: what each device does inside the layer's shard_map.
+
+Experts lie with E over `expert`, F over `tensor` and D over `fsdp`; tokens over `data`, `fsdp`,
+`expert` and `sequence`, and are the same along `tensor`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from moe_jax.dispatch.dispatch import dispatch
+from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.routing.types import Plan, SoftPlan
+
+
+def sharded_dispatch(
+    x_gTD: Float[Array, "g T D"],
+    plan_g: Plan | SoftPlan,
+    experts: ExpertWeights,
+    *,
+    layout: str,
+    transport: str,
+    receive_factor: float,
+    chunks: int = 1,
+) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
+    """`dispatch` of this device's groups to the experts of its mesh.
+
+    experts: this device's part of the weights, in the compute type.
+    Collectives beside the transport's own, with t devices along `tensor` and f along `fsdp`:
+      fsdp    one all-gather of the weights, (f - 1) / f of 3 * E/n * D * F/t elements, backward one
+              reduce-scatter of as many; never over `expert`.
+      tensor  without expert parallelism one all-reduce of the outputs, 2 (t - 1) / t of
+              g * T * D elements. With it each rank sends over `expert` only its D / t columns of
+              every row, so `tensor` carries an all-gather of the received rows' columns, a
+              reduce-scatter of the experts' partial sums (both (t - 1) / t of the receive
+              buffer) and an all-gather of the outputs' columns; the bytes of the transport's
+              docstring are divided by t.
+    """
+    experts = _gather_over_fsdp(experts)
+    t = jax.lax.axis_size("tensor")
+    spread = jax.lax.axis_size("expert") > 1
+    run = functools.partial(
+        dispatch,
+        layout=layout,
+        transport=transport,
+        axis="expert" if spread else None,
+        receive_factor=receive_factor,
+        chunks=chunks,
+    )
+    if t == 1:
+        return run(x_gTD, plan_g, experts)
+    if not spread:
+        y_gTD, lost_g = run(x_gTD, plan_g, experts)
+        return jax.lax.psum(y_gTD, "tensor"), lost_g
+    d = x_gTD.shape[-1] // t
+    first = jax.lax.axis_index("tensor") * d
+    x_gTd = jax.lax.dynamic_slice_in_dim(x_gTD, first, d, axis=2)
+    y_gTd, lost_g = run(x_gTd, plan_g, ColumnExperts(experts, "tensor"))
+    return jax.lax.all_gather(y_gTd, "tensor", axis=2, tiled=True), lost_g
+
+
+def _gather_over_fsdp(experts: ExpertWeights) -> ExpertWeights:
+    """Whole along D, just before use."""
+    if jax.lax.axis_size("fsdp") == 1:
+        return experts
+
+    def whole(w: Array, axis: int) -> Array:
+        return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+
+    gate = experts.w_gate_EDF
+    return dataclasses.replace(
+        experts,
+        w_gate_EDF=None if gate is None else whole(gate, 1),
+        w_up_EDF=whole(experts.w_up_EDF, 1),
+        w_down_EFD=whole(experts.w_down_EFD, 2),
+    )
+
+
+@dataclass(frozen=True)
+class ColumnExperts:
+    """Experts whose F is split over `axis`, for tokens of which each rank has D / t columns."""
+
+    weights: ExpertWeights
+    axis: str
+
+    def slots(self, x_ECd: Float[Array, "E C d"]) -> Float[Array, "E C d"]:
+        return self._split(self.weights.slots(self._whole(x_ECd)))
+
+    def rows(self, x_Rd: Float[Array, "R d"], sizes_E: Int[Array, "E"]) -> Float[Array, "R d"]:
+        return self._split(self.weights.rows(self._whole(x_Rd), sizes_E))
+
+    def all(self, x_Td: Float[Array, "T d"]) -> Float[Array, "T E d"]:
+        return self._split(self.weights.all(self._whole(x_Td)))
+
+    def _whole(self, x: Array) -> Array:
+        return jax.lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
+
+    def _split(self, y: Array) -> Array:
+        return jax.lax.psum_scatter(y, self.axis, scatter_dimension=y.ndim - 1, tiled=True)
