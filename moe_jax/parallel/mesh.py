@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.fields import Rule
+from moe_jax.config.fields import Rule, at_least
 
 AXES = ("data", "fsdp", "expert", "tensor", "sequence")
 # Tokens are split over every axis that is not a split of a single token's arithmetic; the batch's
@@ -19,20 +22,47 @@ ROW_AXES = ("data", "fsdp", "expert")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """How many devices stand along each axis; -1 for one axis: all devices that remain."""
+class SlowLinks:
+    """Factors of the mesh's axes that lie across slices of a TPU pod or across hosts of GPUs.
 
-    data: int = -1
+    The product is the number of slices (where devices have none, of processes); each factor
+    divides its axis: data = 8 with slow data = 2 is 4 devices a slice times 2 slices. All 1: the
+    order of devices is left to the platform.
+    """
+
+    data: int = 1
     fsdp: int = 1
     expert: int = 1
     tensor: int = 1
     sequence: int = 1
 
     def check(self) -> Iterator[Rule]:
-        for field in fields(self):
-            if (size := getattr(self, field.name)) < 1 and size != -1:
-                yield field.name, "must be at least 1, or -1 for all devices that remain"
-        if sum(getattr(self, field.name) == -1 for field in fields(self)) > 1:
+        yield from at_least(self, 1, *AXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices stand along each axis; -1 for one axis: all devices that remain.
+
+    slow: which part of them lies across the slower network ("DCN").
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    slow: SlowLinks = field(default_factory=SlowLinks)
+
+    def check(self) -> Iterator[Rule]:
+        for axis in AXES:
+            size, slow = getattr(self, axis), getattr(self.slow, axis)
+            if size < 1 and size != -1:
+                yield axis, "must be at least 1, or -1 for all devices that remain"
+            elif size > 0 and slow > 0 and size % slow:
+                told = f"{size} = {size // slow} x {slow} + {size % slow}"
+                yield axis, f"must be divisible by slow.{axis} = {slow} ({told})"
+        if sum(getattr(self, axis) == -1 for axis in AXES) > 1:
             yield "data", "only one axis of the mesh may be -1"
 
     def sizes(self, num_devices: int) -> dict[str, int]:
@@ -41,11 +71,11 @@ class MeshConfig:
         Raises UserError where the axes do not multiply to the number of devices.
         """
         sizes = {axis: getattr(self, axis) for axis in AXES}
-        fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+        fixed = math.prod(size for size in sizes.values() if size != -1)
         for axis, size in sizes.items():
             if size == -1:
                 sizes[axis] = max(num_devices // max(fixed, 1), 1)
-        product = int(np.prod(list(sizes.values())))
+        product = math.prod(sizes.values())
         if product != num_devices or min(sizes.values()) < 1:
             told = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise UserError(f"config.mesh: {told} = {product}, but there are {num_devices} devices")
@@ -53,8 +83,38 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all). Size-1 axes are kept; all axes are Auto."""
+    """The mesh over `devices` (default: all). Size-1 axes are kept; all axes are Auto.
+
+    Raises UserError where the sizes do not fit the devices.
+    """
     devices = jax.devices() if devices is None else devices
+    return Mesh(device_grid(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the shape of the mesh; neighbours along the last axes stand close together:
+    on TPU by the topology of the pod, across slices or hosts as `config.slow` says."""
     sizes = config.sizes(len(devices))
-    grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slow = {axis: getattr(config.slow, axis) for axis in AXES}
+    shape = [sizes[axis] // slow[axis] for axis in AXES]
+    if math.prod(slow.values()) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    granule = _granule(devices)
+    found = len({getattr(device, granule) for device in devices})
+    if found != math.prod(slow.values()):
+        told = " x ".join(f"{axis}={size}" for axis, size in slow.items() if size > 1)
+        unit = "slice(s)" if granule == "slice_index" else "process(es)"
+        raise UserError(f"config.mesh.slow: {told}, but the devices form {found} {unit}")
+    return mesh_utils.create_hybrid_device_mesh(
+        shape,
+        list(slow.values()),
+        devices,
+        process_is_granule=granule == "process_index",
+        allow_split_physical_axes=True,
+    )
+
+
+def _granule(devices: Sequence[Any]) -> str:
+    """The attribute that tells which devices share a fast network."""
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    return "slice_index" if len(slices) > 1 else "process_index"
