@@ -186,6 +186,25 @@ def test_load_for_notebooks(trained):
     assert run.metrics[-1]["split"] == "eval"
 
 
+def test_a_prompt_is_the_start_of_a_document(trained):
+    """Its tokens are routed as in a row of the data that begins with them."""
+    import moe_jax
+
+    run = moe_jax.load(trained)
+    tokenizer = run.rows.tokenizer
+    ids = list(tokenizer.encode("def f"))
+    batch = next(run.batches())
+    tokens, segments = np.zeros_like(batch["tokens"]), np.zeros_like(batch["segments"])
+    tokens[:, : len(ids) + 1], segments[:, : len(ids) + 1] = [tokenizer.bos_id, *ids], 1
+    routes = run.route({"tokens": tokens, "segments": segments})
+    told = list(run.generate("def f", 0, show_routing=True))
+    assert [token.id for token in told] == ids
+    for place, token in enumerate(told):
+        for layer in (0, 1):
+            expected = routes[layer].expert_BSK[0, place + 1]
+            np.testing.assert_array_equal(token.expert_LK[layer], expected)
+
+
 def test_report(door, trained):
     code, _, err = door("report", f"--workdir={trained}")
     assert code == 0, err
