@@ -1,0 +1,98 @@
+"""Door: does parallelism change the numbers of a config?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.errors import UserError
+
+USAGE = """
+usage: python -m moe_jax.check --config=FILE.py[:arg] [--config.a.b=VALUE ...]
+
+Makes the config small, runs a few optimizer steps on meshes, layouts, transports, micro-batches and
+recomputation of all kinds, and compares each with one device. Exit code 0: all are equal; 1: one
+differs; 2: a mistake in the command.
+  python -m moe_jax.check --config=configs/quickstart.py
+  python -m moe_jax.check --config=configs/quickstart.py --config.moe.router.kind=my_module:MyRouter
+"""
+FLAGS = door_flags("config")
+flags.DEFINE_integer("steps", 3, "optimizer steps of each variant", flag_values=FLAGS)
+flags.DEFINE_integer("devices", 8, "devices to spread over, at least 2", flag_values=FLAGS)
+flags.DEFINE_string("only", "", "run the variants with this in their name", flag_values=FLAGS)
+flags.DEFINE_float("tolerance", 1e-5, "relative, of losses; see docs/check.md", flag_values=FLAGS)
+flags.DEFINE_list("keep", [], "paths of the config that do not shrink", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "also write the report to this file", flag_values=FLAGS)
+
+
+def main(arguments: Arguments) -> int:
+    problems = []
+    if FLAGS.steps < 1:
+        problems.append("--steps must be at least 1")
+    if FLAGS.devices < 2:
+        problems.append("--devices must be at least 2")
+    if not FLAGS.tolerance > 0:
+        problems.append("--tolerance must be above 0")
+    if problems:
+        raise UserError("\n  ".join(problems))
+    # Imported here: --help and a misspelt flag need no JAX.
+    devices = ask_for_devices(FLAGS.devices)
+    from moe_jax.checking import invariance, table
+    from moe_jax.config.overrides import load_config
+    from moe_jax.training.experiment import Experiment
+
+    experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+    plan = invariance.plan(
+        experiment,
+        devices,
+        steps=FLAGS.steps,
+        tolerance=FLAGS.tolerance,
+        only=FLAGS.only,
+        keep=FLAGS.keep,
+    )
+    print(table.head(plan), flush=True)
+    report = invariance.check(plan, lambda outcome: print(table.row(outcome, plan), flush=True))
+    print(table.foot(report, plan))
+    if FLAGS.json:
+        with open(FLAGS.json, "w") as file:
+            json.dump(table.to_json(report, plan), file, indent=2)
+    return 0 if report.equal else 1
+
+
+def ask_for_devices(count: int) -> Sequence[Any]:
+    """`count` devices: real ones where there are as many, else as many parts of the CPU.
+
+    To be called before anything uses JAX: the parts are made when it starts. Raises UserError where
+    it has started with fewer.
+    """
+    # Many device threads on few cores may wait long for each other.
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    if "collective_call_terminate_timeout" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}".strip()
+    import jax
+
+    with contextlib.suppress(RuntimeError):  # JAX runs already; what it has is seen below
+        jax.config.update("jax_num_cpu_devices", count)
+    real = jax.devices()
+    if real[0].platform != "cpu" and len(real) >= count:
+        return real[:count]
+    try:
+        parts = jax.devices("cpu")
+    except RuntimeError as error:
+        raise UserError(f"--devices={count}: {len(real)} devices, and no CPU: {error}") from error
+    if len(parts) < count:
+        raise UserError(f"--devices={count}: JAX has started with {len(parts)} CPU devices")
+    if real[0].platform != "cpu":
+        jax.config.update("jax_default_device", parts[0])
+    return parts[:count]
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))

@@ -1,0 +1,127 @@
+"""Holds the trial of a variant to that of the reference, and finds which factor is to blame.
+
+Sums in another order differ by rounding, about 1e-7 relative in float32, and each step adds to it.
+Hence what is allowed, of || difference || / || reference ||:
+  counts (assignments, drops, overflow)    none
+  losses, gradient norm, sums of routing   tolerance
+  gradients by parameter, router state     10 x tolerance: a gradient is a small sum of large terms
+  final parameters                         100 x tolerance, relative to the way they have moved:
+                                           AdamW, Adafactor and Lion turn the rounding of a
+                                           vanishing gradient into a whole step
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_jax.checking.trial import StepRecord, Trial
+
+GRADIENT, PARAMETER = 10, 100
+# A gradient that is nothing beside the others is held to their norm, not to its own: that of a
+# router without a task gradient is rounding alone.
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a quantity is from the reference, relative; inf for counts that differ."""
+
+    quantity: str
+    size: float
+    allowed: float
+
+    @property
+    def excess(self) -> float:
+        """Above 1: more than allowed."""
+        return self.size / self.allowed if math.isfinite(self.size) else math.inf
+
+
+def compare(trial: Trial, reference: Trial, tolerance: float) -> list[Difference]:
+    """All differences, in the order in which a run meets them. NaN counts as infinitely far."""
+    found = []
+    for number, (step, expected) in enumerate(zip(trial.steps, reference.steps, strict=True), 1):
+        for quantity, size, factor in _of_step(step, expected):
+            found.append(Difference(f"{quantity}, step {number}", size, factor * tolerance))
+    for name, after in reference.params.items():
+        moved = _norm(after - reference.start[name])
+        size = _relative(trial.params[name], after, moved)
+        found.append(Difference(f"parameter {name}", size, PARAMETER * tolerance))
+    return found
+
+
+def _of_step(step: StepRecord, expected: StepRecord) -> Iterator[tuple[str, float, int]]:
+    """(quantity, relative difference, how many times the tolerance)."""
+    for name, count in expected.counts.items():
+        if not np.array_equal(step.counts[name], count):
+            yield f"count of {name}", math.inf, 1
+    for name, value in expected.numbers.items():
+        yield name, _relative(np.asarray(step.numbers[name]), np.asarray(value)), 1
+    for name, total in expected.sums.items():
+        yield f"sum of {name}", _relative(step.sums[name], total), 1
+    least = NEGLIGIBLE * math.hypot(*map(_norm, expected.gradients.values()))
+    for name, gradient in expected.gradients.items():
+        size = _relative(step.gradients[name], gradient, max(_norm(gradient), least))
+        yield f"gradient of {name}", size, GRADIENT
+    for name, state in expected.router_state.items():
+        yield f"router state {name}", _relative(step.router_state[name], state), GRADIENT
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(x, np.float64).ravel()))
+
+
+def _relative(x: np.ndarray, expected: np.ndarray, scale: float | None = None) -> float:
+    """|| x - expected || / scale, which is || expected || by default; 0 where both are 0."""
+    distance = _norm(np.asarray(x, np.float64) - np.asarray(expected, np.float64))
+    if distance == 0:
+        return 0.0
+    scale = _norm(expected) if scale is None else scale
+    size = distance / scale if scale > 0 else math.inf
+    return size if math.isfinite(size) else math.inf
+
+
+def blame(outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> list[str]:
+    """Which factors explain the variants that differ, in words; [] where none differs.
+
+    outcomes: (name, factors, whether equal) of each variant. A factor that some equal variant has
+    is not to blame alone. What is left of a variant that differs accuses one factor, or several
+    that always came together; a variant of which nothing is left differs by a combination.
+    """
+    innocent = set().union(*(factors for _, factors, equal in outcomes if equal))
+    accused = {name: factors - innocent for name, factors, equal in outcomes if not equal}
+    told: list[str] = []
+    guilty = {next(iter(factors)) for factors in accused.values() if len(factors) == 1}
+    open_cases = {name: f for name, f in accused.items() if f and not f & guilty}
+    told += [_told(factor, outcomes) for factor in sorted(guilty)]
+    while open_cases:
+        counts: dict[str, int] = {}
+        for factors in open_cases.values():
+            for factor in factors:
+                counts[factor] = counts.get(factor, 0) + 1
+        most = max(counts.values())
+        together = sorted(factor for factor, count in counts.items() if count == most)
+        told.append(" or ".join(_told(factor, outcomes) for factor in together))
+        open_cases = {name: f for name, f in open_cases.items() if not f & set(together)}
+    mixed = [name for name, factors in accused.items() if not factors]
+    explained = bool(told)
+    if mixed and not explained:
+        told.append(f"no factor alone but a combination: {min(mixed, key=len)}")
+    return told
+
+
+def _told(factor: str, outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> str:
+    having = [equal for _, factors, equal in outcomes if factor in factors]
+    return f"{factor} ({having.count(False)} of {len(having)} variants with it differ)"
+
+
+def check_finite(reference: Trial) -> str | None:
+    """What is wrong with the reference itself, None if nothing."""
+    for number, step in enumerate(reference.steps, 1):
+        for name, value in step.numbers.items():
+            if not math.isfinite(value):
+                return f"{name} of the reference is {value} in step {number}"
+    return None

@@ -1,0 +1,239 @@
+"""The whole check: shrink the config, run the reference and the variants, compare."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from moe_jax.checking.compare import Difference, blame, check_finite, compare
+from moe_jax.checking.shrink import Change, shrink
+from moe_jax.checking.trial import (
+    Trial,
+    compile_step,
+    initial_state,
+    lower_step,
+    program_of,
+    run,
+    synthetic_rows,
+)
+from moe_jax.checking.variants import Skipped, Variant, reference, variants
+from moe_jax.config.errors import ConfigError, UserError
+from moe_jax.config.knobs import KnobSchedules
+from moe_jax.training.build import Program
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.rules import cross_check
+
+Knobs = Mapping[str, np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one variant. left_out: loss terms that were switched off in it and in the
+    reference it is held to. failed: the error that it ended with, None for most."""
+
+    variant: Variant
+    trial: Trial | None
+    differences: tuple[Difference, ...] = ()
+    left_out: tuple[str, ...] = ()
+    failed: str | None = None
+
+    @property
+    def worst(self) -> Difference | None:
+        """The difference that exceeds what is allowed most; the first of several infinite ones."""
+        return max(self.differences, key=lambda d: d.excess, default=None)
+
+    @property
+    def first(self) -> Difference | None:
+        """The first quantity of a run that differs more than allowed."""
+        return next((d for d in self.differences if d.excess > 1), None)
+
+    @property
+    def equal(self) -> bool:
+        return self.failed is None and self.first is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a check found. reference: its trial with all losses."""
+
+    changes: tuple[Change, ...]
+    skipped: tuple[Skipped, ...]
+    reference: Outcome
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def equal(self) -> bool:
+        return all(outcome.equal for outcome in self.outcomes)
+
+    @property
+    def blame(self) -> list[str]:
+        return blame([(o.variant.name, o.variant.factors, o.equal) for o in self.outcomes])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A check that is about to run: what it takes, before anything is compiled."""
+
+    original: Experiment
+    small: Experiment
+    changes: tuple[Change, ...]
+    reference: Variant
+    variants: tuple[Variant, ...]
+    skipped: tuple[Skipped, ...]
+    devices: tuple[jax.Device, ...]
+    steps: int
+    tolerance: float
+
+
+def plan(
+    experiment: Experiment,
+    devices: Sequence[jax.Device],
+    *,
+    steps: int = 3,
+    tolerance: float = 1e-5,
+    only: str = "",
+    keep: Collection[str] = (),
+) -> Plan:
+    """Chooses what to run. only: a part of the names of the variants; keep: see `shrink`.
+
+    Raises ConfigError where the config itself is wrong, UserError where `only` leaves nothing.
+    """
+    on_one_device = reference(experiment).apply(experiment)
+    if problems := cross_check(on_one_device, 1):
+        raise ConfigError(problems)
+    small, changes = shrink(experiment, steps, keep)
+    found, skipped = variants(small, len(devices))
+    chosen = tuple(variant for variant in found if only in variant.name)
+    if not chosen:
+        names = "\n  ".join(variant.name for variant in found)
+        raise UserError(f"--only={only}: no variant has this in its name; there are\n  {names}")
+    return Plan(
+        original=experiment,
+        small=small,
+        changes=changes,
+        reference=reference(small),
+        variants=chosen,
+        skipped=tuple(skipped),
+        devices=tuple(devices),
+        steps=steps,
+        tolerance=tolerance,
+    )
+
+
+def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) -> Report:
+    """Runs the plan. tell: called with the reference, then with each variant, when it is done.
+
+    Compiling takes most of the time: while some variants compile, the next are traced.
+    """
+    check = _Check(plan)
+    first = check.reference()
+    tell(first)
+    outcomes: list[Outcome] = []
+    started: deque[Callable[[], Outcome]] = deque()
+    workers = max(os.cpu_count() or 1, 1)
+
+    def finish() -> None:
+        outcomes.append(started.popleft()())
+        tell(outcomes[-1])
+
+    with ThreadPoolExecutor(workers) as pool:
+        for variant in plan.variants:
+            started.append(check.start(variant, pool))
+            if len(started) > workers:
+                finish()
+        while started:
+            finish()
+    return Report(
+        changes=plan.changes, skipped=plan.skipped, reference=first, outcomes=tuple(outcomes)
+    )
+
+
+class _Check:
+    """What the variants share: batches, knobs, the initial state and the reference's trials."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.batches = synthetic_rows(plan.small, plan.steps)
+        self.knobs = knobs_over_the_run(plan.original, plan.steps)
+        self.varying = micro_batch_terms(plan.original)
+        program = self._program(plan.reference)
+        self.state = initial_state(program)
+        self.trials: dict[tuple[str, ...], Trial] = {}
+
+    def reference(self) -> Outcome:
+        """The reference with all losses and, where some depend on micro-batches, without them."""
+        program = self._program(self.plan.reference)
+        step = compile_step(program, lower_step(program, self.batches[0], self.knobs[0]))
+        for names in {(), self.varying}:
+            knobs = self._knobs_without(names)
+            self.trials[names] = run(program, step, self.state, self.batches, knobs)
+        if (problem := check_finite(self.trials[()])) is not None:
+            raise UserError(f"{problem}: there is nothing to compare (a lower learning rate?)")
+        return Outcome(variant=self.plan.reference, trial=self.trials[()])
+
+    def start(self, variant: Variant, pool: Executor) -> Callable[[], Outcome]:
+        """Traces the variant's step and has it compiled; the result waits, runs and compares.
+
+        An error in the variant is its outcome: a router from outside may raise anything.
+        """
+        left_out = self.varying if variant.accumulation > 1 else ()
+        try:
+            program = self._program(variant)
+            lowered = lower_step(program, self.batches[0], self.knobs[0])
+        except Exception as error:
+            failed = Outcome(variant=variant, trial=None, failed=_told(error, variant))
+            return lambda: failed
+        compiling = pool.submit(compile_step, program, lowered)
+
+        def finish() -> Outcome:
+            try:
+                knobs = self._knobs_without(left_out)
+                trial = run(program, compiling.result(), self.state, self.batches, knobs)
+            except Exception as error:
+                return Outcome(variant=variant, trial=None, failed=_told(error, variant))
+            differences = compare(trial, self.trials[left_out], self.plan.tolerance)
+            return Outcome(
+                variant=variant, trial=trial, differences=tuple(differences), left_out=left_out
+            )
+
+        return finish
+
+    def _program(self, variant: Variant) -> Program:
+        devices = self.plan.devices[: variant.devices]
+        return program_of(variant.apply(self.plan.small), devices)
+
+    def _knobs_without(self, names: Collection[str]) -> list[Knobs]:
+        off = {f"moe.losses.{name}.coefficient": np.float32(0) for name in names}
+        return [{**values, **off} for values in self.knobs]
+
+
+def knobs_over_the_run(experiment: Experiment, steps: int) -> list[Knobs]:
+    """Knobs at the middles of `steps` equal parts of the run, so that schedules are exercised."""
+    schedules = KnobSchedules(experiment)
+    return [schedules(int((i + 0.5) * experiment.steps / steps)) for i in range(steps)]
+
+
+def micro_batch_terms(experiment: Experiment) -> tuple[str, ...]:
+    """The losses in use that depend on the number of micro-batches by definition."""
+    if not experiment.moe.every:
+        return ()
+    scheduled = KnobSchedules(experiment).scheduled
+    return tuple(
+        name
+        for name, term in experiment.moe.losses.terms().items()
+        if term.scope == "micro_batch"
+        and (term.coefficient or f"moe.losses.{name}.coefficient" in scheduled)
+    )
+
+
+def _told(error: Exception, variant: Variant) -> str:
+    logging.debug("%s", variant.name, exc_info=error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

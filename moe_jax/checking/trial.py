@@ -1,0 +1,166 @@
+"""Runs the steps of one variant, and keeps all that is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from moe_jax.data.tokenizer import IdTokenizer
+from moe_jax.models.network import path_name, replicated
+from moe_jax.training.build import Program, build, data_seed
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.state import TrainState
+from moe_jax.training.step import StepResult
+
+Arrays = dict[str, np.ndarray]  # by name
+# The quick way of the compiler for CPU: each program runs a few times on a few rows.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step. numbers: what a run logs. counts, sums: the integers and the floats that routing
+    adds up, by layer. gradients: by parameter. router_state: after the step."""
+
+    numbers: dict[str, float]
+    counts: Arrays
+    sums: Arrays
+    gradients: Arrays
+    router_state: Arrays
+
+    def total(self, name: str) -> int:
+        return int(self.counts[name].sum()) if name in self.counts else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """All steps of one variant. start, params: parameters before the first, after the last step."""
+
+    steps: tuple[StepRecord, ...]
+    start: Arrays
+    params: Arrays
+
+
+def synthetic_rows(experiment: Experiment, steps: int) -> list[Arrays]:
+    """Batches of packed rows: several segments a row, padding at the end of most, one row empty.
+
+    Tokens are unevenly frequent, and later rows have more padding, so that devices differ in load
+    and in their number of tokens: a mean taken on one device is then not the mean of the batch.
+    """
+    B, S, V = experiment.batch_size, experiment.data.sequence_length, experiment.model.vocab_size
+    random = np.random.default_rng([data_seed(experiment), 3])
+    frequency_V = 1 / np.arange(1, V + 1)
+    batches = []
+    for _ in range(steps):
+        tokens = random.choice(V, (B, S + 1), p=frequency_V / frequency_V.sum())
+        cuts = np.sort(random.integers(1, S, (B, 2)), axis=1)
+        place = np.arange(S + 1)[None]
+        segments = 1 + (place >= cuts[:, :1]) + (place >= cuts[:, 1:])
+        padding = np.arange(B) * S // (2 * B) + random.integers(0, 4, B)
+        padding[B // 2] = S + 1
+        segments[place >= S + 1 - padding[:, None]] = 0
+        batches.append({"tokens": tokens.astype(np.int32), "segments": segments.astype(np.int32)})
+    return batches
+
+
+def program_of(experiment: Experiment, devices: Sequence[jax.Device]) -> Program:
+    """The program whose optimizer state also holds the last gradients."""
+    tokenizer = IdTokenizer(experiment.model.vocab_size, bytes_per_id=1)
+    program = build(experiment, tokenizer, devices)
+    step = dataclasses.replace(program.step, optimizer=_recording(program.step.optimizer))
+    return dataclasses.replace(program, step=step)
+
+
+class _Recorded(NamedTuple):
+    gradients: Any
+    inner: Any
+
+
+def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    def init(params: Any) -> _Recorded:
+        return _Recorded(jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
+
+    def update(updates: Any, state: _Recorded, params: Any = None) -> tuple[Any, _Recorded]:
+        changed, inner = optimizer.update(updates, state.inner, params)
+        return changed, _Recorded(updates, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def initial_state(program: Program) -> TrainState:
+    """A new state in the host's memory, to be put on any mesh."""
+    options = _compiler_options(program)
+    return jax.device_get(jax.jit(program.init, compiler_options=options)())
+
+
+def lower_step(program: Program, batch: Arrays, knobs: Mapping[str, Any]) -> Any:
+    """The training step for this mesh, traced: all that runs Python. The state is donated."""
+    jitted = jax.jit(
+        program.step.train,
+        donate_argnums=0,
+        out_shardings=(program.state_shardings, replicated(program.mesh)),
+    )
+    return jitted.lower(program.abstract_state, program.put(batch), knobs)
+
+
+def compile_step(program: Program, lowered: Any) -> Any:
+    """May be called in another thread."""
+    return lowered.compile(compiler_options=_compiler_options(program))
+
+
+def _compiler_options(program: Program) -> dict[str, Any]:
+    return QUICK if program.mesh.devices.flat[0].platform == "cpu" else {}
+
+
+def run(
+    program: Program,
+    step: Any,
+    state: TrainState,
+    batches: Sequence[Arrays],
+    knobs: Sequence[Mapping[str, np.float32]],
+) -> Trial:
+    """One optimizer step a batch. step: from `compile_step`; state: from `initial_state`."""
+    start = _by_name(state.params)
+    placed = jax.device_put(state, program.state_shardings)
+    records = []
+    for batch, values in zip(batches, knobs, strict=True):
+        placed, result = step(placed, program.put(batch), values)
+        records.append(_record(jax.device_get(result), placed))
+    return Trial(steps=tuple(records), start=start, params=_by_name(placed.params))
+
+
+def _record(result: StepResult, state: TrainState) -> StepRecord:
+    task = result.sums.task
+    numbers = {
+        "loss": float(result.loss),
+        "cross_entropy": float(task.nats) / max(int(task.tokens), 1),
+        "gradient norm": float(result.grad_norm),
+    }
+    if "load_balance_loss" in result.layers:
+        numbers["load_balance_loss"] = float(np.mean(result.layers["load_balance_loss"]))
+    counts: Arrays = {"targets": np.asarray(task.tokens)}
+    sums: Arrays = {}
+    for part in (result.sums.routing, result.sums.traffic):
+        for field in dataclasses.fields(part) if part is not None else ():
+            value = np.asarray(getattr(part, field.name))
+            kept = counts if np.issubdtype(value.dtype, np.integer) else sums
+            kept[field.name] = value
+    return StepRecord(
+        numbers=numbers,
+        counts=counts,
+        sums=sums,
+        gradients=_by_name(state.opt_state.gradients),
+        router_state=_by_name(state.router_state),
+    )
+
+
+def _by_name(tree: Any) -> Arrays:
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,147 @@
+"""The check passes on what is right, and finds faults that were put in on purpose: it names the
+factor under which the numbers change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from moe_jax import check as door
+from moe_jax.checking.invariance import check, plan
+from moe_jax.config.cli import run_door
+from moe_jax.config.overrides import load_config
+from moe_jax.nn.moe_layer import _ShardBody
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.step import Step
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
+TOKENS = ("data", "fsdp", "expert", "sequence")  # the axes that split tokens
+
+
+def report_of(names, overrides=(), steps=2):
+    """The report of the quickstart's check, of the variants of these names only."""
+    experiment = load_config(QUICKSTART, overrides, Experiment)
+    planned = plan(experiment, jax.devices(), steps=steps)
+    chosen = tuple(variant for variant in planned.variants if variant.name in names)
+    assert len(chosen) == len(names)
+    return check(dataclasses.replace(planned, variants=chosen))
+
+
+def outcomes(report):
+    return {outcome.variant.name: outcome for outcome in report.outcomes}
+
+
+def test_quickstart_is_equal_in_all_variants(capsys, tmp_path):
+    """Every mesh axis, a transport, micro-batches and recomputation, through the door."""
+    file = tmp_path / "report.json"
+    names = ("data=2 expert=2 sequence=2", "fsdp=2 expert=2 tensor=2", "rows/gather")
+    for only in names:
+        argv = [f"--config={QUICKSTART}", f"--only={only}", f"--json={file}", "--steps=2"]
+        code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
+        told = capsys.readouterr().out
+        assert code == 0, told
+        assert "all 1 variants equal the reference" in told
+        assert "moe.group_size None -> 16" in told
+        report = json.loads(file.read_text())
+        (variant,) = report["variants"]
+        assert report["equal"] and variant["equal"] and only in variant["name"]
+        compared = {d["quantity"].split(",")[0] for d in variant["differences"]}
+        assert {"loss", "gradient norm", "gradient of layers/00/moe/router/kernel"} <= compared
+        assert all(step["loss"] > 0 for step in variant["steps"])
+
+
+def test_finds_a_balance_loss_of_local_token_counts(monkeypatch):
+    """Probabilities are averaged over the tokens of the device, then over devices: the mistake of
+    a balance loss that is taken inside of a shard and averaged."""
+    right = _ShardBody.__call__
+
+    def wrong(self, *arguments):
+        y, report = right(self, *arguments)
+        local = jnp.sum(report.sums.valid).astype(jnp.float32)
+        mean = jax.lax.pmean(local, TOKENS)
+        prob = report.sums.prob_E * mean / jnp.maximum(local, 1)
+        return y, dataclasses.replace(report, sums=dataclasses.replace(report.sums, prob_E=prob))
+
+    monkeypatch.setattr(_ShardBody, "__call__", wrong)
+    names = {"data=8 rows": False, "tensor=4 rows": True, "1 device rows accumulation=2": True}
+    report = report_of(names)
+    assert {name: o.equal for name, o in outcomes(report).items()} == names
+    assert report.blame == ["mesh axis data (1 of 1 variants with it differ)"]
+    # Not only in what is reported: the loss and the router's gradient are wrong.
+    too_far = {d.quantity for d in outcomes(report)["data=8 rows"].differences if d.excess > 1}
+    assert {"loss, step 1", "gradient of layers/00/moe/router/kernel, step 1"} <= too_far
+
+
+def test_finds_a_noise_key_of_the_device(monkeypatch):
+    right = _ShardBody.__call__
+
+    def wrong(self, x, batch, group, experts, router, state, knobs, key):
+        group = jnp.zeros_like(group) + jax.lax.axis_index(TOKENS)
+        return right(self, x, batch, group, experts, router, state, knobs, key)
+
+    monkeypatch.setattr(_ShardBody, "__call__", wrong)
+    names = {"data=8 rows": False, "tensor=4 rows": True}
+    report = report_of(names, [("moe.router.kind", "noisy_top_k")], steps=1)
+    assert {name: o.equal for name, o in outcomes(report).items()} == names
+    assert report.blame == ["mesh axis data (1 of 1 variants with it differ)"]
+    assert outcomes(report)["data=8 rows"].first.quantity.startswith("count of wanted_E")
+
+
+BIASED = [("moe.router.kind", "tests.checking.routers:Biased")]
+
+
+def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
+    """And a router from outside the package, without the fault, is equal."""
+    names = ("1 device rows accumulation=2", "data=2 expert=4 rows/all_to_all")
+    report = report_of(names, BIASED)
+    assert report.equal
+    biases = report.reference.trial.steps[-1].router_state
+    assert abs(biases["00/bias_E"]).max() == pytest.approx(0.02)
+
+    right = Step._update_routers
+
+    def wrong(self, state, sums):
+        for _ in range(self.accumulation):
+            state = right(self, state, sums)
+        return state
+
+    monkeypatch.setattr(Step, "_update_routers", wrong)
+    report = report_of(names, BIASED)
+    assert {name: o.equal for name, o in outcomes(report).items()} == dict.fromkeys(
+        names[:1], False
+    ) | {names[1]: True}
+    assert report.blame == ["accumulation (1 of 1 variants with it differ)"]
+    assert outcomes(report)[names[0]].first.quantity == "router state 00/bias_E, step 1"
+
+
+def test_says_that_a_micro_batch_scope_is_not_compared(capsys):
+    """The loss of that scope is left out, everything else is compared."""
+    scope = "--config.moe.losses.load_balance.scope=micro_batch"
+    argv = [f"--config={QUICKSTART}", scope, "--steps=1", "--only=rows accumulation=4"]
+    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert "equal [1]" in told
+    assert "[1] not compared: moe.losses.load_balance, of scope micro_batch" in told
+
+
+def test_an_error_in_a_variant_is_told_and_counts_as_a_difference(monkeypatch, capsys):
+    right = _ShardBody.__call__
+
+    def wrong(self, *arguments):
+        if self.mesh.shape["tensor"] > 1:
+            raise NotImplementedError("no tensor axis here")
+        return right(self, *arguments)
+
+    monkeypatch.setattr(_ShardBody, "__call__", wrong)
+    argv = [f"--config={QUICKSTART}", "--steps=1", "--only=tensor=4"]
+    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
+    told = capsys.readouterr().out
+    assert code == 1
+    assert "FAILED: NotImplementedError: no tensor axis here" in told
+    assert "1 of 1 variants differ; to blame: layout rows (1 of 1" in told
