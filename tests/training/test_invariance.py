@@ -29,12 +29,17 @@ LOSSES = RoutingLosses(
 )
 # The reference multiplies, because compiling takes all the time here and it compiles fastest.
 MIXTRAL = MoEConfig(
-    num_experts=8, expert_dim=12, losses=LOSSES, receive_factor=8.0, matmul="reference"
+    num_experts=8,
+    expert_dim=12,
+    losses=LOSSES,
+    group_size=16,
+    receive_factor=8.0,
+    matmul="reference",
 )
 GSHARD = dataclasses.replace(
     MIXTRAL, router=GShard(), capacity_factor=1.0, layout="slots_scatter", group_size=64
 )
-NOISY = dataclasses.replace(MIXTRAL, router=NoisyTopK(k=2), group_size=16)
+NOISY = dataclasses.replace(MIXTRAL, router=NoisyTopK(k=2))
 
 
 def raw_batch(seed=0):
@@ -114,40 +119,43 @@ def run(moe, steps=5, **options):
 
 
 def close(found, expected):
-    np.testing.assert_allclose(found[:, :2], expected[:, :2], rtol=1e-5)
+    """Losses over all steps and the first steps' gradient norms to 1e-5; drops exactly."""
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(found[:5, 1], expected[:5, 1], rtol=1e-5)
     np.testing.assert_array_equal(found[:, 2], expected[:, 2])
 
 
 MESHES = {
+    "8x1": MeshConfig(data=8),
+    "4x2": MeshConfig(data=4, expert=2),
     "2x4": MeshConfig(data=2, expert=4),
+    "1x8": MeshConfig(data=1, expert=8),
     "fsdp tensor expert": MeshConfig(data=1, fsdp=2, tensor=2, expert=2),
+    "sequence": MeshConfig(data=2, expert=2, sequence=2),
 }
+# Where tokens are dropped, a rounding error turns sooner or later into another choice.
+STEPS = {"m": 20, "g": 5, "n": 5}
 
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    return {name: run(moe) for name, moe in (("m", MIXTRAL), ("g", GSHARD), ("n", NOISY))}
+    arms = (("m", MIXTRAL), ("g", GSHARD), ("n", NOISY))
+    return {name: run(moe, STEPS[name]) for name, moe in arms}
 
 
 @pytest.mark.parametrize(
     ("name", "moe", "mesh"),
     [
-        ("m", MIXTRAL, "2x4"),
-        ("m", MIXTRAL, "fsdp tensor expert"),
+        *[("m", MIXTRAL, mesh) for mesh in MESHES],
         ("g", GSHARD, "2x4"),
         ("n", NOISY, "2x4"),
     ],
 )
 def test_mesh(name, moe, mesh, on_one_device):
-    """Losses to 1e-5; exactly the same tokens dropped; noise by group, not by device."""
-    close(run(moe, mesh=MESHES[mesh]), on_one_device[name])
+    """The same losses, exactly the same tokens dropped, noise by group, not by device."""
+    close(run(moe, STEPS[name], mesh=MESHES[mesh]), on_one_device[name])
     if name == "g":
         assert on_one_device[name][:, 2].min() > 0
-
-
-def test_sequence_axis():
-    moe = dataclasses.replace(MIXTRAL, group_size=8)
-    close(run(moe, mesh=MeshConfig(data=2, expert=2, sequence=2)), run(moe))
 
 
 def sgd_step(moe, accumulation, **options):
@@ -237,36 +245,3 @@ def test_router_state_is_updated_once_a_step_from_the_global_batch():
     valid = int((raw_batch()["segments"][:, :-1] > 0).sum())
     assert np.all(totals[0].sum(1) == 2 * valid)
     assert np.array_equal(totals[0], totals[1]) and np.array_equal(totals[0], totals[2])
-
-
-def test_experts_are_sharded_and_no_weight_crosses_the_expert_axis():
-    """Each device holds 1/8 of the expert bytes; the compiled step's collectives over `expert`
-    are all-to-alls of rows, 2 forward and 2 backward a layer and one of counts."""
-    step, state = make(MIXTRAL, mesh=MESHES["2x4"])
-    experts = state.params["layers"]["00"]["moe"]["experts"]
-    for w in experts.values():
-        assert w.addressable_shards[0].data.size * 4 == w.size
-    full = make(MIXTRAL, mesh=MESHES["fsdp tensor expert"])[1]
-    for w in full.params["layers"]["00"]["moe"]["experts"].values():
-        assert w.addressable_shards[0].data.size * 8 == w.size
-    batch = {
-        name: jax.device_put(
-            value,
-            jax.NamedSharding(
-                step.network.mesh, jax.sharding.PartitionSpec(("data", "fsdp", "expert"))
-            ),
-        )
-        for name, value in raw_batch().items()
-    }
-    text = jax.jit(step.train).lower(state, batch, {}).compile().as_text()
-    exchanges = [line for line in text.splitlines() if " all-to-all(" in line]
-    rows = [line for line in exchanges if "f32[" in line.split(" all-to-all(")[0]]
-    counts = [line for line in exchanges if "s32[" in line.split(" all-to-all(")[0]]
-    # The scanned body stands once in the forward and once in the backward loop.
-    assert len(rows) == 4, exchanges
-    assert len(counts) >= 1
-    E, D, F = 8, 16, 12
-    for line in text.splitlines():
-        if " all-gather(" in line:
-            shape = line.split(" all-gather(")[0]
-            assert f"[{E},{D},{F}]" not in shape and f"[{E},{F},{D}]" not in shape, line
