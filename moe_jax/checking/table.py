@@ -63,7 +63,8 @@ def _verdict(outcome: Outcome, is_reference: bool) -> str:
         return "equal" + mark
     first, worst = outcome.first, outcome.worst
     assert first is not None and worst is not None
-    told = f"DIFFERS{mark}: {first.quantity} by {_size(first.size)}"
+    size = f" by {_size(first.size)}" if math.isfinite(first.size) else ""
+    told = f"DIFFERS{mark}: {first.quantity}{size}"
     return told + (f"; most: {worst.quantity}" if worst.quantity != first.quantity else "")
 
 

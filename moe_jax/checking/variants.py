@@ -1,12 +1,13 @@
 """What the check varies: the mesh, how tokens travel, micro-batches, what is computed again.
 
 The set is kept small, because each variant is a program to compile: every mesh axis alone with the
-config's own layout and transport; on one mesh every layout and every transport; every policy of
-recomputation; and a few meshes and settings together.
+config's own layout and transport; on one mesh every pair of layout and transport, and every policy
+of recomputation; and a few meshes and settings together.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
 from moe_jax.models.decoder import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES, MeshConfig
-from moe_jax.routing.types import RouterInputs, SoftPlan
+from moe_jax.routing.types import Router, RouterInputs, SoftPlan
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
 
@@ -128,14 +129,20 @@ def _impossible(experiment: Experiment, variant: Variant) -> str | None:
 
 
 def _is_soft(experiment: Experiment) -> bool:
-    """Whether the router gives a SoftPlan, by tracing it on a group of tokens."""
     moe, D = experiment.moe, experiment.model.model_dim
-    T, E = moe.group_size or experiment.data.sequence_length, moe.num_experts
+    router: Any = moe.router  # a frozen dataclass, hence hashable
+    return _gives_soft_plan(
+        router, moe.group_size or experiment.data.sequence_length, D, moe.num_experts
+    )
+
+
+@functools.cache
+def _gives_soft_plan(router: Router, T: int, D: int, E: int) -> bool:
+    """Whether the router gives a SoftPlan, by tracing it on a group of tokens."""
 
     def decide() -> Any:
         params = {
-            name: jnp.zeros(spec.shape, jnp.float32)
-            for name, spec in moe.router.params(D, E).items()
+            name: jnp.zeros(spec.shape, jnp.float32) for name, spec in router.params(D, E).items()
         }
         place_T = jnp.arange(T, dtype=jnp.int32)
         inputs = RouterInputs(
@@ -147,7 +154,7 @@ def _is_soft(experiment: Experiment) -> bool:
             key=jax.random.key(0),
             train=True,
         )
-        return moe.router.route(params, moe.router.state(E), inputs)[0]
+        return router.route(params, router.state(E), inputs)[0]
 
     return isinstance(jax.eval_shape(decide), SoftPlan)
 
@@ -155,7 +162,7 @@ def _is_soft(experiment: Experiment) -> bool:
 def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
     moe = experiment.moe
     if not moe.every:
-        yield from _of_dense_model(num_devices)
+        yield from _of_dense_model(experiment, num_devices)
         return
     own, transport = moe.layout, moe.transport
     if own == "dense":
@@ -164,73 +171,60 @@ def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
         transport = "all_to_all"
     usual = Variant(layout=own)
     travel = Variant(layout=own, transport=transport)
+
+    def on(variant: Variant, *meshes: dict[str, int]) -> Variant:
+        return _on_first_possible(experiment, num_devices, variant, meshes)
+
+    sizes = [size for size in range(num_devices, 1, -1) if num_devices % size == 0]
     for layout in LAYOUTS:
         if layout != "dense":
             yield Variant(layout=layout)
     yield replace(usual, accumulation=2)
     yield replace(usual, accumulation=4)
     for axis in ("data", "fsdp", "tensor", "sequence"):
-        yield _largest(experiment, num_devices, usual, axis)
-    yield _largest(experiment, num_devices, travel, "expert")
-    mesh = _fitting(num_devices, {"data": 2, "expert": 4}, {"data": 2, "expert": 2}, {"expert": 2})
-    spread = replace(travel, mesh=mesh)
+        yield on(usual, *({axis: size} for size in sizes))
+    yield on(travel, *({"expert": size} for size in sizes))
+    spread = on(travel, {"data": 2, "expert": 4}, {"data": 2, "expert": 2}, {"expert": 2})
     yield spread
-    layouts = [own, *(name for name in LAYOUTS if name not in ("dense", own))]
-    transports = [transport, *(name for name in TRANSPORTS if name not in ("local", transport))]
-    for other in transports[1:]:
-        yield _first_possible(
-            experiment, (replace(spread, transport=other, layout=name) for name in layouts)
-        )
-    for other in layouts[1:]:
-        yield _first_possible(
-            experiment, (replace(spread, layout=other, transport=name) for name in transports)
-        )
+    for layout in LAYOUTS:
+        for name in TRANSPORTS:
+            pair = replace(spread, layout=layout, transport=name)
+            if _impossible(experiment, pair) is None:
+                yield pair
     yield replace(spread, overlap_chunks=2)
     for remat in REMAT_POLICIES:
         if remat != "none":
             yield replace(spread, remat=remat)
-    for more in ({"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 2}):
-        mesh = _fitting(num_devices, {**more, "expert": 2})
-        yield replace(travel, mesh=mesh, accumulation=2, remat=_own_remat(experiment))
+    remat = experiment.model.remat if experiment.model.remat != "none" else "full"
+    mixed = replace(travel, accumulation=2, remat=remat)
+    yield on(mixed, {"fsdp": 2, "expert": 2, "tensor": 2})
+    yield on(mixed, {"data": 2, "expert": 2, "sequence": 2})
 
 
-def _of_dense_model(num_devices: int) -> Iterator[Variant]:
-    yield Variant(layout="", accumulation=2)
-    yield Variant(layout="", accumulation=4)
-    for axis in ("data", "fsdp", "expert", "tensor", "sequence"):
-        size = 2 if axis in ("tensor", "sequence") else num_devices
-        yield Variant(mesh=((axis, size),), layout="")
+def _of_dense_model(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
+    def on(variant: Variant, *meshes: dict[str, int]) -> Variant:
+        return _on_first_possible(experiment, num_devices, variant, meshes)
+
+    usual = Variant(layout="")
+    sizes = [size for size in range(num_devices, 1, -1) if num_devices % size == 0]
+    yield replace(usual, accumulation=2)
+    yield replace(usual, accumulation=4)
+    for axis in AXES:
+        yield on(usual, *({axis: size} for size in sizes))
     for remat in REMAT_POLICIES:
         if remat != "none":
-            yield Variant(layout="", remat=remat)
-    mesh = _fitting(num_devices, {"fsdp": 2, "tensor": 2, "sequence": 2}, {"fsdp": 2, "tensor": 2})
-    yield Variant(mesh=mesh, layout="", accumulation=2)
+            yield replace(usual, remat=remat)
+    mixed = replace(usual, accumulation=2)
+    yield on(mixed, {"fsdp": 2, "tensor": 2, "sequence": 2}, {"fsdp": 2, "tensor": 2})
 
 
-def _own_remat(experiment: Experiment) -> str:
-    return experiment.model.remat if experiment.model.remat != "none" else "full"
-
-
-def _fitting(num_devices: int, *meshes: dict[str, int]) -> tuple[tuple[str, int], ...]:
-    """The first of the meshes that is not too large, or the last one."""
+def _on_first_possible(
+    experiment: Experiment, num_devices: int, variant: Variant, meshes: Iterable[dict[str, int]]
+) -> Variant:
+    """The variant on the first of the meshes that the config can run on, else on the last."""
     for mesh in meshes:
-        variant = Variant(mesh=_ordered(mesh), layout="")
-        if variant.devices <= num_devices:
+        ordered = tuple((axis, mesh[axis]) for axis in AXES if axis in mesh)
+        variant = replace(variant, mesh=ordered)
+        if variant.devices <= num_devices and _impossible(experiment, variant) is None:
             break
-    return variant.mesh
-
-
-def _ordered(mesh: dict[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((axis, mesh[axis]) for axis in AXES if axis in mesh)
-
-
-def _first_possible(experiment: Experiment, choices: Iterable[Variant]) -> Variant:
-    """The first that the config can run in, else the last."""
-    several = list(choices)
-    return next((v for v in several if _impossible(experiment, v) is None), several[-1])
-
-
-def _largest(experiment: Experiment, num_devices: int, variant: Variant, axis: str) -> Variant:
-    """The variant with as many devices along `axis` as the config can use."""
-    sizes = [size for size in range(num_devices, 1, -1) if num_devices % size == 0]
-    return _first_possible(experiment, (replace(variant, mesh=((axis, size),)) for size in sizes))
+    return variant

@@ -44,6 +44,8 @@ def test_every_config_shrinks_and_runs_in_every_variant(config):
     if experiment.moe.every:
         assert {variant.layout for variant in found} == set(LAYOUTS) - {"dense"}
         assert {variant.transport for variant in found} == set(TRANSPORTS)
+        pairs = {(variant.layout, variant.transport) for variant in found}
+        assert {("rows", "ragged"), ("rows", "gather"), ("slots_scatter", "gather")} <= pairs
         assert small.moe.num_experts == 8
         assert 2 * small.moe.router.choices <= 8
 
@@ -98,6 +100,15 @@ def test_what_a_config_cannot_run_is_told():
     reasons = {variant.name: variant.reason for variant in skipped}
     assert "num_kv_heads" in reasons["tensor=2 rows"]
     assert not any("tensor" in variant.axes for variant in found)
+
+
+def test_few_experts_and_few_devices():
+    """6 experts: 2 devices along `expert`; 2 devices: no mesh of more."""
+    small, _ = shrink(load("quickstart", ("moe.num_experts", 6)), 3)
+    assert {v.axes["expert"] for v in variants(small, 8)[0] if "expert" in v.axes} == {2}
+    found, skipped = variants(shrink(load("quickstart"), 3)[0], 2)
+    assert {variant.devices for variant in found} == {1, 2}
+    assert {variant.reason for variant in skipped} == {"needs 8 devices"}
 
 
 def test_rows_have_segments_and_padding():
