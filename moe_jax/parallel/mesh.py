@@ -78,7 +78,10 @@ class MeshConfig:
         product = math.prod(sizes.values())
         if product != num_devices or min(sizes.values()) < 1:
             told = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-            raise UserError(f"config.mesh: {told} = {product}, but there are {num_devices} devices")
+            raise UserError(
+                f"config.mesh: {told} = {product}, but there are {num_devices} devices "
+                f"(on a CPU, the environment variable JAX_NUM_CPU_DEVICES={product} makes so many)"
+            )
         return sizes
 
 
