@@ -80,17 +80,17 @@ def ask_for_devices(count: int) -> Sequence[Any]:
 
     with contextlib.suppress(RuntimeError):  # JAX runs already; what it has is seen below
         jax.config.update("jax_num_cpu_devices", count)
-    real = jax.devices()
-    if real[0].platform != "cpu" and len(real) >= count:
-        return real[:count]
     try:
+        real = jax.devices()
+        if real[0].platform != "cpu" and len(real) >= count:
+            return real[:count]
         parts = jax.devices("cpu")
     except RuntimeError as error:
-        raise UserError(f"--devices={count}: {len(real)} devices, and no CPU: {error}") from error
-    if len(parts) < count:
-        raise UserError(f"--devices={count}: JAX has started with {len(parts)} CPU devices")
+        raise UserError(f"--devices={count}: JAX has no such devices: {error}") from error
     if real[0].platform != "cpu":
         jax.config.update("jax_default_device", parts[0])
+    if len(parts) < count:
+        raise UserError(f"--devices={count}: JAX has started with {len(parts)} CPU devices")
     return parts[:count]
 
 

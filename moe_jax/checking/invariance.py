@@ -23,7 +23,7 @@ from moe_jax.checking.trial import (
     run,
     synthetic_rows,
 )
-from moe_jax.checking.variants import Skipped, Variant, reference, variants
+from moe_jax.checking.variants import Skipped, Variant, layout_problem, reference, variants
 from moe_jax.config.errors import ConfigError, UserError
 from moe_jax.config.knobs import KnobSchedules
 from moe_jax.training.build import Program
@@ -61,11 +61,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that a check found. reference: its trial with all losses."""
+    """Everything that a check found. references: with all losses and, where some depend on
+    micro-batches, without those."""
 
     changes: tuple[Change, ...]
     skipped: tuple[Skipped, ...]
-    reference: Outcome
+    references: tuple[Outcome, ...]
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -105,8 +106,10 @@ def plan(
 
     Raises ConfigError where the config itself is wrong, UserError where `only` leaves nothing.
     """
-    on_one_device = reference(experiment).apply(experiment)
-    if problems := cross_check(on_one_device, 1):
+    problems = cross_check(reference(experiment).apply(experiment), 1)
+    if (problem := layout_problem(experiment)) is not None:
+        problems.append(problem)
+    if problems:
         raise ConfigError(problems)
     small, changes = shrink(experiment, steps, keep)
     found, skipped = variants(small, len(devices))
@@ -128,13 +131,14 @@ def plan(
 
 
 def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) -> Report:
-    """Runs the plan. tell: called with the reference, then with each variant, when it is done.
+    """Runs the plan. tell: called with the references, then with each variant, when done.
 
     Compiling takes most of the time: while some variants compile, the next are traced.
     """
     check = _Check(plan)
-    first = check.reference()
-    tell(first)
+    references = check.references()
+    for outcome in references:
+        tell(outcome)
     outcomes: list[Outcome] = []
     started: deque[Callable[[], Outcome]] = deque()
     workers = max(os.cpu_count() or 1, 1)
@@ -151,7 +155,10 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
         while started:
             finish()
     return Report(
-        changes=plan.changes, skipped=plan.skipped, reference=first, outcomes=tuple(outcomes)
+        changes=plan.changes,
+        skipped=plan.skipped,
+        references=references,
+        outcomes=tuple(outcomes),
     )
 
 
@@ -167,16 +174,20 @@ class _Check:
         self.state = initial_state(program)
         self.trials: dict[tuple[str, ...], Trial] = {}
 
-    def reference(self) -> Outcome:
+    def references(self) -> tuple[Outcome, ...]:
         """The reference with all losses and, where some depend on micro-batches, without them."""
-        program = self._program(self.plan.reference)
+        variant = self.plan.reference
+        program = self._program(variant)
         step = compile_step(program, lower_step(program, self.batches[0], self.knobs[0]))
-        for names in {(), self.varying}:
-            knobs = self._knobs_without(names)
-            self.trials[names] = run(program, step, self.state, self.batches, knobs)
-        if (problem := check_finite(self.trials[()])) is not None:
-            raise UserError(f"{problem}: there is nothing to compare (a lower learning rate?)")
-        return Outcome(variant=self.plan.reference, trial=self.trials[()])
+        found = []
+        for left_out in dict.fromkeys([(), self.varying]):
+            knobs = self._knobs_without(left_out)
+            trial = run(program, step, self.state, self.batches, knobs)
+            if (problem := check_finite(trial)) is not None:
+                raise UserError(f"{problem}: there is nothing to compare (a lower learning rate?)")
+            self.trials[left_out] = trial
+            found.append(Outcome(variant=variant, trial=trial, left_out=left_out))
+        return tuple(found)
 
     def start(self, variant: Variant, pool: Executor) -> Callable[[], Outcome]:
         """Traces the variant's step and has it compiled; the result waits, runs and compares.

@@ -35,7 +35,8 @@ def head(plan: Plan) -> str:
 def row(outcome: Outcome, plan: Plan) -> str:
     """One line of the table."""
     is_reference = outcome.variant == plan.reference
-    name = f"{outcome.variant.name} (reference)" if is_reference else outcome.variant.name
+    mark = " [1]" if outcome.left_out else ""
+    name = outcome.variant.name + (f" (reference{mark})" if is_reference else "")
     told = f"{name:{_width(plan)}}"
     if outcome.trial is None:
         return told + f"  FAILED: {outcome.failed}"
@@ -80,8 +81,8 @@ def foot(report: Report, plan: Plan) -> str:
         names = ", ".join(f"moe.losses.{name}" for name in left_out)
         lines.append(
             f"[1] not compared: {names}, of scope micro_batch, which depends on the number of "
-            "micro-batches by definition (scope global_batch does not). Switched off in these rows "
-            "and in the reference that they are held to; all else is compared."
+            "micro-batches by definition (scope global_batch does not). Switched off in these "
+            "rows, one of them the reference of the others; all else is compared."
         )
     lines += [f"not run: {skipped.name}: {skipped.reason}" for skipped in report.skipped]
     differing = [outcome for outcome in report.outcomes if not outcome.equal]
@@ -95,7 +96,7 @@ def foot(report: Report, plan: Plan) -> str:
 
 def _width(plan: Plan) -> int:
     names = [len(variant.name) for variant in plan.variants]
-    return max([*names, len(plan.reference.name) + len(" (reference)")]) + 1
+    return max([*names, len(plan.reference.name) + len(" (reference [1])")]) + 1
 
 
 def to_json(report: Report, plan: Plan) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def to_json(report: Report, plan: Plan) -> dict[str, Any]:
             for c in report.changes
         ],
         "not_run": [{"name": s.name, "reason": s.reason} for s in report.skipped],
-        "reference": _outcome_json(report.reference),
+        "references": [_outcome_json(outcome) for outcome in report.references],
         "variants": [_outcome_json(outcome) for outcome in report.outcomes],
     }
 

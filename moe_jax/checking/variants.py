@@ -15,12 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax.config.errors import Problem
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
 from moe_jax.models.decoder import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.routing.types import Router, RouterInputs, SoftPlan
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
+
+SOFT_LAYOUTS = ("slots_einsum", "dense")  # those that can carry a SoftPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +122,19 @@ def variants(experiment: Experiment, num_devices: int) -> tuple[list[Variant], l
     return list(found.values()), list(skipped.values())
 
 
+def layout_problem(experiment: Experiment) -> Problem | None:
+    """A router that mixes tokens into slots needs another layout than the config's."""
+    layout = experiment.moe.layout
+    if not experiment.moe.every or layout in SOFT_LAYOUTS or not _is_soft(experiment):
+        return None
+    rule = f"this router mixes tokens into slots: must be {' or '.join(SOFT_LAYOUTS)}"
+    return Problem("moe.layout", layout, rule)
+
+
 def _impossible(experiment: Experiment, variant: Variant) -> str | None:
-    problems = cross_check(variant.apply(experiment), variant.devices)
-    if problems:
-        return str(problems[0])
-    if variant.layout not in ("", "dense", "slots_einsum") and _is_soft(experiment):
-        return "this router mixes tokens into slots: layout slots_einsum only"
-    return None
+    small = variant.apply(experiment)
+    problems: list[Problem | None] = [*cross_check(small, variant.devices), layout_problem(small)]
+    return next((str(problem) for problem in problems if problem is not None), None)
 
 
 def _is_soft(experiment: Experiment) -> bool:
@@ -138,7 +147,8 @@ def _is_soft(experiment: Experiment) -> bool:
 
 @functools.cache
 def _gives_soft_plan(router: Router, T: int, D: int, E: int) -> bool:
-    """Whether the router gives a SoftPlan, by tracing it on a group of tokens."""
+    """Whether the router gives a SoftPlan, by tracing it on a group of tokens. False for a router
+    that cannot be traced alone (it may use collectives): its variants tell what is wrong."""
 
     def decide() -> Any:
         params = {
@@ -156,7 +166,10 @@ def _gives_soft_plan(router: Router, T: int, D: int, E: int) -> bool:
         )
         return router.route(params, router.state(E), inputs)[0]
 
-    return isinstance(jax.eval_shape(decide), SoftPlan)
+    try:
+        return isinstance(jax.eval_shape(decide), SoftPlan)
+    except Exception:
+        return False
 
 
 def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:

@@ -16,6 +16,9 @@ from moe_jax.checking.invariance import check, plan
 from moe_jax.config.cli import run_door
 from moe_jax.config.overrides import load_config
 from moe_jax.nn.moe_layer import _ShardBody
+from moe_jax.routing import Mixtral
+from moe_jax.routing.token_choice import router_logits
+from moe_jax.routing.types import SoftPlan
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.step import Step
 
@@ -100,7 +103,7 @@ def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
     names = ("1 device rows accumulation=2", "data=2 expert=4 rows/all_to_all")
     report = report_of(names, BIASED)
     assert report.equal
-    biases = report.reference.trial.steps[-1].router_state
+    biases = report.references[0].trial.steps[-1].router_state
     assert abs(biases["00/bias_E"]).max() == pytest.approx(0.02)
 
     right = Step._update_routers
@@ -126,8 +129,38 @@ def test_says_that_a_micro_batch_scope_is_not_compared(capsys):
     code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
     told = capsys.readouterr().out
     assert code == 0, told
-    assert "equal [1]" in told
+    assert "equal [1]" in told and "1 device dense (reference [1])" in told
+    rows = [line.split() for line in told.splitlines() if line.startswith("1 device")]
+    loss, loss_without, loss_of_variant = (float(next(c for c in r if "." in c)) for r in rows)
+    assert loss_of_variant == pytest.approx(loss_without, rel=1e-5) != pytest.approx(loss, rel=1e-4)
     assert "[1] not compared: moe.losses.load_balance, of scope micro_batch" in told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Soft(Mixtral):
+    """Every expert has two slots, a softmax over the group's tokens each."""
+
+    def route(self, params, state, inputs):
+        _, sums = super().route(params, state, inputs)
+        logits_TE = router_logits(params, inputs)
+        logits_TEC = jnp.stack([logits_TE, -logits_TE], axis=2)
+        valid_T11 = inputs.valid_T[:, None, None]
+        share_TEC = jax.nn.softmax(jnp.where(valid_T11, logits_TEC, -1e9), axis=0)
+        weight_TEC = jax.nn.softmax(logits_TEC, axis=(1, 2))
+        plan = SoftPlan(
+            dispatch_TEC=jnp.where(valid_T11, share_TEC, 0),
+            combine_TEC=jnp.where(valid_T11, weight_TEC, 0),
+        )
+        return plan, sums
+
+
+def test_a_soft_router_and_its_layout(capsys):
+    argv = [f"--config={QUICKSTART}", f"--config.moe.router.kind={__name__}:Soft", "--steps=1"]
+    options = dict(usage=door.USAGE, flags=door.FLAGS)
+    assert run_door(door.main, **options, argv=argv) == 2
+    assert "moe.layout = 'rows': this router mixes tokens" in capsys.readouterr().err
+    argv += ["--config.moe.layout=slots_einsum", "--only=expert=4 slots_einsum/gather"]
+    assert run_door(door.main, **options, argv=argv) == 0, capsys.readouterr().out
 
 
 def test_an_error_in_a_variant_is_told_and_counts_as_a_difference(monkeypatch, capsys):
