@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +216,21 @@ def test_blame():
     assert told(("a b", False), ("a", True), ("b", True)) == ["no"]  # no factor alone
 
 
-# --- bad input ---
+# --- the door ---
+
+
+def test_a_fresh_process_has_its_devices():
+    """Nothing asks for 3 devices but the door."""
+    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
+    code = "from moe_jax.check import ask_for_devices; print(len(ask_for_devices(3)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"XLA_FLAGS": flags},
+    )
+    assert done.stdout.strip() == "3", done.stderr
 
 
 @pytest.mark.parametrize(
