@@ -57,8 +57,14 @@ def main(arguments: Arguments) -> int:
         only=FLAGS.only,
         keep=FLAGS.keep,
     )
+
+    def tell(outcome: invariance.Outcome) -> None:
+        print(table.row(outcome, plan), flush=True)
+        if FLAGS.debug:
+            sys.stderr.write(outcome.traceback)
+
     print(table.head(plan), flush=True)
-    report = invariance.check(plan, lambda outcome: print(table.row(outcome, plan), flush=True))
+    report = invariance.check(plan, tell)
     print(table.foot(report, plan))
     if FLAGS.json:
         with open(FLAGS.json, "w") as file:

@@ -107,8 +107,7 @@ def blame(outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> list[str]:
         told.append(" or ".join(_told(factor, outcomes) for factor in together))
         open_cases = {name: f for name, f in open_cases.items() if not f & set(together)}
     mixed = [name for name, factors in accused.items() if not factors]
-    explained = bool(told)
-    if mixed and not explained:
+    if mixed:
         told.append(f"no factor alone but a combination: {min(mixed, key=len)}")
     return told
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -36,13 +36,14 @@ Knobs = Mapping[str, np.float32]
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one variant. left_out: loss terms that were switched off in it and in the
-    reference it is held to. failed: the error that it ended with, None for most."""
+    reference it is held to. failed: the error that it ended with, in one line, None for most."""
 
     variant: Variant
     trial: Trial | None
     differences: tuple[Difference, ...] = ()
     left_out: tuple[str, ...] = ()
     failed: str | None = None
+    traceback: str = ""
 
     @property
     def worst(self) -> Difference | None:
@@ -135,13 +136,13 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
 
     Compiling takes most of the time: while some variants compile, the next are traced.
     """
-    check = _Check(plan)
-    references = check.references()
+    running = _Check(plan)
+    references = running.references()
     for outcome in references:
         tell(outcome)
     outcomes: list[Outcome] = []
     started: deque[Callable[[], Outcome]] = deque()
-    workers = max(os.cpu_count() or 1, 1)
+    workers = min(os.cpu_count() or 1, 4)  # the table shall grow as variants are done
 
     def finish() -> None:
         outcomes.append(started.popleft()())
@@ -149,7 +150,7 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
 
     with ThreadPoolExecutor(workers) as pool:
         for variant in plan.variants:
-            started.append(check.start(variant, pool))
+            started.append(running.start(variant, pool))
             if len(started) > workers:
                 finish()
         while started:
@@ -199,7 +200,7 @@ class _Check:
             program = self._program(variant)
             lowered = lower_step(program, self.batches[0], self.knobs[0])
         except Exception as error:
-            failed = Outcome(variant=variant, trial=None, failed=_told(error, variant))
+            failed = _failed(variant, error)
             return lambda: failed
         compiling = pool.submit(compile_step, program, lowered)
 
@@ -208,7 +209,7 @@ class _Check:
                 knobs = self._knobs_without(left_out)
                 trial = run(program, compiling.result(), self.state, self.batches, knobs)
             except Exception as error:
-                return Outcome(variant=variant, trial=None, failed=_told(error, variant))
+                return _failed(variant, error)
             differences = compare(trial, self.trials[left_out], self.plan.tolerance)
             return Outcome(
                 variant=variant, trial=trial, differences=tuple(differences), left_out=left_out
@@ -244,7 +245,11 @@ def micro_batch_terms(experiment: Experiment) -> tuple[str, ...]:
     )
 
 
-def _told(error: Exception, variant: Variant) -> str:
-    logging.debug("%s", variant.name, exc_info=error)
+def _failed(variant: Variant, error: Exception) -> Outcome:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    return Outcome(
+        variant=variant,
+        trial=None,
+        failed=f"{type(error).__name__}: {lines[0]}",
+        traceback="".join(traceback.format_exception(error)),
+    )

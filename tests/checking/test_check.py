@@ -214,6 +214,7 @@ def test_blame():
     # Nothing tells the two apart.
     assert told(("rows expert a2a", False), ("rows", True)) == ["a2a or expert"]
     assert told(("a b", False), ("a", True), ("b", True)) == ["no"]  # no factor alone
+    assert told(("a b", False), ("a", True), ("b", True), ("c", False)) == ["c", "no"]
 
 
 # --- the door ---

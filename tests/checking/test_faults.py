@@ -172,9 +172,10 @@ def test_an_error_in_a_variant_is_told_and_counts_as_a_difference(monkeypatch, c
         return right(self, *arguments)
 
     monkeypatch.setattr(_ShardBody, "__call__", wrong)
-    argv = [f"--config={QUICKSTART}", "--steps=1", "--only=tensor=4"]
+    argv = [f"--config={QUICKSTART}", "--steps=1", "--only=tensor=4", "--debug"]
     code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
-    told = capsys.readouterr().out
+    told, error = capsys.readouterr()
     assert code == 1
+    assert "Traceback" in error and "in wrong" in error
     assert "FAILED: NotImplementedError: no tensor axis here" in told
     assert "1 of 1 variants differ; to blame: layout rows (1 of 1" in told
