@@ -45,6 +45,8 @@ EXTRAS = {
     "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    # Compiling for GPUs that are not there: XLA's CUDA compiler and ptxas, no driver.
+    "gpu-plan": ["jax-cuda12-plugin>=0.10.2", "nvidia-cuda-nvcc-cu12>=12.9"],
     "wandb": ["wandb>=0.20"],
     "dev": [
         *TEST,

@@ -1,0 +1,151 @@
+"""The training step of a run, compiled for hardware that is not here."""
+
+from __future__ import annotations
+
+import collections
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.data.tokenizer import IdTokenizer
+from moe_jax.parallel.collectives import collectives
+from moe_jax.parallel.mesh import AXES
+from moe_jax.training.build import Program, build
+from moe_jax.training.experiment import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Collectives of one kind over the same axes: executions and bytes sent per step and device."""
+
+    op: str
+    axes: tuple[str, ...]
+    times: int
+    bytes_sent: float
+    asynchronous: int  # of `times`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler says of one device. Memory in bytes; the state is donated, so that
+    peak = arguments + temporaries + outputs that are not arguments again.
+
+    flops_once: XLA's count, in which the body of a loop counts once (None on GPU).
+    out_of_memory: the compiler's words where it found no place (TPU); all else is then 0.
+    """
+
+    seconds: float
+    arguments: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    flops_once: float | None = None
+    sent: tuple[Sent, ...] = ()
+    out_of_memory: str | None = None
+    needed: float | None = None  # bytes, where the compiler told
+    available: float | None = None
+
+    @property
+    def peak(self) -> float:
+        if self.out_of_memory:
+            return self.needed or float("inf")
+        return self.arguments + self.temporaries + self.outputs
+
+
+def lower_step(program: Program) -> Any:
+    """The training step of a program, lowered on shapes alone."""
+    e = program.experiment
+
+    def rows(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
+
+    B, S = e.batch_size, e.data.sequence_length
+    raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
+    return program.train_step.lower(program.abstract_state, raw, program.knobs(0))
+
+
+def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
+    """Builds, lowers and compiles; a lack of memory is a result, not an error."""
+    start = time.perf_counter()
+    program = build(experiment, IdTokenizer(experiment.model.vocab_size), devices=devices)
+    lowered = lower_step(program)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        told = str(error)
+        if "RESOURCE_EXHAUSTED" not in told:
+            raise
+        needed, available = _sizes(told)
+        return Compiled(
+            seconds=time.perf_counter() - start,
+            out_of_memory=told.splitlines()[0],
+            needed=needed,
+            available=available,
+        )
+    memory = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    text = with_trip_counts(compiled.as_text())
+    return Compiled(
+        seconds=time.perf_counter() - start,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
+        flops_once=cost.get("flops"),
+        sent=_by_kind(text, program.mesh),
+    )
+
+
+def _by_kind(text: str, mesh: Any) -> tuple[Sent, ...]:
+    times: collections.Counter[Any] = collections.Counter()
+    sent: collections.Counter[Any] = collections.Counter()
+    parallel: collections.Counter[Any] = collections.Counter()
+    for c in collectives(text, mesh):
+        key = (c.op, tuple(axis for axis in AXES if axis in c.axes))
+        times[key] += c.times
+        sent[key] += c.bytes_sent * c.times  # type: ignore[assignment]
+        parallel[key] += c.times * c.asynchronous
+    return tuple(
+        Sent(op=op, axes=axes, times=n, bytes_sent=sent[op, axes], asynchronous=parallel[op, axes])
+        for (op, axes), n in sorted(times.items(), key=lambda item: -sent[item[0]])
+    )
+
+
+def with_trip_counts(hlo_text: str) -> str:
+    """The HLO with known_trip_count on every `while` that has it in its condition.
+
+    The TPU compiler does not annotate loops. A scan's condition compares a counter that starts at
+    0 with a constant: `ROOT compare(counter, constant), direction=LT`; a loop whose bound is
+    computed is left as it is.
+    """
+    bounds: dict[str, str] = {}
+    name, constants = "", dict[str, str]()
+    for line in hlo_text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name, constants = header[1], {}
+        elif constant := re.search(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line):
+            constants[constant[1]] = constant[2]
+        elif root := re.search(r"ROOT .* compare\((.*?)\), direction=LT", line):
+            bound = re.findall(r"%([\w.\-]+)", root[1])[-1]
+            if bound in constants:
+                bounds[name] = constants[bound]
+    lines = []
+    for line in hlo_text.splitlines():
+        if " while(" in line and "known_trip_count" not in line:
+            condition = re.search(r"condition=%?([\w.\-]+)", line)
+            if condition and condition[1] in bounds:
+                line += f' "known_trip_count":{{"n":"{bounds[condition[1]]}"}}'
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _sizes(told: str) -> tuple[float | None, float | None]:
+    """(needed, available) bytes of the TPU compiler's message."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", told)
+    if not found:
+        return None, None
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]

@@ -1,0 +1,348 @@
+"""Memory, FLOPs and bytes on the wire of a training step, by formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from moe_jax.config.errors import ConfigError
+from moe_jax.data.tokenizer import IdTokenizer
+from moe_jax.models.counts import Counts, count
+from moe_jax.models.decoder import DTYPES, layout_of
+from moe_jax.ops.expert_ffn import GATED
+from moe_jax.parallel.mesh import AXES, MeshConfig
+from moe_jax.routing.capacity import expert_capacity
+from moe_jax.training.build import build
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.rules import cross_check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Bytes that one device sends in one step over the mesh axes `axes` by operations `op`."""
+
+    op: str
+    axes: tuple[str, ...]
+    what: str
+    bytes_sent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One training step on one device. Memory in bytes; gradients and saved activations live
+    together, `workspace` is what one layer (or the head) needs beside them."""
+
+    sizes: dict[str, int]
+    counts: Counts
+    tokens: int  # of the global batch
+    parameters: int
+    optimizer: int
+    other: int  # of the state: the probe, router state, counters
+    gradients: int
+    activations: int
+    workspace: int
+    model_flops: float
+    hardware_flops: float  # with recomputation and padded slots
+    memory_traffic: float
+    traffic: tuple[Traffic, ...]
+
+    @property
+    def peak(self) -> int:
+        state = self.parameters + self.optimizer + self.other
+        return state + self.gradients + self.activations + self.workspace
+
+
+def estimate(experiment: Experiment, num_devices: int) -> Estimate:
+    """The estimate of a config on `num_devices`; ConfigError where it does not fit the mesh."""
+    problems = cross_check(experiment, num_devices)
+    if problems:
+        raise ConfigError(problems)
+    shape = Shape.of(experiment, num_devices)
+    state = _abstract_state(_on_one_device(experiment))
+    parameters = state_bytes(state.params, shape.sizes)
+    experts = state_bytes(expert_weights(state.params), shape.sizes)
+    optimizer = state_bytes(state.opt_state, shape.sizes)
+    counts = count(experiment.model, experiment.moe, experiment.data.sequence_length)
+    model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
+    gradients = parameters * (2 if experiment.accumulation > 1 else 1)
+    saved = shape.saved(experiment.model.remat) * shape.layers
+    passes = shape.micro_batches * (2 + (experiment.model.remat != "none"))
+    weights = shape.weight_bytes(parameters - experts) + shape.whole_expert_bytes * shape.sparse
+    memory_traffic = passes * weights + 2.0 * (parameters + optimizer) + gradients
+    memory_traffic += 3.0 * shape.micro_batches * shape.layers * shape.saved("none")
+    return Estimate(
+        sizes=shape.sizes,
+        counts=counts,
+        tokens=shape.batch_tokens,
+        parameters=parameters,
+        optimizer=optimizer,
+        other=state_bytes(state, shape.sizes) - parameters - optimizer,
+        gradients=gradients,
+        activations=round(saved),
+        workspace=round(max(shape.saved("none") * 2 + shape.whole_expert_bytes, shape.logits)),
+        model_flops=model_flops,
+        hardware_flops=model_flops * shape.recomputation(counts) + shape.padding_flops,
+        memory_traffic=memory_traffic,
+        traffic=tuple(shape.traffic(parameters - experts, experts)),
+    )
+
+
+def state_bytes(tree: Any, sizes: dict[str, int]) -> int:
+    """Bytes on one device of abstract arrays whose shardings name mesh axes of these sizes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        parts = 1
+        for axes in getattr(leaf.sharding, "spec", ()):
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                parts *= sizes[axis]
+        total += leaf.size * leaf.dtype.itemsize // parts
+    return total
+
+
+def expert_weights(params: Any) -> list[Any]:
+    """The experts of every stack of layers."""
+    layers = params["layers"].values()
+    return [layer["moe"]["experts"] for layer in layers if layer.get("moe") is not None]
+
+
+@functools.lru_cache(maxsize=4)
+def _abstract_state(experiment: Experiment) -> Any:
+    """Shapes and sharding rules of the program's own state."""
+    tokenizer = IdTokenizer(experiment.model.vocab_size)
+    return build(experiment, tokenizer, devices=jax.devices("cpu")[:1]).abstract_state
+
+
+def _on_one_device(experiment: Experiment) -> Experiment:
+    """What the state does not depend on is set alike, so that a search builds it once."""
+    return dataclasses.replace(
+        experiment,
+        mesh=MeshConfig(data=1),
+        accumulation=1,
+        moe=dataclasses.replace(experiment.moe, transport="all_to_all", overlap_chunks=1),
+        model=dataclasses.replace(experiment.model, remat="none"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes that the formulas are made of, for one device and one micro-batch."""
+
+    experiment: Experiment
+    sizes: dict[str, int]
+    layers: int
+    sparse: int  # sparse layers
+    tokens: int  # T: of one device, in one micro-batch
+
+    @classmethod
+    def of(cls, experiment: Experiment, num_devices: int) -> Shape:
+        sizes = experiment.mesh.sizes(num_devices)
+        batch = experiment.batch_size * experiment.data.sequence_length
+        shards = num_devices // sizes["tensor"] * experiment.accumulation
+        layers = experiment.model.num_layers
+        return cls(
+            experiment=experiment,
+            sizes=sizes,
+            layers=layers,
+            sparse=len(layout_of(layers, experiment.moe).moe_layers),
+            tokens=batch // shards,
+        )
+
+    @property
+    def micro_batches(self) -> int:
+        return self.experiment.accumulation
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.experiment.batch_size * self.experiment.data.sequence_length
+
+    @property
+    def b(self) -> int:
+        """Bytes of one number of the compute type."""
+        return int(DTYPES[self.experiment.model.dtype](0).dtype.itemsize)
+
+    @property
+    def matrices(self) -> int:
+        return 3 if self.experiment.model.activation in GATED else 2
+
+    @property
+    def whole_expert_bytes(self) -> float:
+        """One layer's experts of this device, gathered over fsdp, in the compute type."""
+        moe, s = self.experiment.moe, self.sizes
+        if not self.sparse:
+            return 0.0
+        size = moe.num_experts // s["expert"] * self.experiment.model.model_dim
+        return self.matrices * size * moe.expert_dim // s["tensor"] * self.b
+
+    def weight_bytes(self, parameters: int) -> float:
+        """Parameters on this device, whole over fsdp and in the compute type."""
+        kept = DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize
+        return parameters * self.sizes["fsdp"] * self.b / kept
+
+    @property
+    def slots(self) -> float:
+        """k T rows, or the slots of a capacity, that this device's tokens take."""
+        e, moe = self.experiment, self.experiment.moe
+        k = moe.router.experts_per_token
+        if moe.layout == "rows" or moe.capacity_factor is None:
+            return k * self.tokens
+        T = moe.group_size or e.data.sequence_length
+        C = expert_capacity(
+            T, moe.num_experts, k, moe.capacity_factor, moe.capacity_rounding, moe.min_capacity
+        )
+        return float((C or T) * moe.num_experts * self.tokens / T)
+
+    @property
+    def buffer(self) -> float:
+        """Rows of the buffer that this device's experts compute on."""
+        moe, n = self.experiment.moe, self.sizes["expert"]
+        if n == 1 or moe.layout != "rows":
+            return self.slots
+        rows = self.slots
+        if moe.transport == "all_to_all":
+            return n * min(rows, math.ceil(moe.receive_factor * rows / n))
+        return min(n * rows, math.ceil(moe.receive_factor * rows))
+
+    @property
+    def padding_flops(self) -> float:
+        """What slots that nobody fills cost in one step: only layouts of fixed shape compute it."""
+        moe = self.experiment.moe
+        if not self.sparse or moe.layout == "rows":
+            return 0.0
+        empty = max(self.slots - moe.router.experts_per_token * self.tokens, 0.0)
+        width = self.experiment.model.model_dim * moe.expert_dim / self.sizes["tensor"]
+        return 6 * self.matrices * width * empty * self.sparse * self.micro_batches
+
+    def recomputation(self, counts: Counts) -> float:
+        """FLOPs of a step as a multiple of the model's: 4/3 if all is computed twice."""
+        remat, moe, model = self.experiment.model.remat, self.experiment.moe, self.experiment.model
+        if remat in ("none", "dots"):
+            return 1.0
+        total = counts.flops_per_token
+        head = 6.0 * model.model_dim * model.vocab_size
+        again = (total - head) / 3
+        k = moe.router.experts_per_token if self.sparse else 0
+        one = 2.0 * model.model_dim * moe.expert_dim * k * self.sparse
+        if remat == "received":
+            again -= one  # the outputs of w_down are kept
+        if remat == "expert_hidden":
+            again -= self.matrices * one
+        return 1 + again / total
+
+    # --- memory ---
+
+    def saved(self, remat: str) -> float:
+        """Bytes of one layer that the backward pass keeps; for "none" also what a recomputed
+        layer needs while it is worked on."""
+        e, s, b = self.experiment, self.sizes, self.b
+        model, moe, T = e.model, e.moe, self.tokens
+        x = T * model.model_dim * b
+        rows = self.buffer * model.model_dim * b if self.sparse else 0.0
+        sent = rows / (s["tensor"] if s["expert"] > 1 else 1)
+        back = self.slots * model.model_dim * b / (s["tensor"] if s["expert"] > 1 else 1)
+        named = x + (sent + back if s["expert"] > 1 and self.sparse else 0.0)
+        width = moe.expert_dim * self.buffer if self.sparse else model.mlp_dim * T
+        hidden = (self.matrices - 1) * width / s["tensor"] * b
+        if remat == "full":
+            return x
+        if remat == "received":
+            return x + named
+        if remat == "expert_hidden":
+            return x + named + hidden
+        heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / s["tensor"]
+        projected = T * heads * b
+        if remat == "dots":
+            return x + projected + hidden
+        logits = T * e.data.sequence_length * model.num_heads / s["tensor"] * (4 + b)
+        return 4 * x + projected + logits + 2 * rows + 2 * hidden
+
+    @property
+    def logits(self) -> float:
+        """Logits of a micro-batch and their gradient, float32."""
+        return 2.0 * self.tokens * self.experiment.model.vocab_size / self.sizes["tensor"] * 4
+
+    # --- bytes on the wire ---
+
+    def traffic(self, dense: int, experts: int) -> list[Traffic]:
+        """Per device and step; dense, experts: parameter bytes on this device."""
+        found = [*self._over_expert(), *self._over_tensor(), *self._over_sequence()]
+        found += [*self._over_fsdp(dense), *self._gradients(dense, experts)]
+        return [traffic for traffic in found if traffic.bytes_sent]
+
+    def exchanged(self) -> float:
+        """Bytes of one exchange of one layer over `expert` (docs/transports.md), of the two that
+        a forward and the two that a backward pass has."""
+        moe, n = self.experiment.moe, self.sizes["expert"]
+        row = self.experiment.model.model_dim / self.sizes["tensor"] * self.b
+        if n == 1 or not self.sparse:
+            return 0.0
+        if moe.transport == "gather":
+            return (n - 1) * self.tokens * row
+        rows = self.buffer if moe.transport == "all_to_all" else self.slots
+        return (n - 1) / n * rows * row
+
+    def _over_expert(self) -> list[Traffic]:
+        remat, transport = self.experiment.model.remat, self.experiment.moe.transport
+        # "full" and "dots" know nothing of the rows kept by name: they communicate again.
+        times = 4 + (2 if remat in ("full", "dots") else 0)
+        sent = times * self.sparse * self.micro_batches * self.exchanged()
+        op = {"all_to_all": "all-to-all", "ragged": "ragged-all-to-all"}.get(
+            transport, "all-gather"
+        )
+        return [Traffic(op=op, axes=("expert",), what="tokens to experts", bytes_sent=sent)]
+
+    def _over_tensor(self) -> list[Traffic]:
+        t, n = self.sizes["tensor"], self.sizes["expert"]
+        D, b, passes = self.experiment.model.model_dim, self.b, 2 * self.micro_batches
+        x, share = self.tokens * D * b, (t - 1) / t
+        dense = self.layers - self.sparse
+        reduced = passes * (self.layers + dense) * 2 * share * x
+        columns = passes * self.sparse * share * (2 * self.buffer * D * b + x)
+        if n == 1:
+            reduced, columns = reduced + passes * self.sparse * 2 * share * x, 0.0
+        return [
+            Traffic(op="all-reduce", axes=("tensor",), what="outputs", bytes_sent=reduced),
+            Traffic(op="all-gather", axes=("tensor",), what="columns", bytes_sent=columns),
+        ]
+
+    def _over_sequence(self) -> list[Traffic]:
+        s, model = self.sizes["sequence"], self.experiment.model
+        width = 2 * model.num_kv_heads * model.head_dim / self.sizes["tensor"] * self.b
+        # Gathered forward, reduce-scattered backward.
+        sent = 2 * self.micro_batches * self.layers * (s - 1) * self.tokens * width
+        return [Traffic(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
+
+    def _over_fsdp(self, dense: int) -> list[Traffic]:
+        f, again = self.sizes["fsdp"], self.experiment.model.remat != "none"
+        whole = self.weight_bytes(dense) + self.sparse * self.whole_expert_bytes
+        sent = (1 + again) * self.micro_batches * (f - 1) / f * whole
+        scattered = self.micro_batches * (f - 1) / f * self.sparse * self.whole_expert_bytes
+        return [
+            Traffic(op="all-gather", axes=("fsdp",), what="weights", bytes_sent=sent),
+            Traffic(
+                op="reduce-scatter", axes=("fsdp",), what="expert gradients", bytes_sent=scattered
+            ),
+        ]
+
+    def _gradients(self, dense: int, experts: int) -> list[Traffic]:
+        """All-reduces; dense parameters lie on every device but over fsdp and tensor."""
+        where = {
+            "experts": ("data", "sequence"),
+            "the rest": ("data", "fsdp", "expert", "sequence"),
+        }
+        sent = []
+        for name, size in (("experts", experts), ("the rest", dense * self.sizes["fsdp"])):
+            axes = tuple(axis for axis in where[name] if self.sizes[axis] > 1)
+            n = math.prod(self.sizes[axis] for axis in axes)
+            bytes_sent = 2 * (n - 1) / n * size * self.micro_batches
+            told = f"gradients of {name}"
+            sent.append(Traffic(op="all-reduce", axes=axes, what=told, bytes_sent=bytes_sent))
+        return sent
+
+
+def mesh_name(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one device"

@@ -1,0 +1,171 @@
+"""The estimate against the compiled program, the published figures, and the door."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import pytest
+
+from moe_jax import plan
+from moe_jax.config.cli import run_door
+from moe_jax.config.errors import UserError
+from moe_jax.config.overrides import load_config
+from moe_jax.parallel.collectives import collectives
+from moe_jax.parallel.mesh import AXES
+from moe_jax.planning.compiled import compile_step, with_trip_counts
+from moe_jax.planning.estimate import estimate, state_bytes
+from moe_jax.planning.hardware import topology_of
+from moe_jax.planning.published import FITTED_ON, checks
+from moe_jax.planning.roofline import transfer_seconds
+from moe_jax.planning.search import search
+from moe_jax.training.experiment import Experiment
+from tests.training.test_compiled_step import MESHES, compiled, program_of, sent
+
+MIXTRAL = "configs/mixtral_8x7b.py"
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_state_is_exact(mesh):
+    """Bytes of parameters and optimizer on one device: those of the compiled program's arrays."""
+    program = program_of(mesh)
+    found = estimate(program.experiment, 8)
+
+    def placed(tree):
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    assert found.parameters == placed(program.abstract_state.params)
+    assert found.optimizer == placed(program.abstract_state.opt_state)
+    assert state_bytes(program.abstract_state, found.sizes) == placed(program.abstract_state)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "transport", "remat"),
+    [
+        ("data 2, expert 4", "all_to_all", "none"),
+        ("data 2, expert 4", "all_to_all", "full"),
+        ("fsdp 2, expert 2, tensor 2", "all_to_all", "received"),
+        ("data 2, expert 4", "gather", "none"),
+    ],
+)
+def test_bytes_over_expert_are_those_of_the_compiled_step(mesh, transport, remat):
+    program = program_of(mesh, transport=transport, remat=remat)
+    ops = ("all-to-all",) if transport == "all_to_all" else ("all-gather", "reduce-scatter")
+    D = program.experiment.model.model_dim // program.mesh.shape["tensor"]
+    found = sum(
+        c.bytes_sent * c.times
+        for c in sent(mesh, transport=transport, remat=remat)
+        # Rows alone: beside them go weights and counts of the plan.
+        if c.axes == {"expert"} and c.op in ops and c.arrays[0][1][-1] == D
+    )
+    (expected,) = (
+        t.bytes_sent for t in estimate(program.experiment, 8).traffic if t.axes == ("expert",)
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["data 2, expert 4"])
+def test_compiled_step_by_kind(name):
+    """The plan's own compile of the run's step: memory and collectives as the compiler has them."""
+    experiment = program_of(name).experiment
+    found = compile_step(experiment, jax.devices())
+    memory = compiled(name).memory_analysis()
+    assert found.arguments == memory.argument_size_in_bytes
+    assert found.temporaries == memory.temp_size_in_bytes
+    over_expert = sum(c.bytes_sent * c.times for c in sent(name) if c.axes == {"expert"})
+    told = sum(s.bytes_sent for s in found.sent if s.axes == ("expert",))
+    assert told == pytest.approx(over_expert)
+
+
+def test_trip_counts_come_from_the_condition_where_the_compiler_does_not_tell():
+    """Two loops inside each other, 5 x 3, as the TPU compiler writes them."""
+    text = """
+%inner_cond (p: (s32[])) -> pred[] {
+  %three = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %three), direction=LT
+}
+%inner (p: (s32[])) -> (s32[]) {
+  %all-to-all.1 = f32[8,4]{1,0} all-to-all(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+%outer_cond (p: (s32[])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %lt.1 = pred[] compare(%i, %five), direction=LT
+}
+%outer (p: (s32[])) -> (s32[]) {
+  %while.1 = (s32[]) while(%t), condition=%inner_cond, body=%inner
+}
+%dynamic_cond (p: (s32[])) -> pred[] {
+  ROOT %lt.2 = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (p: s32[]) -> (s32[]) {
+  %while.2 = (s32[]) while(%t), condition=%outer_cond, body=%outer
+  %while.3 = (s32[]) while(%t), condition=%dynamic_cond, body=%inner
+}
+"""
+    found = collectives(with_trip_counts(text), program_of("data 8").mesh)
+    assert sorted(c.times for c in found) == [1, 15]
+
+
+@pytest.mark.parametrize("check", checks(), ids=lambda check: check.topology)
+def test_published_utilisation(check):
+    """The efficiency is the fit to the first figure; no expectation is below a published one."""
+    if check.topology == FITTED_ON:
+        assert check.expected == pytest.approx(check.published, rel=0.01)
+    assert check.published <= check.expected * 1.01
+
+
+@pytest.mark.parametrize(
+    ("topology", "op", "axes", "sizes", "seconds"),
+    [
+        # One dimension's links of three: 200 GB/s; eight devices in a ring are no detour.
+        ("v5p:4x4x8", "all-to-all", ("expert",), {"expert": 8}, 1.0),
+        ("v5p:4x4x8", "all-to-all", ("expert",), {"expert": 16}, 2.0),
+        ("v5p:4x4x8", "all-gather", ("fsdp",), {"fsdp": 16}, 1.0),
+        # Within a host 450 GB/s, between hosts 50 GB/s.
+        ("h200:64", "all-to-all", ("expert",), {"expert": 8}, 200 / 450),
+        ("h200:64", "all-to-all", ("expert",), {"expert": 16}, 4.0),
+        ("h200:64", "all-reduce", ("data",), {"data": 8, "expert": 8}, 4.0),
+    ],
+)
+def test_seconds_of_200_gigabytes(topology, op, axes, sizes, seconds):
+    sizes = dict.fromkeys(AXES, 1) | sizes
+    found = transfer_seconds(topology_of(topology), sizes, op, axes, 200e9)
+    assert found == pytest.approx(seconds)
+
+
+def test_search_ranks_what_fits():
+    topology = topology_of("v5p:4x4x8")
+    experiment = load_config(MIXTRAL, {}, Experiment)
+    found = search(experiment, topology)
+    mfu = [round(c.roofline.expected_mfu, 6) for c in found]
+    assert mfu == sorted(mfu, reverse=True)
+    assert all(c.estimate.peak <= topology.chip.memory for c in found)
+    transports = {c.experiment.moe.transport for c in found}
+    assert {"all_to_all", "gather", "ragged"} <= transports
+    with pytest.raises(UserError, match=r"none of .* fits"):
+        search(experiment, topology_of("v5e:2x2"))
+
+
+def test_door(tmp_path, capsys):
+    def door(*extra):
+        argv = [f"--config={MIXTRAL}", "--analytic", *extra]
+        return run_door(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
+
+    file = tmp_path / "plan.json"
+    options = ("--config.accumulation=8", f"--json={file}")
+    assert door("--topology=v5p:4x4x8", *options) == 0
+    assert "compute binds" in capsys.readouterr().out
+    (told,) = json.loads(file.read_text())
+    assert told["fits"] and told["estimate"]["counts"]["total"] == 46_702_792_704
+    # 12 bytes a parameter, experts over all 128 devices.
+    assert told["estimate"]["parameters"] + told["estimate"]["optimizer"] > 12 * 46.7e9 / 128
+    assert door("--topology=v5e:4x4") == 2  # 1024 rows fit, fsdp 16 x expert 8 do not
+    assert door("--topology=v7:4") == 2
+    assert "no hardware 'v7'" in capsys.readouterr().err
+    assert door("--topology=h200:12") == 2
+    assert door("--topology=h200:128") == 1  # no micro-batches: does not fit
+    assert "DOES NOT FIT" in capsys.readouterr().out
