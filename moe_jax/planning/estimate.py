@@ -11,12 +11,14 @@ from typing import Any
 import jax
 
 from moe_jax.config.errors import ConfigError
+from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
 from moe_jax.ops.expert_ffn import GATED
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.routing.capacity import expert_capacity
+from moe_jax.routing.losses import global_terms
 from moe_jax.training.build import build
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
@@ -71,7 +73,8 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
     model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
     gradients = parameters * (2 if experiment.accumulation > 1 else 1)
     saved = shape.saved(experiment.model.remat) * shape.layers
-    passes = shape.micro_batches * (2 + (experiment.model.remat != "none"))
+    again = experiment.model.remat != "none"
+    passes = shape.micro_batches * (2 + again + shape.extra_passes)
     weights = shape.weight_bytes(parameters - experts) + shape.whole_expert_bytes * shape.sparse
     memory_traffic = passes * weights + 2.0 * (parameters + optimizer) + gradients
     memory_traffic += 3.0 * shape.micro_batches * shape.layers * shape.saved("none")
@@ -86,7 +89,8 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
         activations=round(saved),
         workspace=round(max(shape.saved("none") * 2 + shape.whole_expert_bytes, shape.logits)),
         model_flops=model_flops,
-        hardware_flops=model_flops * shape.recomputation(counts) + shape.padding_flops,
+        hardware_flops=model_flops * (shape.recomputation(counts) + shape.extra_passes / 3)
+        + shape.padding_flops,
         memory_traffic=memory_traffic,
         traffic=tuple(shape.traffic(parameters - experts, experts)),
     )
@@ -159,6 +163,16 @@ class Shape:
     @property
     def batch_tokens(self) -> int:
         return self.experiment.batch_size * self.experiment.data.sequence_length
+
+    @property
+    def extra_passes(self) -> int:
+        """Forward passes more per micro-batch: a routing loss over the global batch takes one
+        under accumulation."""
+        e = self.experiment
+        if e.accumulation == 1 or not self.sparse:
+            return 0
+        scheduled = frozenset(parse_schedules(e))
+        return int(bool(global_terms(e.moe.losses, e.moe.router, e.moe.num_experts, scheduled)))
 
     @property
     def b(self) -> int:
@@ -288,7 +302,7 @@ class Shape:
     def _over_expert(self) -> list[Traffic]:
         remat, transport = self.experiment.model.remat, self.experiment.moe.transport
         # "full" and "dots" know nothing of the rows kept by name: they communicate again.
-        times = 4 + (2 if remat in ("full", "dots") else 0)
+        times = 4 + 2 * self.extra_passes + (2 if remat in ("full", "dots") else 0)
         sent = times * self.sparse * self.micro_batches * self.exchanged()
         op = {"all_to_all": "all-to-all", "ragged": "ragged-all-to-all"}.get(
             transport, "all-gather"
@@ -297,7 +311,11 @@ class Shape:
 
     def _over_tensor(self) -> list[Traffic]:
         t, n = self.sizes["tensor"], self.sizes["expert"]
-        D, b, passes = self.experiment.model.model_dim, self.b, 2 * self.micro_batches
+        D, b, passes = (
+            self.experiment.model.model_dim,
+            self.b,
+            (2 + self.extra_passes) * self.micro_batches,
+        )
         x, share = self.tokens * D * b, (t - 1) / t
         dense = self.layers - self.sparse
         reduced = passes * (self.layers + dense) * 2 * share * x
@@ -313,13 +331,15 @@ class Shape:
         s, model = self.sizes["sequence"], self.experiment.model
         width = 2 * model.num_kv_heads * model.head_dim / self.sizes["tensor"] * self.b
         # Gathered forward, reduce-scattered backward.
-        sent = 2 * self.micro_batches * self.layers * (s - 1) * self.tokens * width
+        times = self.micro_batches * (2 + self.extra_passes)
+        sent = times * self.layers * (s - 1) * self.tokens * width
         return [Traffic(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
 
     def _over_fsdp(self, dense: int) -> list[Traffic]:
         f, again = self.sizes["fsdp"], self.experiment.model.remat != "none"
         whole = self.weight_bytes(dense) + self.sparse * self.whole_expert_bytes
-        sent = (1 + again) * self.micro_batches * (f - 1) / f * whole
+        times = self.micro_batches * (1 + again + self.extra_passes)
+        sent = times * (f - 1) / f * whole
         scattered = self.micro_batches * (f - 1) / f * self.sparse * self.whole_expert_bytes
         return [
             Traffic(op="all-gather", axes=("fsdp",), what="weights", bytes_sent=sent),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -14,12 +15,13 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.parallel.collectives import collectives
 from moe_jax.parallel.mesh import AXES
-from moe_jax.planning.compiled import compile_step, with_trip_counts
+from moe_jax.planning.compiled import compile_step, results_alone, with_trip_counts
 from moe_jax.planning.estimate import estimate, state_bytes
 from moe_jax.planning.hardware import topology_of
 from moe_jax.planning.published import FITTED_ON, checks
 from moe_jax.planning.roofline import transfer_seconds
 from moe_jax.planning.search import search
+from moe_jax.routing.losses import RoutingLosses
 from moe_jax.training.experiment import Experiment
 from tests.training.test_compiled_step import MESHES, compiled, program_of, sent
 
@@ -68,6 +70,23 @@ def test_bytes_over_expert_are_those_of_the_compiled_step(mesh, transport, remat
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_global_loss_under_accumulation_takes_one_more_forward_pass():
+    """2 exchanges more for each 4, a third more FLOPs; a loss of each row takes none."""
+    program = program_of("data 2, expert 4")
+
+    def sums(accumulation, scope="global_batch"):
+        e = dataclasses.replace(program.experiment, accumulation=accumulation)
+        balance = dataclasses.replace(e.moe.losses.load_balance, coefficient=0.1, scope=scope)
+        losses = RoutingLosses(load_balance=balance)
+        found = estimate(dataclasses.replace(e, moe=dataclasses.replace(e.moe, losses=losses)), 8)
+        exchanged = sum(t.bytes_sent for t in found.traffic if t.axes == ("expert",))
+        return exchanged, found.hardware_flops / found.model_flops
+
+    assert sums(2)[0] == pytest.approx(1.5 * sums(1)[0])
+    assert sums(2)[1] == pytest.approx(sums(1)[1] + 1 / 3)
+    assert sums(2, "row") == pytest.approx(sums(1, "row"))
+
+
 @pytest.mark.parametrize("name", ["data 2, expert 4"])
 def test_compiled_step_by_kind(name):
     """The plan's own compile of the run's step: memory and collectives as the compiler has them."""
@@ -108,6 +127,17 @@ ENTRY %main (p: s32[]) -> (s32[]) {
 """
     found = collectives(with_trip_counts(text), program_of("data 8").mesh)
     assert sorted(c.times for c in found) == [1, 15]
+
+
+def test_a_started_exchange_counts_its_results_alone():
+    """As the GPU compiler writes it: 8 * 6 * 4 floats, of which 7 / 8 leave the device."""
+    text = """
+ENTRY %main (p: f32[8,6,4]) -> f32[8,6,4] {
+  %a = ((f32[8,6,4]{2,1,0}), f32[8,6,4]{2,1,0}) all-to-all-start(%p), replica_groups={}
+}
+"""
+    (found,) = collectives(results_alone(text), program_of("data 8").mesh)
+    assert (found.bytes_sent, found.asynchronous) == (7 * 6 * 4 * 4, True)
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.topology)
