@@ -79,7 +79,7 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
         told = str(error)
         if "RESOURCE_EXHAUSTED" not in told:
             raise
-        needed, available = _sizes(told)
+        needed, available = memory_of(told)
         return Compiled(
             seconds=time.perf_counter() - start,
             out_of_memory=told.splitlines()[0],
@@ -149,7 +149,7 @@ def results_alone(hlo_text: str) -> str:
     return re.sub(rf" = \(\(.*?\), (.*)\) ((?:{ops})-start)\(", r" = \1 \2(", hlo_text)
 
 
-def _sizes(told: str) -> tuple[float | None, float | None]:
+def memory_of(told: str) -> tuple[float | None, float | None]:
     """(needed, available) bytes of the TPU compiler's message."""
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", told)
     if not found:

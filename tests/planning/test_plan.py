@@ -15,12 +15,19 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.parallel.collectives import collectives
 from moe_jax.parallel.mesh import AXES
-from moe_jax.planning.compiled import compile_step, results_alone, with_trip_counts
+from moe_jax.planning import report
+from moe_jax.planning.compiled import (
+    Compiled,
+    compile_step,
+    memory_of,
+    results_alone,
+    with_trip_counts,
+)
 from moe_jax.planning.estimate import estimate, state_bytes
 from moe_jax.planning.hardware import topology_of
 from moe_jax.planning.published import FITTED_ON, checks
 from moe_jax.planning.roofline import transfer_seconds
-from moe_jax.planning.search import search
+from moe_jax.planning.search import candidate, search
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.training.experiment import Experiment
 from tests.training.test_compiled_step import MESHES, compiled, program_of, sent
@@ -127,6 +134,23 @@ ENTRY %main (p: s32[]) -> (s32[]) {
 """
     found = collectives(with_trip_counts(text), program_of("data 8").mesh)
     assert sorted(c.times for c in found) == [1, 15]
+
+
+def test_too_little_memory_is_a_result():
+    """The TPU compiler's words, and where they go in the report."""
+    told = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (18.71G) exceeds available HBM (15.75G)."
+    )
+    needed, available = memory_of(told)
+    assert (needed, available) == (18.71 * 2**30, 15.75 * 2**30)
+    topology = topology_of("v5e:2x4")
+    one = candidate(program_of("data 8").experiment, topology)
+    failed = Compiled(seconds=1.0, out_of_memory=told, needed=needed, available=available)
+    found = report.Plan(topology=topology, candidate=one, compiled=failed)
+    assert not found.fits
+    assert "DOES NOT FIT, by 2.96 GiB" in report.text(found)
+    assert not report.to_json(found)["fits"]
 
 
 def test_a_started_exchange_counts_its_results_alone():
