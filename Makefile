@@ -11,12 +11,13 @@ VENV := .venv
 RUN  := $(VENV)/bin/python
 PIP  := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-oracles lint clean
+.PHONY: help quickstart test test-oracles test-aot lint clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
 	@echo "make test          run the test suite"
 	@echo "make test-oracles  compare with Hugging Face transformers (installs torch)"
+	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
 	@echo "make lint          ruff and mypy"
 	@echo "make clean         remove the environment and the caches; runs/ and data/ stay"
 
@@ -30,6 +31,9 @@ test: $(VENV)/test.stamp
 
 test-oracles: $(VENV)/hf.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile tests/oracles
+
+test-aot: $(VENV)/aot.stamp
+	$(RUN) -m pytest tests/aot
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
@@ -61,6 +65,10 @@ $(VENV)/test.stamp: $(VENV)/core.stamp
 $(VENV)/hf.stamp: $(VENV)/test.stamp
 	$(PIP) "$(TORCH)"
 	$(PIP) -e ".[test,hf]"
+	@touch $@
+
+$(VENV)/aot.stamp: $(VENV)/test.stamp
+	$(PIP) -e ".[test,tpu]"
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp
