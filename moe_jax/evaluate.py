@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -23,6 +23,7 @@ flags.DEFINE_list("k", None, "experts per token (default: the config's)", flag_v
 flags.DEFINE_integer("batches", None, "batches (default: all)", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "checkpoint (default: the newest)", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "also write all metrics to this file", flag_values=FLAGS)
+process_flags(FLAGS)
 
 SHOWN = (
     "cross_entropy",
@@ -35,24 +36,40 @@ SHOWN = (
 
 
 def main(arguments: Arguments) -> int:
-    from moe_jax.notebook import load
+    from moe_jax.parallel.hosts import joined
 
     if FLAGS.batches is not None and FLAGS.batches < 1:
         raise UserError("--batches must be at least 1")
+    with joined(
+        FLAGS.coordinator,
+        FLAGS.processes,
+        FLAGS.process,
+        timeout=FLAGS.join_timeout,
+        debug=FLAGS.debug,
+    ):
+        evaluate_all(combinations(FLAGS.capacity_factor, FLAGS.k))
+    return 0
+
+
+def evaluate_all(points: list[dict[str, str]]) -> None:
+    """Evaluates the run once for each point and tells the metrics."""
+    from moe_jax.notebook import load
+    from moe_jax.parallel.agreement import say
+    from moe_jax.parallel.hosts import is_primary
+
     results = []
-    for overrides in combinations(FLAGS.capacity_factor, FLAGS.k):
+    for overrides in points:
         run = load(FLAGS.workdir, step=FLAGS.step, overrides=overrides)
         metrics = run.evaluate(FLAGS.batches)
         results.append({"step": run.step, "overrides": overrides, "metrics": metrics})
         told = ", ".join(f"{path}={value}" for path, value in overrides.items()) or "as trained"
-        print(f"step {run.step}, {told}")
+        say(f"step {run.step}, {told}")
         for name in SHOWN:
             if name in metrics:
-                print(f"  {name:28} {metrics[name]:.4f}")
-    if FLAGS.json:
+                say(f"  {name:28} {metrics[name]:.4f}")
+    if FLAGS.json and is_primary():
         with open(FLAGS.json, "w") as file:
             json.dump(results, file, indent=2)
-    return 0
 
 
 def combinations(factors: list[str] | None, ks: list[str] | None) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import evaluation_batches
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
+from moe_jax.parallel.hosts import several
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.training.build import Program, build
 from moe_jax.training.checkpoint import Checkpoints
@@ -40,7 +41,8 @@ def load(
 
     overrides: other values of the config by dotted path, such as {"moe.router.k": 1} or
     {"evaluation.capacity_factor": 1.0}; the shapes of parameters must stay as they are.
-    devices: default the first one; the mesh is all of them along `data`.
+    devices: default the first one; the mesh is all of them along `data`. In a run of several
+    processes: all devices, in the mesh of the config.
     Raises UserError where there is no run or no good checkpoint.
     """
     folder = Path(workdir).expanduser()
@@ -48,7 +50,10 @@ def load(
     if not config_file.exists():
         raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")
     experiment = from_json_dict(json.loads(config_file.read_text()), Experiment)
-    experiment = replace(experiment, mesh=MeshConfig())
+    if devices is None and several():
+        devices = jax.devices()
+    else:
+        experiment = replace(experiment, mesh=MeshConfig())
     if overrides:
         experiment = apply_overrides(experiment, dict(overrides))
     require(experiment)
@@ -96,10 +101,10 @@ class LoadedRun:
         return list(read_metrics(self.workdir))
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of the evaluation split, in order."""
-        evaluation = self.config.evaluation
-        size = evaluation.batch_size or self.config.batch_size
-        return iter(evaluation_batches(self.rows, size, count))
+        """Batches of the evaluation split, in order; of each, the rows that this process needs."""
+        size = self.program.eval_batch_size
+        local = self.program.local_rows(size).tolist()
+        return iter(evaluation_batches(self.rows, size, count, local))
 
     def evaluate(self, batches: int | None = None) -> dict[str, Any]:
         """Metrics over `batches` batches of the evaluation split (None: all)."""
@@ -113,7 +118,7 @@ class LoadedRun:
         routes = self.program.route_step(
             self.state.params,
             self.state.router_state,
-            self.program.put(batch),
+            self.program.put(batch, batch_size=self.program.eval_batch_size if several() else None),
             self.program.knobs(self.step),
         )
         routes = jax.device_get(routes)

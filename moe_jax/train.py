@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
 
 USAGE = """
 usage: python -m moe_jax.train --config=FILE.py[:arg] --workdir=DIR [--config.a.b=VALUE ...]
@@ -22,23 +22,32 @@ flags.DEFINE_boolean(
 flags.DEFINE_string(
     "warm_start", None, "workdir of a run whose parameters to start from", flag_values=FLAGS
 )
+process_flags(FLAGS)
 
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
     from moe_jax.config.overrides import load_config
     from moe_jax.parallel.host_memory import keep_freed_memory
+    from moe_jax.parallel.hosts import joined
     from moe_jax.training.experiment import Experiment
     from moe_jax.training.loop import train
 
     keep_freed_memory()
-    experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
-    train(
-        experiment,
-        FLAGS.workdir,
-        allow_changes=FLAGS.allow_changes,
-        warm_start_from=FLAGS.warm_start,
-    )
+    with joined(
+        FLAGS.coordinator,
+        FLAGS.processes,
+        FLAGS.process,
+        timeout=FLAGS.join_timeout,
+        debug=FLAGS.debug,
+    ):
+        experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+        train(
+            experiment,
+            FLAGS.workdir,
+            allow_changes=FLAGS.allow_changes,
+            warm_start_from=FLAGS.warm_start,
+        )
     return 0
 
 

@@ -34,6 +34,12 @@ STANDARD = {
     "config": "FILE.py[:arg] with a get_config(arg) function",
     "workdir": "the folder of the run",
 }
+# Stand for the flags of the same name, in processes that something else starts.
+PROCESS_VARIABLES = {
+    "coordinator": "MOE_JAX_COORDINATOR",
+    "processes": "MOE_JAX_PROCESSES",
+    "process": "MOE_JAX_PROCESS",
+}
 HELP = ("help", "h", "helpshort", "helpfull", "?")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -60,6 +66,19 @@ def door_flags(*standard: str) -> FlagValues:
     text = "show the traceback of an error too"
     absl_flags.DEFINE_boolean("debug", False, text, flag_values=values)
     return values
+
+
+def process_flags(values: FlagValues) -> None:
+    """Adds --coordinator, --processes, --process and --join_timeout: a run of several processes.
+    None of them is needed under SLURM, on TPU pods and where the environment names them."""
+    absl_flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, of a run of several", flag_values=values
+    )
+    text = "how many processes the run has; 1: this one alone, whatever the surroundings"
+    absl_flags.DEFINE_integer("processes", None, text, flag_values=values)
+    absl_flags.DEFINE_integer("process", None, "which of them this is, from 0", flag_values=values)
+    text = "seconds to wait until all processes have come"
+    absl_flags.DEFINE_float("join_timeout", 300.0, text, lower_bound=1, flag_values=values)
 
 
 def run_door(
@@ -90,19 +109,24 @@ def run_door(
         arguments = command_line.parse(flags)
         debug = flags.debug
         return main(arguments) or 0
-    except KeyboardInterrupt:
-        return _end("interrupted", INTERRUPTED, debug)
-    except Exception as error:
-        told = explain(error)
-        if told is None:
+    except (Exception, KeyboardInterrupt) as error:
+        exit_code = tell(error, debug)
+        if exit_code is None:
             raise
-        message, exit_code = told
-        return _end(f"error: {message}", exit_code, debug)
+        return exit_code
 
 
-def _end(message: str, exit_code: int, debug: bool) -> int:
+def tell(error: BaseException, debug: bool) -> int | None:
+    """Writes on stderr what ended a door, with `debug` its traceback too, and returns the exit
+    code; None, and nothing is written, for an error that nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        message, exit_code = "interrupted", INTERRUPTED
+    elif (told := explain(error)) is not None:
+        message, exit_code = f"error: {told[0]}", told[1]
+    else:
+        return None
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(error)
     sys.stderr.write(message.rstrip() + "\n")
     return exit_code
 

@@ -27,8 +27,8 @@ class Pipeline:
 
     rows: an opened split. seed: of the order. shuffle: else the rows come in their order.
     start: the position to start from, `next_index` of the pipeline that is continued.
-    local_rows: which rows of each global batch to read and give; by default all. A process reads
-    those that its devices need.
+    local_rows: which rows of each global batch to read and give, ascending; by default all. A
+    process reads those that its devices need.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pipeline:
         seed: int,
         shuffle: bool = True,
         start: int = 0,
-        local_rows: slice | None = None,
+        local_rows: Sequence[int] | None = None,
     ):
         if len(rows) == 0:
             raise UserError("the dataset has no rows")
@@ -47,7 +47,7 @@ class Pipeline:
         self.next_index = start
         parts = getattr(rows, "mixture", ((len(rows), 1.0),))
         order = Order(parts, seed=seed, shuffle=shuffle)
-        places = range(batch_size)[local_rows or slice(None)]
+        places = range(batch_size) if local_rows is None else [int(row) for row in local_rows]
         batches = _Batches(rows, order, start, batch_size, places)
         # One thread: Python's lock lets no two of them read at once.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD)
@@ -92,13 +92,20 @@ def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
 # Evaluation
 
 
-def evaluation_batches(rows: Rows, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+def evaluation_batches(
+    rows: Rows,
+    batch_size: int,
+    limit: int | None = None,
+    local_rows: Sequence[int] | None = None,
+) -> Iterator[Batch]:
     """The rows in their order, each exactly once; at most `limit` batches.
 
     The last batch is filled up with rows of segment 0, which no loss and no statistic counts.
+    local_rows: which rows of each batch to read and give, as in `Pipeline`.
     """
+    places = range(batch_size) if local_rows is None else [int(row) for row in local_rows]
+    padding = {name: np.zeros_like(value) for name, value in rows[0].items()}
     batches = -(-len(rows) // batch_size)
     for b in range(batches if limit is None else min(limit, batches)):
-        given = [rows[i] for i in range(b * batch_size, min(len(rows), (b + 1) * batch_size))]
-        padding = {name: np.zeros_like(value) for name, value in given[0].items()}
-        yield stack([*given, *[padding] * (batch_size - len(given))])
+        numbers = [b * batch_size + place for place in places]
+        yield stack([rows[i] if i < len(rows) else padding for i in numbers])

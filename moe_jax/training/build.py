@@ -20,6 +20,7 @@ from moe_jax.models.decoder import Decoder, Layout, layout_of
 from moe_jax.models.network import Network, abstract_with, replicated
 from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh
+from moe_jax.parallel.placement import local_rows, put_rows
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
@@ -140,11 +141,23 @@ class Program:
     def batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
 
-    def put(self, raw: Mapping[str, np.ndarray], first_row: int = 0) -> dict[str, jax.Array]:
-        """A batch of numpy rows onto the mesh, with each row's number in the global batch."""
-        rows = np.arange(first_row, first_row + len(raw["tokens"]), dtype=np.int32)
-        arrays = {"tokens": raw["tokens"], "segments": raw["segments"], "row": rows}
-        return jax.device_put(arrays, self.batch_sharding)
+    def local_rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch that this process's devices need; all, where it is alone."""
+        return local_rows(self.batch_sharding, batch_size)
+
+    def put(
+        self, raw: Mapping[str, np.ndarray], first_row: int = 0, batch_size: int | None = None
+    ) -> dict[str, jax.Array]:
+        """A batch of numpy rows onto the mesh, with each row's number in the global batch.
+
+        batch_size: of the batch of which `raw` has the `local_rows`; None: `raw` has all rows.
+        first_row: number of the batch's first row, in an evaluation of several batches.
+        """
+        whole = len(raw["tokens"]) if batch_size is None else batch_size
+        held = np.arange(whole) if batch_size is None else self.local_rows(whole)
+        numbers = (first_row + held).astype(np.int32)
+        arrays = {"tokens": raw["tokens"], "segments": raw["segments"], "row": numbers}
+        return put_rows(arrays, held, whole, self.batch_sharding)
 
     @cached_property
     def knobs(self) -> KnobSchedules:
@@ -164,11 +177,11 @@ class Program:
         choices = getattr(self.experiment.moe.router, "choices", self.experiment.moe.num_experts)
         if not self.probes:
             return (1,)
-        return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)
+        return (layers, self.eval_batch_size, self.experiment.data.sequence_length, choices)
 
     @property
-    def probe_rows(self) -> int:
-        """Rows of the probe batch: one evaluation batch, which fits every mesh of the run."""
+    def eval_batch_size(self) -> int:
+        """Rows of an evaluation batch, and of the probe's: they fit every mesh of the run."""
         return self.experiment.evaluation.batch_size or self.experiment.batch_size
 
     @cached_property

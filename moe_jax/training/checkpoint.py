@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -20,11 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.parallel.agreement import from_primary, together
+from moe_jax.parallel.hosts import is_primary
 
 MANIFESTS = "manifests"
 META = "meta.json"
@@ -81,8 +83,11 @@ class Checkpoints:
     dtypes); manifests/STEP.json the sha256 of every file. All of it is written beside the place,
     as STEP.saving, and renamed to STEP last: a process killed at any moment leaves no half step,
     and a step without a manifest is not whole. Errors of an asynchronous save surface at the next
-    call. With several processes all call the same methods at the same steps; process 0 writes
-    what is not an array.
+    call.
+
+    With several processes all call the same methods in the same order, on a folder that all of
+    them see. Process 0 writes what is not an array, and it alone decides which steps are there and
+    good, so that all restore the same one; what one of them fails at is an error of all.
 
     read_only: nothing below the folder is created or cleaned up, so that the run that it belongs
     to may go on saving meanwhile.
@@ -107,7 +112,8 @@ class Checkpoints:
 
     def _prepare(self) -> None:
         """Creates the folder and removes what a killed process has left half done."""
-        if _is_first():
+
+        def prepare() -> None:
             try:
                 (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
                 self._try_folder()
@@ -117,7 +123,8 @@ class Checkpoints:
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True)
-        _all_here("checkpoints")
+
+        from_primary(prepare)
 
     def _try_folder(self) -> None:
         """OSError where no folder can be made. Orbax must not be the one to find out: its threads
@@ -194,9 +201,9 @@ class Checkpoints:
     def _good_steps(self) -> Iterator[int]:
         """Newest first. Each bad step is told on stderr; UserError where there are only such."""
         found = False
-        for step in reversed(self.steps()):
+        for step in reversed(from_primary(self.steps)):
             if step not in self._good and step not in self._bad:
-                problem = self.problem(step)
+                problem = from_primary(functools.partial(self.problem, step))
                 if problem is None:
                     self._good.add(step)
                 else:
@@ -214,7 +221,8 @@ class Checkpoints:
     def _set_bad(self, step: int, problem: str) -> None:
         self._good.discard(step)
         self._bad[step] = problem
-        sys.stderr.write(f"warning: {self._names(step)}; trying the one before it\n")
+        if is_primary():
+            sys.stderr.write(f"warning: {self._names(step)}; trying the one before it\n")
 
     def _names(self, step: int) -> str:
         return f"checkpoint {self.directory / str(step)} is bad: {self._bad[step]}"
@@ -227,7 +235,7 @@ class Checkpoints:
         """
         self.wait()
         if step is not None:
-            self._require(step)
+            from_primary(functools.partial(self._require, step))
             try:
                 return self._load(step, abstract_state)
             except Unreadable as error:
@@ -252,7 +260,9 @@ class Checkpoints:
         wanted, structure = flatten(abstract_state)
         _compare(meta, wanted, folder)
         try:
-            loaded = ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
+            loaded = together(
+                lambda: ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
+            )
         except Exception as error:
             told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
             if self._config.verify or _is_out_of_memory(error):
@@ -283,11 +293,8 @@ class Checkpoints:
         A good checkpoint of this step stays as it is; a bad one is moved to STEP.bad.
         """
         self.wait()
-        folder = self.directory / str(step)
-        if folder.exists():
-            if self.problem(step) is None:
-                return
-            self._set_aside(step)
+        if from_primary(functools.partial(self._is_kept, step)):
+            return
         self._good.discard(step)
         self._bad.pop(step, None)
         arrays, _ = flatten(state)
@@ -298,34 +305,42 @@ class Checkpoints:
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
-        try:
-            self._try_folder()
-            response = ocp.save_checkpointables_async(
-                self._unpublished(step), {"state": _not_empty(arrays)}
-            )
-        except Exception as error:
-            self._discard(step)
-            raise self._told(error) from error
+        response = self._start(step, arrays)
         self._saving = threading.Thread(
             target=self._finish, args=(step, response, meta), name="checkpoint"
         )
         self._saving.start()
 
-    def _set_aside(self, step: int) -> None:
-        """Moves a bad step to STEP.bad, with its manifest."""
-        _all_here("bad step")  # each process has seen it
-        if _is_first():
-            aside = _free_name(self.directory / f"{step}.bad")
-            (self.directory / str(step)).rename(aside)
-            if self._manifest(step).exists():
-                self._manifest(step).rename(self.directory / MANIFESTS / f"{aside.name}.json")
-        _all_here("bad step set aside")
+    def _start(self, step: int, arrays: Mapping[str, Any]) -> Any:
+        """Starts writing the arrays. UserError at all processes where one of them cannot."""
+        try:
+            together(self._try_folder)  # before Orbax, in which the processes wait for each other
+            return ocp.save_checkpointables_async(
+                self._unpublished(step), {"state": _not_empty(arrays)}
+            )
+        except Exception as error:
+            self._discard(step)
+            raise self._told(error) from error
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether there is a good checkpoint of this step. A bad one is moved to STEP.bad, with its
+        manifest."""
+        folder = self.directory / str(step)
+        if not folder.exists():
+            return False
+        if self.problem(step) is None:
+            return True
+        aside = _free_name(self.directory / f"{step}.bad")
+        folder.rename(aside)
+        if self._manifest(step).exists():
+            self._manifest(step).rename(self.directory / MANIFESTS / f"{aside.name}.json")
+        return False
 
     def _finish(self, step: int, response: Any, meta: dict[str, Any]) -> None:
         """In the background: waits for the arrays, publishes the step, and cleans up."""
         try:
             response.result()
-            if _is_first():
+            if is_primary():
                 self._publish(step, meta)
                 self._remove_old(step)
         except BaseException as error:
@@ -337,7 +352,7 @@ class Checkpoints:
 
     def _discard(self, step: int) -> None:
         """Removes what a failed save has written: it may be what fills the disk."""
-        if _is_first():
+        if is_primary():
             for leftover in self.directory.glob(f"{step}.saving*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -374,13 +389,15 @@ class Checkpoints:
     def wait(self) -> None:
         """Until the running save is done; raises what went wrong with it."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.join()
-        if self._error is not None:
-            error, self._error = self._error, None
+        if saving is None:
+            return
+        saving.join()
+        together(self._raise_error)  # once all are here process 0 has written the manifest
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
             raise self._told(error) from error
-        if saving is not None:
-            _all_here("checkpoint")  # process 0 has written the manifest
 
     def close(self) -> None:
         """Waits for the running save."""
@@ -402,16 +419,6 @@ class Checkpoints:
 def _is_news(record: logging.LogRecord) -> bool:
     """Not the tracebacks that Orbax logs of what it raises as well."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
-
-
-def _all_here(name: str) -> None:
-    """Waits for all processes of the run."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

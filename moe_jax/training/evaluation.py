@@ -19,19 +19,18 @@ WORST = frozenset({"max_violation"})
 def evaluate(
     program: Program, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
-    """Metrics over all batches, named as in metrics.jsonl.
+    """Metrics over all batches, named as in metrics.jsonl. Of each batch a process gives its
+    `program.local_rows`.
 
     Sums are added in float64 and int64 on the host, so that max_violation and the like are those
     of the whole evaluation, not a mean over batches.
     """
     total: BatchSums | None = None
     knobs = program.knobs(int(state.step))
-    first_row = 0
-    for raw in batches:
-        sums = program.eval_step(
-            state.params, state.router_state, program.put(raw, first_row), knobs
-        )
-        first_row += len(raw["tokens"])
+    size = program.eval_batch_size
+    for number, raw in enumerate(batches):
+        batch = program.put(raw, first_row=number * size, batch_size=size)
+        sums = program.eval_step(state.params, state.router_state, batch, knobs)
         wide = jax.tree.map(_widen, jax.device_get(sums))
         total = wide if total is None else jax.tree.map(np.add, total, wide)
     if total is None:

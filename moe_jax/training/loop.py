@@ -21,6 +21,15 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.data.pipeline import Pipeline, evaluation_batches
 from moe_jax.models.counts import summary
+from moe_jax.parallel.agreement import (
+    SharedMaximum,
+    from_primary,
+    primary_first,
+    say,
+    together,
+)
+from moe_jax.parallel.hosts import is_primary, several
+from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program, build, data_seed, require_not_empty
 from moe_jax.training.checkpoint import Checkpoints, Restored, warm_start
 from moe_jax.training.evaluation import evaluate, load_report, routing_report
@@ -29,7 +38,7 @@ from moe_jax.training.peaks import peak_flops
 from moe_jax.training.probe import Probe
 from moe_jax.training.progress import Progress
 from moe_jax.training.rules import warnings
-from moe_jax.training.signals import StopSignals
+from moe_jax.training.signals import StopSignals, signal_name
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
 from moe_jax.training.writers import MetricWriter
@@ -78,7 +87,8 @@ def train(
     """
     require(experiment)
     workdir = make_workdir(workdir)
-    rows = experiment.data.open("train")
+    with primary_first():  # which prepares the data, if need be
+        rows = experiment.data.open("train")
     program = build(experiment, rows.tokenizer)
     require_not_empty(rows, "train", experiment.batch_size)
     with contextlib.ExitStack() as stack:
@@ -88,10 +98,11 @@ def train(
         )
         restored = resume(program, checkpoints, rows.fingerprint, allow_changes)
         if restored is not None and restored.step >= experiment.steps:
-            print(f"{workdir}: the run is complete ({restored.step} steps)")
+            say(f"{workdir}: the run is complete ({restored.step} steps)")
             return Outcome(restored.step, True, {})
         describe(program, workdir, restored)
-        write_facts(program, workdir)
+        if is_primary():
+            write_facts(program, workdir)
         if restored is None:
             state, index = new_state(program, warm_start_from), 0
         else:
@@ -100,11 +111,7 @@ def train(
         run = Run(
             program=program,
             rows=rows,
-            pipeline=stack.enter_context(
-                contextlib.closing(
-                    Pipeline(rows, experiment.batch_size, seed=data_seed(experiment), start=index)
-                )
-            ),
+            pipeline=stack.enter_context(contextlib.closing(pipeline(program, rows, index))),
             checkpoints=checkpoints,
             writer=stack.enter_context(MetricWriter(workdir, experiment.logging, start_step=start)),
             progress=stack.enter_context(Progress(experiment.steps, start)),
@@ -114,16 +121,41 @@ def train(
 
 
 def make_workdir(workdir: str | os.PathLike[str]) -> Path:
-    """Creates the folder; UserError where it cannot be written."""
+    """Creates the folder; UserError where it cannot be written, or where the processes of the run
+    do not all see the same one."""
     path = Path(workdir).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
+    probe = path / ".writable"
+
+    def create() -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+    def find() -> None:
+        if not probe.exists():
+            told = f"--workdir={workdir}: is not the same folder at all processes; share one"
+            raise UserError(told)
+
+    from_primary(create)
+    together(find)
+    if is_primary():
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
     return path
+
+
+def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
+    """The training batches from position `start` of the data; of each, what this process needs."""
+    experiment = program.experiment
+    size = experiment.batch_size
+    return Pipeline(
+        rows,
+        size,
+        seed=data_seed(experiment),
+        start=start,
+        local_rows=program.local_rows(size).tolist(),
+    )
 
 
 def resume(
@@ -164,8 +196,8 @@ def new_state(program: Program, warm_start_from: str | None) -> TrainState:
     folder = Path(warm_start_from) / "checkpoints"
     old_params = load_params(folder)
     params, report = warm_start(state.params, old_params)
-    print(report)
-    params = jax.device_put(params, program.network.shardings)
+    say(str(report))
+    params = put(params, program.network.shardings)
     return replace(state, params=params)
 
 
@@ -180,7 +212,7 @@ def load_params(folder: Path) -> dict[str, Any]:
         config = from_json_dict(known.config, Experiment)
         rows = config.data.open("train")
         config = replace(config, mesh=type(config.mesh)())
-        program = build(config, rows.tokenizer, devices=jax.devices()[:1])
+        program = build(config, rows.tokenizer, devices=jax.local_devices()[:1])
         restored = checkpoints.restore(program.abstract_state)
         if restored is None:
             raise UserError(f"{folder.parent}: no checkpoint to start from")
@@ -190,15 +222,16 @@ def load_params(folder: Path) -> dict[str, Any]:
 def describe(program: Program, workdir: Path, restored: Restored | None) -> None:
     """What the run is, before it starts."""
     experiment, mesh = program.experiment, dict(program.mesh.shape)
-    print(f"{experiment.name}: {experiment.steps} steps in {workdir}")
+    say(f"{experiment.name}: {experiment.steps} steps in {workdir}")
     for name, text in summary(program.counts).items():
-        print(f"  {name}: {text}")
+        say(f"  {name}: {text}")
     sizes = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "1 device"
-    print(f"  mesh: {sizes}")
+    processes = f" on {jax.process_count()} processes" if several() else ""
+    say(f"  mesh: {sizes}{processes}")
     for warning in warnings(experiment):
-        print(f"  warning: {warning}")
+        say(f"  warning: {warning}")
     if restored is not None:
-        print(f"  resuming at step {restored.step}")
+        say(f"  resuming at step {restored.step}")
 
 
 def write_facts(program: Program, workdir: Path) -> None:
@@ -231,9 +264,11 @@ class Run:
         require_not_empty(eval_rows, experiment.evaluation.split, 1)
         probe = Probe(self.program, eval_rows) if self.program.probes else None
         clock = Clock(self.program, int(state.step))
+        stop = SharedMaximum(lambda: self.signals.number, self.program.mesh)
         step, evaluation = int(state.step), {}
-        while step < experiment.steps and not self.signals.stop:
+        while step < experiment.steps and not stop.value():
             state, result = self._step(state, step)
+            stop.ask(after=result.loss)
             step += 1
             last = step == experiment.steps
             self._guard(result, step)
@@ -251,14 +286,15 @@ class Run:
         self._save(step, state)
         self.checkpoints.wait()
         if step < experiment.steps:
-            print(
-                f"stopped by {self.signals.name} at step {step}, saved; the same command resumes:\n"
+            say(
+                f"stopped by {signal_name(stop.value())} at step {step}, saved; "
+                "the same command resumes:\n"
                 f"  python -m moe_jax.train --config=... --workdir={workdir}"
             )
         return Outcome(step, step >= experiment.steps, evaluation)
 
     def _step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
-        raw = self.program.put(next(self.pipeline))
+        raw = self.program.put(next(self.pipeline), batch_size=self.pipeline.batch_size)
         profile = self.program.experiment.logging.profile_steps
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(self.writer.directory / "profile"))
@@ -300,10 +336,11 @@ class Run:
         self.progress.update(step, {"loss": metrics["loss"], **found})
 
     def _evaluate(self, state: TrainState, step: int, rows: Any) -> dict[str, Any]:
-        config = self.program.experiment
-        size = config.evaluation.batch_size or config.batch_size
-        limit = None if config.evaluation.batches == -1 else config.evaluation.batches
-        metrics = evaluate(self.program, state, evaluation_batches(rows, size, limit))
+        program, config = self.program, self.program.experiment.evaluation
+        limit = None if config.batches == -1 else config.batches
+        size = program.eval_batch_size
+        local = program.local_rows(size).tolist()
+        metrics = evaluate(program, state, evaluation_batches(rows, size, limit, local))
         self.writer.write(step, metrics, split="eval")
         told = ", ".join(
             f"{name} {metrics[name]:.4f}"

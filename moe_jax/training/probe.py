@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.analysis.routes import churn, margin, overlap
+from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 
@@ -24,7 +24,8 @@ class Probe:
 
     def __init__(self, program: Program, rows: Any):
         self._program = program
-        chosen = [rows[i % len(rows)] for i in range(program.probe_rows)]
+        # Few rows, once: each process reads all, for the metrics need all.
+        chosen = [rows[i % len(rows)] for i in range(program.eval_batch_size)]
         names = ("tokens", "segments")
         self._raw = {name: np.stack([row[name] for row in chosen]) for name in names}
         self._valid = self._raw["segments"][:, :-1] > 0
@@ -42,7 +43,7 @@ class Probe:
         routes = program.route_step(state.params, state.router_state, raw, knobs)
         expert, probability, old = jax.device_get((routes.expert_BSK, routes.prob_BSE, state.probe))
         metrics = self._metrics(expert, probability, old)
-        new = jax.device_put(expert.astype(jnp.int32), program.state_shardings.probe)
+        new = put(expert.astype(np.int32), program.state_shardings.probe)
         return replace(state, probe=new), metrics
 
     def _metrics(

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 
-import jax
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from moe_jax.parallel.hosts import is_primary
 
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
@@ -34,7 +35,7 @@ class Progress:
         self._total, self._step = total, start
         self._shown = start  # the last step that was drawn
         self._first: tuple[int, float] | None = None  # step and time of the first update
-        self._active = jax.process_index() == 0
+        self._active = is_primary()
         self._values: dict[str, float] = {}
         self._began = self._drawn = time.monotonic()
         self._live: Live | None = None

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -21,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.parallel.hosts import is_primary
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
 FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
@@ -54,7 +54,7 @@ class MetricWriter:
 
     def __init__(self, directory: Path, config: LoggingConfig, start_step: int = 0):
         self.directory = Path(directory)
-        self._active = jax.process_index() == 0
+        self._active = is_primary()
         self._board: Board | None = None
         self._wandb: Any = None
         if not self._active:
