@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -171,14 +171,29 @@ def joined(
         _meet(meeting, timeout)
         yield
     except BaseException as error:
-        code = tell(error, debug)
-        if code is None:
+        _leave(error, debug)
+
+
+def _leave(error: BaseException, debug: bool) -> NoReturn:
+    """Tells the error and ends the process, without waiting for the others."""
+    code = tell(error, debug)
+    if code is None:
+        if debug or not isinstance(error, jax.errors.JaxRuntimeError) or not _is_loss(error):
             traceback.print_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if meeting.process == 0:
-            time.sleep(1)  # without it the others end: what they may have to tell comes first
-        os._exit(1 if code is None else code)
+        else:
+            first_line = str(error).partition("\n")[0]
+            sys.stderr.write(f"error: another process of the run is gone ({first_line})\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _global_state().process_id == 0:
+        time.sleep(1)  # without it the others end: what they may have to tell comes first
+    os._exit(1 if code is None else code)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a collective or the coordinator reports that somebody is missing."""
+    told = str(error)
+    return any(sign in told for sign in ("Gloo", "coordination service", "heartbeat", "NCCL"))
 
 
 def _meet(meeting: Meeting, timeout: float) -> None:
@@ -214,9 +229,9 @@ def _meet(meeting: Meeting, timeout: float) -> None:
 
 def _nobody(meeting: Meeting, timeout: float) -> str:
     """Why the meeting did not take place."""
-    known = meeting.coordinator or getattr(_global_state(), "coordinator_address", None)
+    known = meeting.coordinator or _global_state().coordinator_address
     where = known or "an unknown address"
-    if meeting.process and not _answers(known):
+    if _global_state().process_id and not _answers(known):
         return (
             f"the coordinator at {where} did not answer within {timeout:.0f} s: "
             "is process 0 running there, and is the port open to this machine?"
