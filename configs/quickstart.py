@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 # Exact on any mesh with up to 8 devices along `expert`.
                 receive_factor=8.0,
                 losses=RoutingLosses(
-                    load_balance=LoadBalance(coefficient=0.01),
+                    load_balance=LoadBalance(coefficient=0.05),
                     router_z=RouterZ(coefficient=0.001),
                     over_layers="mean",
                 ),

@@ -41,7 +41,9 @@ text = "seconds that the others have to end after one has failed"
 flags.DEFINE_float("grace", 10.0, text, 0, flag_values=FLAGS)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-CHATTER = "connected peer ranks"  # Gloo's, for every group of devices and each device in it
+# Gloo's, for every group of devices and each device in it; it may write the end of a line, or two
+# ends of lines, apart from the line.
+CHATTER = "connected peer ranks"
 LAST_WORDS = 40  # lines of the failed process's stderr that are shown again at the end
 
 
@@ -63,7 +65,7 @@ class Rank:
 
     def _pump(self, source: IO[str], sink: IO[str]) -> None:
         for line in source:
-            if CHATTER in line:
+            if CHATTER in line or not line.strip():
                 continue
             if sink is sys.stderr:
                 self.last_words.append(line)

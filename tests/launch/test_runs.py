@@ -64,7 +64,7 @@ def stopped(config, tmp_path_factory) -> tuple[Path, str]:
     os.kill(launched.pids[1], signal.SIGTERM)
     code, out, err = launched.end()
     assert code == 0, err
-    return workdir, out
+    return workdir, out + err
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,16 @@ def test_a_signal_to_one_process_stops_all_at_one_step(stopped):
     assert steps_saved(workdir)[-1] == last
 
 
-def test_two_processes_prepare_the_data_once(stopped):
-    assert len(lines(stopped[0])) > 0  # the data came from this run
-    assert "[1]" not in stopped[1].replace("[1] \n", "")  # process 1 says nothing on stdout
+def test_process_0_alone_prepares_the_data_and_speaks(stopped):
+    told = stopped[1].splitlines()
+    for text in (
+        "Preparing",
+        "tiny: 20 steps",
+        "mesh: data=2 expert=4 on 2 processes",
+        "stopped by SIGTERM",
+    ):
+        found = [line for line in told if text in line]
+        assert len(found) == 1 and found[0].startswith("[0] "), found
 
 
 def test_two_processes_stopped_and_resumed_have_the_losses_of_one(two, stopped, alone):
