@@ -96,7 +96,8 @@ def routing_metrics(sums: Sums, traffic: Traffic) -> dict[str, Float[Array, ""]]
     load_balance_loss: all choices, balanced = 1. max_violation, load_cv, dead_experts: of the
     wanted load, before drops. router_entropy: nats per token. dropped_fraction: dropped / wanted.
     dropped_token_fraction: tokens that lost all experts / valid tokens. overflow_fraction:
-    overflow / wanted. capacity_utilization: accepted / slots; absent where dropless (slots = 0).
+    overflow / wanted. capacity_utilization: accepted / slots; without meaning where dropless
+    (slots = 0), and left out by who reports it.
     """
     wanted = jnp.sum(sums.wanted_E)
     metrics = {

@@ -36,9 +36,9 @@ def assert_same_losses(workdir: Path, reference: Path, steps: int = 20) -> None:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
-def run(config: str, workdir: Path) -> None:
+def run(config: str, workdir: Path, *more: str) -> None:
     """As one process, this one, with its 8 devices."""
-    argv = [f"--config={config}", f"--workdir={workdir}"]
+    argv = [f"--config={config}", f"--workdir={workdir}", *more]
     assert run_door(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
 
 
@@ -122,6 +122,24 @@ def test_four_processes_have_the_losses_of_one(alone, config, tmp_path):
 def test_one_process_goes_on_with_the_checkpoint_of_two(two, alone, config, tmp_path):
     workdir = at_step_10(two[0], tmp_path / "run")
     run(config, workdir)
+    assert_same_losses(workdir, alone)
+
+
+def test_another_mesh_goes_on_with_the_checkpoint(alone, config, tmp_path):
+    """(2, 4) -> (8, 1)."""
+    workdir = at_step_10(alone, tmp_path / "run")
+    run(config, workdir, "--config.mesh.data=8", "--config.mesh.expert=1")
+    assert_same_losses(workdir, alone)
+
+
+def test_one_device_goes_on_with_the_checkpoint_of_eight(alone, config, tmp_path):
+    workdir = at_step_10(alone, tmp_path / "run")
+    argv = [f"--config={config}", f"--workdir={workdir}"]
+    mesh = ["--config.mesh.data=1", "--config.mesh.expert=1"]
+    shape = ["--processes=1", "--devices_per_process=1"]
+    code, out, err = Launched(*shape, "--", *argv, *mesh).end()
+    assert code == 0, err
+    assert "resuming at step 10" in out and "mesh: 1 device" in out
     assert_same_losses(workdir, alone)
 
 
