@@ -23,6 +23,9 @@ OPS = (
     "collective-permute",
     "collective-broadcast",
 )
+PAIRED = ("all-gather", "collective-permute")  # the type of their start is (operands, results)
+
+Computations = dict[str, tuple[bool, list[str]]]  # name -> (is it the entry, its lines)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Collective:
 
     op: one of OPS. axes: the mesh axes that it crosses. size: devices that take part in one group.
     arrays: (dtype, shape) of its results on one device. times: executions in one call of the
-    program; loops whose trip count XLA does not know count once, branches as if all were taken.
+    program; a loop whose bound is computed counts once, branches count as if all were taken.
     asynchronous: split into a start and an end, between which other work may run.
     """
 
@@ -72,7 +75,7 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
         for line in computations[name][1]:
             if collective := _collective(line, mesh, times, asynchronous):
                 found.append(collective)
-            for callee, repeats, is_async in _callees(line):
+            for callee, repeats, is_async in _callees(line, computations):
                 if callee in computations:
                     visit(callee, times * repeats, asynchronous or is_async)
 
@@ -80,9 +83,8 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     return found
 
 
-def _computations(hlo_text: str) -> dict[str, tuple[bool, list[str]]]:
-    """Computation name -> (is it the entry, its lines)."""
-    found: dict[str, tuple[bool, list[str]]] = {}
+def _computations(hlo_text: str) -> Computations:
+    found: Computations = {}
     lines: list[str] = []
     for line in hlo_text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -93,13 +95,11 @@ def _computations(hlo_text: str) -> dict[str, tuple[bool, list[str]]]:
     return found
 
 
-def _callees(line: str) -> Iterator[tuple[str, int, bool]]:
+def _callees(line: str, computations: Computations) -> Iterator[tuple[str, int, bool]]:
     """(computation, times it runs, whether asynchronously) that an instruction calls."""
     if " async-done(" in line or " async-update(" in line:
         return  # names the computation of its start once more
-    trips = 1
-    if " while(" in line and (count := re.search(r'"known_trip_count":\{"n":"(\d+)"', line)):
-        trips = int(count[1])
+    trips = _trips(line, computations) if " while(" in line else 1
     is_async = " async-start(" in line
     for key, one, several in re.findall(r"(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})", line):
         if key not in ("body", "calls", "to_apply", "branch_computations", "called_computations"):
@@ -110,18 +110,37 @@ def _callees(line: str) -> Iterator[tuple[str, int, bool]]:
         yield name, 1, False
 
 
+def _trips(line: str, computations: Computations) -> int:
+    """How often a `while` runs; 1 where its bound is computed.
+
+    The TPU compiler does not annotate loops. A scan's condition compares a counter that starts at
+    0 with a constant: `ROOT compare(counter, constant), direction=LT`.
+    """
+    if count := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(count[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    if condition is None or condition[1] not in computations:
+        return 1
+    text = "\n".join(computations[condition[1]][1])
+    root = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", text)
+    bound = root and re.search(rf"%{re.escape(root[1])} = s32\[\]\S* constant\((\d+)\)", text)
+    return int(bound[1]) if bound else 1
+
+
 def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collective | None:
     """The collective of one line of HLO; None where there is none."""
     found = re.search(rf" = (.*?) ({'|'.join(OPS)})(-start)?\(", line)
     if found is None:
         return None
     types, op, start = found.groups()
+    if start and op not in PAIRED and types.startswith("(("):
+        # The GPU compiler writes ((operands), results); the TPU compiler the results alone.
+        types = types.partition("), ")[2]
     arrays = [
         (dtype, tuple(_numbers(dims))) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
     ]
-    if start and op in ("all-gather", "collective-permute"):
-        # The type of a start is (operands, results), and semaphores.
-        arrays = [array for array in arrays if array != ("u32", ())]
+    if start and op in PAIRED:
+        arrays = [array for array in arrays if array != ("u32", ())]  # no semaphores
         arrays = arrays[len(arrays) // 2 :]
     groups = groups_of(line, mesh.devices.size)
     place = np.stack(np.unravel_index(groups, mesh.devices.shape))

@@ -88,14 +88,13 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
         )
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
-    text = results_alone(with_trip_counts(compiled.as_text()))
     return Compiled(
         seconds=time.perf_counter() - start,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         outputs=max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         flops_once=cost.get("flops"),
-        sent=_by_kind(text, program.mesh),
+        sent=_by_kind(compiled.as_text(), program.mesh),
     )
 
 
@@ -112,41 +111,6 @@ def _by_kind(text: str, mesh: Any) -> tuple[Sent, ...]:
         Sent(op=op, axes=axes, times=n, bytes_sent=sent[op, axes], asynchronous=parallel[op, axes])
         for (op, axes), n in sorted(times.items(), key=lambda item: -sent[item[0]])
     )
-
-
-def with_trip_counts(hlo_text: str) -> str:
-    """The HLO with known_trip_count on every `while` that has it in its condition.
-
-    The TPU compiler does not annotate loops. A scan's condition compares a counter that starts at
-    0 with a constant: `ROOT compare(counter, constant), direction=LT`; a loop whose bound is
-    computed is left as it is.
-    """
-    bounds: dict[str, str] = {}
-    name, constants = "", dict[str, str]()
-    for line in hlo_text.splitlines():
-        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            name, constants = header[1], {}
-        elif constant := re.search(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line):
-            constants[constant[1]] = constant[2]
-        elif root := re.search(r"ROOT .* compare\((.*?)\), direction=LT", line):
-            bound = re.findall(r"%([\w.\-]+)", root[1])[-1]
-            if bound in constants:
-                bounds[name] = constants[bound]
-    lines = []
-    for line in hlo_text.splitlines():
-        if " while(" in line and "known_trip_count" not in line:
-            condition = re.search(r"condition=%?([\w.\-]+)", line)
-            if condition and condition[1] in bounds:
-                line += f' "known_trip_count":{{"n":"{bounds[condition[1]]}"}}'
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def results_alone(hlo_text: str) -> str:
-    """The HLO with only the results in the types of started exchanges: the GPU compiler writes
-    `((operands), result) all-to-all-start(...)`."""
-    ops = "all-to-all|ragged-all-to-all|reduce-scatter|collective-broadcast"
-    return re.sub(rf" = \(\(.*?\), (.*)\) ((?:{ops})-start)\(", r" = \1 \2(", hlo_text)
 
 
 def memory_of(told: str) -> tuple[float | None, float | None]:

@@ -90,3 +90,43 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
     assert (gather.op, gather.axes, gather.size) == ("all-gather", {"a"}, 2)
     assert gather.bytes_sent == 16 * 4 * 2 / 2 and gather.asynchronous
     assert (exchange.axes, exchange.size, exchange.asynchronous) == ({"b"}, 4, True)
+
+
+def test_trip_counts_come_from_the_condition_where_the_compiler_does_not_tell():
+    """Two loops inside each other, 5 x 3, as the TPU compiler writes them."""
+    text = """
+%inner_cond (p: (s32[])) -> pred[] {
+  %three = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %three), direction=LT
+}
+%inner (p: (s32[])) -> (s32[]) {
+  %all-to-all.1 = f32[8,4]{1,0} all-to-all(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+%outer_cond (p: (s32[])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %lt.1 = pred[] compare(%i, %five), direction=LT
+}
+%outer (p: (s32[])) -> (s32[]) {
+  %while.1 = (s32[]) while(%t), condition=%inner_cond, body=%inner
+}
+%dynamic_cond (p: (s32[])) -> pred[] {
+  ROOT %lt.2 = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (p: s32[]) -> (s32[]) {
+  %while.2 = (s32[]) while(%t), condition=%outer_cond, body=%outer
+  %while.3 = (s32[]) while(%t), condition=%dynamic_cond, body=%inner
+}
+"""
+    found = collectives(text, MESH)
+    assert sorted(c.times for c in found) == [1, 15]
+
+
+def test_a_started_exchange_counts_its_results_alone():
+    """As the GPU compiler writes it: 8 * 6 * 4 floats, of which 7 / 8 leave the device."""
+    text = """
+ENTRY %main (p: f32[8,6,4]) -> f32[8,6,4] {
+  %a = ((f32[8,6,4]{2,1,0}), f32[8,6,4]{2,1,0}) all-to-all-start(%p), replica_groups={}
+}
+"""
+    (found,) = collectives(text, MESH)
+    assert (found.bytes_sent, found.asynchronous) == (7 * 6 * 4 * 4, True)

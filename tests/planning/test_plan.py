@@ -13,16 +13,9 @@ from moe_jax import plan
 from moe_jax.config.cli import run_door
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
-from moe_jax.parallel.collectives import collectives
 from moe_jax.parallel.mesh import AXES
 from moe_jax.planning import report
-from moe_jax.planning.compiled import (
-    Compiled,
-    compile_step,
-    memory_of,
-    results_alone,
-    with_trip_counts,
-)
+from moe_jax.planning.compiled import Compiled, compile_step, memory_of
 from moe_jax.planning.estimate import estimate, state_bytes
 from moe_jax.planning.hardware import topology_of
 from moe_jax.planning.published import FITTED_ON, checks
@@ -107,35 +100,6 @@ def test_compiled_step_by_kind(name):
     assert told == pytest.approx(over_expert)
 
 
-def test_trip_counts_come_from_the_condition_where_the_compiler_does_not_tell():
-    """Two loops inside each other, 5 x 3, as the TPU compiler writes them."""
-    text = """
-%inner_cond (p: (s32[])) -> pred[] {
-  %three = s32[]{:T(128)} constant(3)
-  ROOT %lt = pred[] compare(%i, %three), direction=LT
-}
-%inner (p: (s32[])) -> (s32[]) {
-  %all-to-all.1 = f32[8,4]{1,0} all-to-all(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-}
-%outer_cond (p: (s32[])) -> pred[] {
-  %five = s32[]{:T(128)} constant(5)
-  ROOT %lt.1 = pred[] compare(%i, %five), direction=LT
-}
-%outer (p: (s32[])) -> (s32[]) {
-  %while.1 = (s32[]) while(%t), condition=%inner_cond, body=%inner
-}
-%dynamic_cond (p: (s32[])) -> pred[] {
-  ROOT %lt.2 = pred[] compare(%i, %n), direction=LT
-}
-ENTRY %main (p: s32[]) -> (s32[]) {
-  %while.2 = (s32[]) while(%t), condition=%outer_cond, body=%outer
-  %while.3 = (s32[]) while(%t), condition=%dynamic_cond, body=%inner
-}
-"""
-    found = collectives(with_trip_counts(text), program_of("data 8").mesh)
-    assert sorted(c.times for c in found) == [1, 15]
-
-
 def test_too_little_memory_is_a_result():
     """The TPU compiler's words, and where they go in the report."""
     told = (
@@ -151,17 +115,6 @@ def test_too_little_memory_is_a_result():
     assert not found.fits
     assert "DOES NOT FIT, by 2.96 GiB" in report.text(found)
     assert not report.to_json(found)["fits"]
-
-
-def test_a_started_exchange_counts_its_results_alone():
-    """As the GPU compiler writes it: 8 * 6 * 4 floats, of which 7 / 8 leave the device."""
-    text = """
-ENTRY %main (p: f32[8,6,4]) -> f32[8,6,4] {
-  %a = ((f32[8,6,4]{2,1,0}), f32[8,6,4]{2,1,0}) all-to-all-start(%p), replica_groups={}
-}
-"""
-    (found,) = collectives(results_alone(text), program_of("data 8").mesh)
-    assert (found.bytes_sent, found.asynchronous) == (7 * 6 * 4 * 4, True)
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.topology)
