@@ -127,13 +127,22 @@ class Program:
     @cached_property
     def route_step(self) -> Any:
         """(params, router_state, raw, knobs) -> Routes, leaves (L, B, S, ...); no noise."""
+        return jax.jit(self._route, out_shardings=replicated(self.mesh))
+
+    @cached_property
+    def probe_step(self) -> Any:
+        """As route_step, of the first `probe_rows` rows: of a large batch all would be too much."""
 
         def route(params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
-            context = Context(knobs=knobs, capture=True)
-            batch = self.step.task.inputs(raw)
-            return self.network.apply(params, batch, context, router_state).report.routes
+            routes = self._route(params, router_state, raw, knobs)
+            return jax.tree.map(lambda leaf: leaf[:, : self.probe_rows], routes)
 
         return jax.jit(route, out_shardings=replicated(self.mesh))
+
+    def _route(self, params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
+        context = Context(knobs=knobs, capture=True)
+        batch = self.step.task.inputs(raw)
+        return self.network.apply(params, batch, context, router_state).report.routes
 
     # --- arguments ---
 
@@ -177,11 +186,16 @@ class Program:
         choices = getattr(self.experiment.moe.router, "choices", self.experiment.moe.num_experts)
         if not self.probes:
             return (1,)
-        return (layers, self.eval_batch_size, self.experiment.data.sequence_length, choices)
+        return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)
+
+    @property
+    def probe_rows(self) -> int:
+        """Rows that the probe watches."""
+        return min(self.experiment.logging.probe_rows, self.eval_batch_size)
 
     @property
     def eval_batch_size(self) -> int:
-        """Rows of an evaluation batch, and of the probe's: they fit every mesh of the run."""
+        """Rows of an evaluation batch: they fit every mesh of the run."""
         return self.experiment.evaluation.batch_size or self.experiment.batch_size
 
     @cached_property

@@ -16,7 +16,7 @@ from moe_jax.training.state import TrainState
 
 
 class Probe:
-    """Routes one batch of rows, the same at every call, without noise or drops.
+    """Routes the same few rows at every call, without noise or drops.
 
     The previous routes are part of the state, so that a resumed run reports what an
     uninterrupted one would.
@@ -24,11 +24,15 @@ class Probe:
 
     def __init__(self, program: Program, rows: Any):
         self._program = program
-        # Few rows, once: each process reads all, for the metrics need all.
-        chosen = [rows[i % len(rows)] for i in range(program.eval_batch_size)]
-        names = ("tokens", "segments")
-        self._raw = {name: np.stack([row[name] for row in chosen]) for name in names}
-        self._valid = self._raw["segments"][:, :-1] > 0
+        # Few rows, once: each process reads all, for the metrics need all. They are the start of a
+        # batch that fits the mesh; its other rows are of segment 0, which no router counts.
+        count, whole = program.probe_rows, program.eval_batch_size
+        chosen = [rows[i % len(rows)] for i in range(count)]
+        self._raw = {}
+        for name in ("tokens", "segments"):
+            given = np.stack([row[name] for row in chosen])
+            self._raw[name] = np.pad(given, ((0, whole - count), (0, 0)))
+        self._valid = self._raw["segments"][:count, :-1] > 0
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """The state with the new routes in it, and the metrics `moe/probe/...`.
@@ -40,7 +44,7 @@ class Probe:
         program = self._program
         raw = program.put(self._raw)
         knobs = program.knobs(int(state.step))
-        routes = program.route_step(state.params, state.router_state, raw, knobs)
+        routes = program.probe_step(state.params, state.router_state, raw, knobs)
         expert, probability, old = jax.device_get((routes.expert_BSK, routes.prob_BSE, state.probe))
         metrics = self._metrics(expert, probability, old)
         new = put(expert.astype(np.int32), program.state_shardings.probe)

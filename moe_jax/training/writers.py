@@ -32,13 +32,14 @@ class LoggingConfig:
 
     every: int = 10  # training metrics
     load_every: int = 50  # load per layer and expert (heat maps, histograms)
-    probe_every: int = 50  # routes of one fixed batch: churn, margin, overlap
+    probe_every: int = 50  # routes of a fixed set of rows: churn, margin, overlap
+    probe_rows: int = 16  # how many, at most an evaluation batch
     tensorboard: bool = True
     wandb: bool = False
     profile_steps: tuple[int, ...] = ()  # (first, last): a profiler trace of these steps
 
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 1, "every")
+        yield from at_least(self, 1, "every", "probe_rows")
         yield from at_least(self, 0, "load_every", "probe_every")
         if len(self.profile_steps) not in (0, 2):
             yield "profile_steps", "must be empty or (first, last)"

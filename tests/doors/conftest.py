@@ -37,6 +37,7 @@ def get_config(arg=""):
     config.logging.every = 2
     config.logging.load_every = 4
     config.logging.probe_every = 3
+    config.logging.probe_rows = 5
     config.mesh.data = {data}
     return config
 """
