@@ -235,6 +235,8 @@ def script(tmp_path):
 
             def main(arguments):
                 if FLAGS.workdir == "interrupt":
+                    # A background job of a shell inherits an ignored SIGINT.
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                     os.kill(os.getpid(), signal.SIGINT)
                 config = load_config(FLAGS.config, arguments.overrides, Toy)
                 assert absl_flags.FLAGS.is_parsed()
