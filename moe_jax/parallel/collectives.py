@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jax.sharding import Mesh
@@ -25,7 +25,24 @@ OPS = (
 )
 PAIRED = ("all-gather", "collective-permute")  # the type of their start is (operands, results)
 
-Computations = dict[str, tuple[bool, list[str]]]  # name -> (is it the entry, its lines)
+PRODUCTS = re.compile(r" (?:dot|convolution)\(|custom_call_target=\"(?:__cublas|__triton_gemm)")
+
+
+@dataclass(frozen=True)
+class Computation:
+    """One computation of an HLO module: its name, the type of its result, its instructions in the
+    order in which they run."""
+
+    name: str
+    result: str
+    is_entry: bool
+    lines: list[str]
+
+    def calls(self, target: str) -> bool:
+        return any(f'custom_call_target="{target}"' in line for line in self.lines)
+
+
+Computations = dict[str, Computation]
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class Collective:
     arrays: (dtype, shape) of its results on one device. times: executions in one call of the
     program; a loop whose bound is computed counts once, branches count as if all were taken.
     asynchronous: split into a start and an end, between which other work may run.
+    beside: instructions with matrix products that the schedule puts between the two.
     """
 
     op: str
@@ -44,6 +62,7 @@ class Collective:
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
     asynchronous: bool
+    beside: int = 0
 
     @property
     def result_bytes(self) -> float:
@@ -68,18 +87,23 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     hlo_text: `compiled.as_text()` of any platform.
     """
     computations = _computations(hlo_text)
-    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    entry = next(c.name for c in computations.values() if c.is_entry)
     found: list[Collective] = []
 
-    def visit(name: str, times: int, asynchronous: bool) -> None:
-        for line in computations[name][1]:
-            if collective := _collective(line, mesh, times, asynchronous):
-                found.append(collective)
-            for callee, repeats, is_async in _callees(line, computations):
-                if callee in computations:
-                    visit(callee, times * repeats, asynchronous or is_async)
+    def visit(name: str, times: int, beside: int | None) -> None:
+        """beside: of the asynchronous call that this computation is the body of; else None."""
+        computation = computations[name]
+        if _goes_on(computation):
+            return
+        for i, line in enumerate(computation.lines):
+            starts = _starts(line, computations)
+            products = _beside(computation.lines[i:], computations) if starts else beside
+            if collective := _collective(line, mesh, times, products):
+                found.append(_scattered(collective, computation))
+            for callee, repeats in _callees(line, computations):
+                visit(callee, times * repeats, products)
 
-    visit(entry, 1, False)
+    visit(entry, 1, None)
     return found
 
 
@@ -87,27 +111,82 @@ def _computations(hlo_text: str) -> Computations:
     found: Computations = {}
     lines: list[str] = []
     for line in hlo_text.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> (.*) \{$", line):
             lines = []
-            found[header[2]] = (header[1] is not None, lines)
+            entry, name, result = header.groups()
+            found[name] = Computation(name, result, entry is not None, lines)
         elif " = " in line:
             lines.append(line)
     return found
 
 
-def _callees(line: str, computations: Computations) -> Iterator[tuple[str, int, bool]]:
-    """(computation, times it runs, whether asynchronously) that an instruction calls."""
+def _goes_on(computation: Computation) -> bool:
+    """Whether this belongs to a collective that was started before, and only names it again.
+
+    The TPU compiler fuses a started all-gather with the matrix products beside it: one fusion
+    with AsyncCollectiveStart, any number of `async_collective_fusion`, one with its Done. All of
+    them contain the all-gather.
+    """
+    return computation.name.startswith("async_collective_fusion") or computation.calls(
+        "AsyncCollectiveDone"
+    )
+
+
+def _starts(line: str, computations: Computations) -> bool:
+    """Whether an instruction starts an asynchronous collective or call."""
+    if re.search(rf" (?:async|{'|'.join(OPS)})-start\(", line):
+        return True
+    return any(
+        computations[callee].calls("AsyncCollectiveStart")
+        for callee, _ in _callees(line, computations)
+    )
+
+
+def _beside(lines: list[str], computations: Computations) -> int:
+    """Instructions with matrix products between the start lines[0] and its end: what first uses
+    its result and does not hand it on."""
+    handed = {_name(lines[0])}
+    products = 0
+    for line in lines[1:]:
+        callees = [computations[callee] for callee, _ in _callees(line, computations)]
+        uses = not handed.isdisjoint(re.findall(r"%([\w.\-]+)", line.partition(" = ")[2]))
+        hands_on = re.search(r" (?:get-tuple-element|async-update)\(", line) or any(
+            c.name.startswith("async_collective_fusion") for c in callees
+        )
+        if uses and not hands_on:
+            break
+        if uses:
+            handed.add(_name(line))
+        products += _multiplies(line, computations)
+    return products
+
+
+def _multiplies(line: str, computations: Computations) -> bool:
+    """Whether an instruction, or a computation that it calls, is a matrix product."""
+    return PRODUCTS.search(line) is not None or any(
+        _multiplies(inner, computations)
+        for callee, _ in _callees(line, computations)
+        for inner in computations[callee].lines
+    )
+
+
+def _name(line: str) -> str:
+    return re.sub(r"^(ROOT )?%?", "", line.strip()).partition(" = ")[0]
+
+
+def _callees(line: str, computations: Computations) -> Iterator[tuple[str, int]]:
+    """(computation, times it runs) that an instruction calls."""
     if " async-done(" in line or " async-update(" in line:
         return  # names the computation of its start once more
     trips = _trips(line, computations) if " while(" in line else 1
-    is_async = " async-start(" in line
     for key, one, several in re.findall(r"(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})", line):
         if key not in ("body", "calls", "to_apply", "branch_computations", "called_computations"):
             continue
         for name in [one] if one else re.findall(r"%([\w.\-]+)", several):
-            yield name, trips, is_async or "async_collective" in name
+            if name in computations:
+                yield name, trips
     for name in re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line):
-        yield name, 1, False
+        yield name, 1
 
 
 def _trips(line: str, computations: Computations) -> int:
@@ -121,13 +200,13 @@ def _trips(line: str, computations: Computations) -> int:
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     if condition is None or condition[1] not in computations:
         return 1
-    text = "\n".join(computations[condition[1]][1])
+    text = "\n".join(computations[condition[1]].lines)
     root = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", text)
     bound = root and re.search(rf"%{re.escape(root[1])} = s32\[\]\S* constant\((\d+)\)", text)
     return int(bound[1]) if bound else 1
 
 
-def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collective | None:
+def _collective(line: str, mesh: Mesh, times: int, beside: int | None) -> Collective | None:
     """The collective of one line of HLO; None where there is none."""
     found = re.search(rf" = (.*?) ({'|'.join(OPS)})(-start)?\(", line)
     if found is None:
@@ -136,11 +215,10 @@ def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collec
     if start and op not in PAIRED and types.startswith("(("):
         # The GPU compiler writes ((operands), results); the TPU compiler the results alone.
         types = types.partition("), ")[2]
-    arrays = [
-        (dtype, tuple(_numbers(dims))) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
-    ]
-    if start and op in PAIRED:
+    arrays = _arrays(types)
+    if start:
         arrays = [array for array in arrays if array != ("u32", ())]  # no semaphores
+    if start and op in PAIRED:
         arrays = arrays[len(arrays) // 2 :]
     groups = groups_of(line, mesh.devices.size)
     place = np.stack(np.unravel_index(groups, mesh.devices.shape))
@@ -152,8 +230,23 @@ def _collective(line: str, mesh: Mesh, times: int, asynchronous: bool) -> Collec
         size=groups.shape[1],
         arrays=tuple(arrays),
         times=times,
-        asynchronous=asynchronous or start is not None,
+        asynchronous=beside is not None,
+        beside=beside or 0,
     )
+
+
+def _scattered(collective: Collective, computation: Computation) -> Collective:
+    """The TPU compiler writes a reduce-scatter as a fusion `all-reduce-scatter`: an all-reduce, of
+    which each device keeps its part."""
+    if collective.op != "all-reduce" or not computation.name.startswith("all-reduce-scatter"):
+        return collective
+    return replace(collective, op="reduce-scatter", arrays=tuple(_arrays(computation.result)))
+
+
+def _arrays(types: str) -> list[tuple[str, tuple[int, ...]]]:
+    return [
+        (dtype, tuple(_numbers(dims))) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
 
 
 def groups_of(line: str, num_devices: int) -> np.ndarray:

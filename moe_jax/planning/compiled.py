@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import re
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.data.tokenizer import IdTokenizer
-from moe_jax.parallel.collectives import collectives
+from moe_jax.parallel.collectives import Collective, collectives
 from moe_jax.parallel.mesh import AXES
 from moe_jax.training.build import Program, build
 from moe_jax.training.experiment import Experiment
@@ -21,13 +20,18 @@ from moe_jax.training.experiment import Experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """Collectives of one kind over the same axes: executions and bytes sent per step and device."""
+    """Collectives of one kind over the same axes: executions and bytes sent per step and device.
+
+    asynchronous: those of `times` that other work may run beside.
+    beside_products: those of `times` that the schedule puts beside matrix products.
+    """
 
     op: str
     axes: tuple[str, ...]
     times: int
     bytes_sent: float
-    asynchronous: int  # of `times`
+    asynchronous: int
+    beside_products: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Compiled:
     peak = arguments + temporaries + outputs that are not arguments again.
 
     flops_once: XLA's count, in which the body of a loop counts once (None on GPU).
-    out_of_memory: the compiler's words where it found no place (TPU); all else is then 0.
+    refused: the compiler's words where it found no place (TPU), or cannot do what the program asks
+    for on this hardware; all else is then 0.
     """
 
     seconds: float
@@ -45,13 +50,13 @@ class Compiled:
     outputs: int = 0
     flops_once: float | None = None
     sent: tuple[Sent, ...] = ()
-    out_of_memory: str | None = None
+    refused: str | None = None
     needed: float | None = None  # bytes, where the compiler told
     available: float | None = None
 
     @property
     def peak(self) -> float:
-        if self.out_of_memory:
+        if self.refused:
             return self.needed or float("inf")
         return self.arguments + self.temporaries + self.outputs
 
@@ -69,7 +74,7 @@ def lower_step(program: Program) -> Any:
 
 
 def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
-    """Builds, lowers and compiles; a lack of memory is a result, not an error."""
+    """Builds, lowers and compiles; that the compiler refuses is a result, not an error."""
     start = time.perf_counter()
     program = build(experiment, IdTokenizer(experiment.model.vocab_size), devices=devices)
     lowered = lower_step(program)
@@ -77,12 +82,12 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         told = str(error)
-        if "RESOURCE_EXHAUSTED" not in told:
+        if not re.search("RESOURCE_EXHAUSTED|UNIMPLEMENTED|not supported", told):
             raise
         needed, available = memory_of(told)
         return Compiled(
             seconds=time.perf_counter() - start,
-            out_of_memory=told.splitlines()[0],
+            refused=told.splitlines()[0],
             needed=needed,
             available=available,
         )
@@ -99,18 +104,21 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
 
 
 def _by_kind(text: str, mesh: Any) -> tuple[Sent, ...]:
-    times: collections.Counter[Any] = collections.Counter()
-    sent: collections.Counter[Any] = collections.Counter()
-    parallel: collections.Counter[Any] = collections.Counter()
+    kinds: dict[Any, list[Collective]] = {}
     for c in collectives(text, mesh):
-        key = (c.op, tuple(axis for axis in AXES if axis in c.axes))
-        times[key] += c.times
-        sent[key] += c.bytes_sent * c.times  # type: ignore[assignment]
-        parallel[key] += c.times * c.asynchronous
-    return tuple(
-        Sent(op=op, axes=axes, times=n, bytes_sent=sent[op, axes], asynchronous=parallel[op, axes])
-        for (op, axes), n in sorted(times.items(), key=lambda item: -sent[item[0]])
-    )
+        kinds.setdefault((c.op, tuple(axis for axis in AXES if axis in c.axes)), []).append(c)
+    found = [
+        Sent(
+            op=op,
+            axes=axes,
+            times=sum(c.times for c in same),
+            bytes_sent=sum(c.bytes_sent * c.times for c in same),
+            asynchronous=sum(c.times for c in same if c.asynchronous),
+            beside_products=sum(c.times for c in same if c.beside),
+        )
+        for (op, axes), same in kinds.items()
+    ]
+    return tuple(sorted(found, key=lambda sent: -sent.bytes_sent))
 
 
 def memory_of(told: str) -> tuple[float | None, float | None]:

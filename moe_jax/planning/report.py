@@ -37,8 +37,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        failed = self.compiled is not None and self.compiled.out_of_memory is not None
-        return not failed and self.peak <= self.limit
+        refused = self.compiled is not None and self.compiled.refused is not None
+        return not refused and self.peak <= self.limit
 
     @property
     def roofline(self) -> Roofline:
@@ -81,7 +81,7 @@ def _memory(plan: Plan) -> list[str]:
     state = ("parameters", "optimizer", "other")
     for name in (*state, "gradients", "activations", "workspace"):
         lines.append(f"  {name:30} {getattr(estimate, name) / GIB:9.2f}")
-    if compiled is not None and not compiled.out_of_memory:
+    if compiled is not None and not compiled.refused:
         arguments = sum(getattr(estimate, name) for name in state) / GIB
         lines.append(f"  {'state':30} {arguments:9.2f} {compiled.arguments / GIB:9.2f}")
         temporary = (estimate.peak / GIB) - arguments
@@ -90,9 +90,10 @@ def _memory(plan: Plan) -> list[str]:
     lines.append(f"  {'peak':30} {estimate.peak / GIB:9.2f} {told}")
     gap = abs(plan.limit - plan.peak) / GIB
     verdict = f"fits, {gap:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT, by {gap:.2f} GiB"
-    lines.append(f"  of {plan.limit / GIB:.2f}: {verdict}")
-    if compiled is not None and compiled.out_of_memory:
-        lines.append(f"  the compiler: {compiled.out_of_memory}")
+    if math.isfinite(plan.peak):
+        lines.append(f"  of {plan.limit / GIB:.2f}: {verdict}")
+    if compiled is not None and compiled.refused:
+        lines.append(f"  THE COMPILER REFUSES: {compiled.refused}")
     return lines
 
 
@@ -107,6 +108,7 @@ def _network(plan: Plan) -> list[str]:
             if s.bytes_sent < 1e6:
                 continue
             mark = f"  {s.asynchronous} asynchronous" if s.asynchronous else ""
+            mark += f", {s.beside_products} beside products" if s.beside_products else ""
             where = ", ".join(s.axes)
             lines.append(f"  {s.op:20} {where:24} {s.times:8d} {s.bytes_sent / 1e9:10.3f}{mark}")
     return lines

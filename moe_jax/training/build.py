@@ -19,6 +19,7 @@ from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import Decoder, Layout, layout_of
 from moe_jax.models.network import Network, abstract_with, replicated
 from moe_jax.nn.context import Context, Routes
+from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh
 from moe_jax.parallel.placement import local_rows, put_rows
 from moe_jax.tasks.language_model import LanguageModel
@@ -112,6 +113,10 @@ class Program:
             self.step.train,
             donate_argnums=0,
             out_shardings=(self.state_shardings, replicated(self.mesh)),
+            compiler_options=step_options(
+                self.mesh.devices.flat[0],
+                overlap=self.experiment.moe.overlap_chunks > 1,
+            ),
         )
 
     @cached_property

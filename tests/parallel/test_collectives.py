@@ -130,3 +130,65 @@ ENTRY %main (p: f32[8,6,4]) -> f32[8,6,4] {
 """
     (found,) = collectives(text, MESH)
     assert (found.bytes_sent, found.asynchronous) == (7 * 6 * 4 * 4, True)
+
+
+def test_a_started_exchange_and_the_products_beside_it():
+    """As the TPU compiler writes it, with semaphores; the product after the end does not count."""
+    text = """
+%products (x: f32[8,8]) -> f32[8,8] {
+  ROOT %c = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+}
+ENTRY %main (p: f32[8,6,4], x: f32[8,8]) -> f32[8,8] {
+  %a = ((f32[8,6,4]), f32[8,6,4], u32[], u32[]) all-to-all-start(%p), replica_groups={}
+  %b = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%products
+  %d = f32[8,6,4]{2,1,0} all-to-all-done(%a)
+  ROOT %e = f32[8,8]{1,0} dot(%b, %x)
+}
+"""
+    (found,) = collectives(text, MESH)
+    assert (found.bytes_sent, found.asynchronous, found.beside) == (7 * 6 * 4 * 4, True, 1)
+
+
+def test_a_gather_fused_with_products_counts_once():
+    """The TPU compiler names it in the fusion that starts it, in each one that runs beside it, and
+    in the one that ends it."""
+    text = """
+%start (p: f32[2,4]) -> (f32[2,4], f32[16,4], u32[]) {
+  %g.1 = f32[16,4]{1,0} all-gather(%p), replica_groups={}, dimensions={0}
+  ROOT %s = (f32[2,4], f32[16,4]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+%async_collective_fusion.7 (p: f32[2,4], x: f32[8,8]) -> (f32[8,8], f32[16,4], u32[]) {
+  %g.2 = f32[16,4]{1,0} all-gather(%p), replica_groups={}, dimensions={0}
+  %c = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+  ROOT %t = (f32[8,8], f32[16,4], u32[]) tuple(%c, %g.2, %u)
+}
+%end (p: f32[2,4]) -> f32[16,4] {
+  %g.3 = f32[16,4]{1,0} all-gather(%p), replica_groups={}, dimensions={0}
+  ROOT %d = f32[16,4]{1,0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
+}
+ENTRY %main (p: f32[2,4], x: f32[8,8]) -> f32[16,4] {
+  %a = (f32[2,4], f32[16,4], u32[]) fusion(%p), kind=kCustom, calls=%start
+  %a.1 = f32[16,4] get-tuple-element(%a), index=1
+  %b = (f32[8,8], f32[16,4], u32[]) fusion(%a.1, %x), kind=kOutput, calls=%async_collective_fusion.7
+  %b.1 = f32[16,4] get-tuple-element(%b), index=1
+  ROOT %e = f32[16,4]{1,0} fusion(%b.1), kind=kCustom, calls=%end
+}
+"""
+    (found,) = collectives(text, MESH)
+    assert (found.op, found.times, found.asynchronous, found.beside) == ("all-gather", 1, True, 1)
+    assert found.bytes_sent == 7 * 2 * 4 * 4
+
+
+def test_a_reduce_scatter_as_a_fusion():
+    """The TPU compiler writes it as an all-reduce of which each device keeps its part."""
+    text = """
+%all-reduce-scatter.4 (p: f32[256,512]) -> f32[32,512] {
+  %r = f32[256,512]{1,0} all-reduce(%p), replica_groups={}, to_apply=%add
+  ROOT %d = f32[32,512]{1,0} dynamic-slice(%r, %i, %z), dynamic_slice_sizes={32,512}
+}
+ENTRY %main (p: f32[256,512]) -> f32[32,512] {
+  ROOT %f = f32[32,512]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.4
+}
+"""
+    (found,) = collectives(text, MESH)
+    assert (found.op, found.bytes_sent) == ("reduce-scatter", 7 * 32 * 512 * 4)

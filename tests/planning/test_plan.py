@@ -110,11 +110,24 @@ def test_too_little_memory_is_a_result():
     assert (needed, available) == (18.71 * 2**30, 15.75 * 2**30)
     topology = topology_of("v5e:2x4")
     one = candidate(program_of("data 8").experiment, topology)
-    failed = Compiled(seconds=1.0, out_of_memory=told, needed=needed, available=available)
+    failed = Compiled(seconds=1.0, refused=told, needed=needed, available=available)
     found = report.Plan(topology=topology, candidate=one, compiled=failed)
     assert not found.fits
     assert "DOES NOT FIT, by 2.96 GiB" in report.text(found)
     assert not report.to_json(found)["fits"]
+
+
+def test_what_the_compiler_cannot_do_is_a_result():
+    told = "INTERNAL: Ragged all-to-all is currently not supported in limited ICI routing settings"
+    topology = topology_of("v5e:2x4")
+    one = candidate(program_of("data 8").experiment, topology)
+    found = report.Plan(
+        topology=topology, candidate=one, compiled=Compiled(seconds=1.0, refused=told)
+    )
+    assert not found.fits
+    assert f"THE COMPILER REFUSES: {told}" in report.text(found)
+    assert "GiB to spare" not in report.text(found)
+    json.dumps(report.to_json(found), allow_nan=False)
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.topology)
