@@ -62,7 +62,7 @@ def load(
     program = build(experiment, rows.tokenizer, devices=devices)
     saved = Checkpoints(folder / "checkpoints", experiment.checkpoint, read_only=True)
     with saved as checkpoints:
-        restored = checkpoints.restore(program.abstract_state, step=step)
+        restored = checkpoints.restore(program.abstract_model, step=step, partial=True)
     if restored is None:
         raise UserError(f"{folder}: no checkpoint to load")
     return LoadedRun(folder, program, restored.state, rows)
@@ -72,8 +72,9 @@ def load(
 class LoadedRun:
     """A checkpoint with its model, tokenizer and evaluation data.
 
-    program: mesh, network and compiled steps. state: parameters and the rest. rows: the opened
-    evaluation split.
+    program: mesh, network and compiled steps. state: step, parameters and router state; what
+    belongs to training alone (optimizer, counters, probe) is None. rows: the opened evaluation
+    split.
     """
 
     workdir: Path

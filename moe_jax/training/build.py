@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,14 @@ class Program:
         """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
         shapes = self._state_shapes
         return abstract_with(shapes, self.state_shardings)
+
+    @cached_property
+    def abstract_model(self) -> TrainState:
+        """What of it the trained model is: to load it without the rest, which depends on how the
+        run was trained and watched."""
+        return replace(
+            self.abstract_state, opt_state=None, bad_steps=None, skipped=None, probe=None
+        )
 
     @cached_property
     def _state_shapes(self) -> TrainState:

@@ -227,22 +227,25 @@ class Checkpoints:
     def _names(self, step: int) -> str:
         return f"checkpoint {self.directory / str(step)} is bad: {self._bad[step]}"
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, partial: bool = False
+    ) -> Restored | None:
         """The state of `step`, or of the newest good one; None where there is none.
 
-        abstract_state: ShapeDtypeStructs with shardings, on any mesh. UserError where the step is
-        not there or bad, or where stored and wanted arrays differ.
+        abstract_state: ShapeDtypeStructs with shardings, on any mesh. partial: arrays that it does
+        not name are left in the file. UserError where the step is not there or bad, or where
+        stored and wanted arrays differ.
         """
         self.wait()
         if step is not None:
             from_primary(functools.partial(self._require, step))
             try:
-                return self._load(step, abstract_state)
+                return self._load(step, abstract_state, partial)
             except Unreadable as error:
                 raise UserError(str(error)) from error
         for good in self._good_steps():
             try:
-                return self._load(good, abstract_state)
+                return self._load(good, abstract_state, partial)
             except Unreadable as error:
                 self._set_bad(good, str(error))
         return None
@@ -255,14 +258,17 @@ class Checkpoints:
         if problem := self.problem(step):
             raise UserError(f"checkpoint {self.directory / str(step)} is bad: {problem}")
 
-    def _load(self, step: int, abstract_state: Any) -> Restored:
+    def _load(self, step: int, abstract_state: Any, partial: bool) -> Restored:
         folder, meta = self.directory / str(step), self._metadata(step)
         wanted, structure = flatten(abstract_state)
-        _compare(meta, wanted, folder)
+        _compare(meta, wanted, folder, partial)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = partial
         try:
-            loaded = together(
-                lambda: ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
-            )
+            with context:
+                loaded = together(
+                    lambda: ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
+                )
         except Exception as error:
             told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
             if self._config.verify or _is_out_of_memory(error):
@@ -464,11 +470,13 @@ def _free_name(path: Path) -> Path:
     return found
 
 
-def _compare(stored: Metadata, wanted: Mapping[str, Any], where: Path) -> None:
-    """UserError with every array that is missing, left over, of another shape or another dtype
-    (Orbax would cast silently)."""
+def _compare(
+    stored: Metadata, wanted: Mapping[str, Any], where: Path, partial: bool = False
+) -> None:
+    """UserError with every array that is missing, left over (but for `partial`), of another shape
+    or another dtype (Orbax would cast silently)."""
     lines = []
-    for name in sorted(set(stored.shapes) | set(wanted)):
+    for name in sorted(set(wanted) if partial else set(stored.shapes) | set(wanted)):
         if name not in wanted:
             shape = tuple(stored.shapes[name])
             lines.append(f"{name}: stored with shape {shape}, not in the model")

@@ -213,7 +213,7 @@ def load_params(folder: Path) -> dict[str, Any]:
         rows = config.data.open("train")
         config = replace(config, mesh=type(config.mesh)())
         program = build(config, rows.tokenizer, devices=jax.local_devices()[:1])
-        restored = checkpoints.restore(program.abstract_state)
+        restored = checkpoints.restore(program.abstract_model, partial=True)
         if restored is None:
             raise UserError(f"{folder.parent}: no checkpoint to start from")
         return jax.device_get(restored.state.params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 import moe_jax
@@ -13,7 +15,8 @@ def test_the_probe_keeps_the_routes_of_its_rows(trained):
     in a full batch, and no churn from one call to the next."""
     run = moe_jax.load(trained)
     probe = Probe(run.program, run.rows)
-    state, _ = probe(run.state)
+    unseen = np.full(run.program.probe_shape, -1, np.int32)
+    state, _ = probe(replace(run.state, probe=unseen))
     routes = run.route(next(run.batches(1)))
     expected = np.stack([routes[layer].expert_BSK for layer in sorted(routes)])
     assert run.program.eval_batch_size > 5

@@ -153,6 +153,21 @@ def test_evaluate_repeats_the_run_and_takes_other_capacities(door, trained, tmp_
     assert "dropped_fraction" in out
 
 
+def test_evaluate_takes_other_numbers_of_experts(door, trained, tmp_path):
+    """Of a run with k=2; its optimizer and its probe are not read."""
+    file = tmp_path / "evaluation.json"
+    argv = [f"--workdir={trained}", "--k=1,2,4", "--batches=2", f"--json={file}"]
+    code, out, err = door("evaluate", *argv)
+    assert code == 0, err
+    one, two, four = (result["metrics"] for result in json.loads(file.read_text()))
+    last = lines(trained, "eval")[-1]
+    np.testing.assert_allclose(two["cross_entropy"], last["cross_entropy"], rtol=1e-5)
+    assert two["cross_entropy"] != one["cross_entropy"] != four["cross_entropy"]
+    assert "moe.router.k=4" in out
+    code, _, err = door("evaluate", f"--workdir={trained}", "--k=5")
+    assert code == 2 and "5" in err and "4" in err
+
+
 def test_generate_is_seeded_and_shows_routing(door, trained):
     argv = [f"--workdir={trained}", "--prompt=def ", "--max_tokens=12"]
     first, again = door("generate", *argv), door("generate", *argv)
