@@ -72,9 +72,8 @@ class Program:
     def abstract_model(self) -> TrainState:
         """What of it the trained model is: to load it without the rest, which depends on how the
         run was trained and watched."""
-        return replace(
-            self.abstract_state, opt_state=None, bad_steps=None, skipped=None, probe=None
-        )
+        absent: dict[str, Any] = dict.fromkeys(("opt_state", "bad_steps", "skipped", "probe"))
+        return replace(self.abstract_state, **absent)
 
     @cached_property
     def _state_shapes(self) -> TrainState:
