@@ -288,4 +288,4 @@ def _numbers(text: str) -> list[int]:
 def _dtype_bytes(dtype: str) -> float:
     """Bytes of one element: f32 -> 4, bf16 -> 2, pred and f8e4m3fn -> 1, s4 -> 0.5."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
-    return int(bits[1]) / 8 if bits else 1
+    return int(bits[1]) / 8 if bits else 1.0

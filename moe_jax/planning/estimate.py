@@ -68,6 +68,7 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
     state = _abstract_state(_on_one_device(experiment))
     parameters = state_bytes(state.params, shape.sizes)
     experts = state_bytes(expert_weights(state.params), shape.sizes)
+    layers = state_bytes(state.params["layers"], shape.sizes) - experts
     optimizer = state_bytes(state.opt_state, shape.sizes)
     counts = count(experiment.model, experiment.moe, experiment.data.sequence_length)
     model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
@@ -92,7 +93,7 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
         hardware_flops=model_flops * (shape.recomputation(counts) + shape.extra_passes / 3)
         + shape.padding_flops,
         memory_traffic=memory_traffic,
-        traffic=tuple(shape.traffic(parameters - experts, experts)),
+        traffic=tuple(shape.traffic(layers, parameters - experts - layers, experts)),
     )
 
 
@@ -281,10 +282,11 @@ class Shape:
 
     # --- bytes on the wire ---
 
-    def traffic(self, dense: int, experts: int) -> list[Traffic]:
-        """Per device and step; dense, experts: parameter bytes on this device."""
+    def traffic(self, layers: int, ends: int, experts: int) -> list[Traffic]:
+        """Per device and step; parameter bytes on this device of the layers without experts, of
+        embedding and head, of the experts."""
         found = [*self._over_expert(), *self._over_tensor(), *self._over_sequence()]
-        found += [*self._over_fsdp(dense), *self._gradients(dense, experts)]
+        found += [*self._over_fsdp(layers + ends), *self._gradients(layers, ends, experts)]
         return [traffic for traffic in found if traffic.bytes_sent]
 
     def exchanged(self) -> float:
@@ -348,20 +350,30 @@ class Shape:
             ),
         ]
 
-    def _gradients(self, dense: int, experts: int) -> list[Traffic]:
-        """All-reduces; dense parameters lie on every device but over fsdp and tensor."""
-        where = {
-            "experts": ("data", "sequence"),
-            "the rest": ("data", "fsdp", "expert", "sequence"),
-        }
-        sent = []
-        for name, size in (("experts", experts), ("the rest", dense * self.sizes["fsdp"])):
-            axes = tuple(axis for axis in where[name] if self.sizes[axis] > 1)
-            n = math.prod(self.sizes[axis] for axis in axes)
-            bytes_sent = 2 * (n - 1) / n * size * self.micro_batches
-            told = f"gradients of {name}"
-            sent.append(Traffic(op="all-reduce", axes=axes, what=told, bytes_sent=bytes_sent))
-        return sent
+    def _gradients(self, layers: int, ends: int, experts: int) -> list[Traffic]:
+        """Sums over the devices that hold the same parameters: all lie on every device but over
+        fsdp and tensor, experts also over expert.
+
+        The gradients of a layer are summed in every micro-batch in the compute type; over fsdp by
+        reduce-scatter. Without fsdp the compilers sum those of embedding and head once a step.
+        """
+        f = self.sizes["fsdp"]
+        kept = DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize
+        ends_times = self.micro_batches if f > 1 else 1
+        shard = self.micro_batches * layers * self.b / kept + ends_times * ends
+        rest = "gradients of the rest"
+        return [
+            Traffic(op="reduce-scatter", axes=("fsdp",), what=rest, bytes_sent=(f - 1) * shard),
+            self._all_reduce(("data", "expert", "sequence"), shard, rest),
+            self._all_reduce(
+                ("data", "sequence"), self.micro_batches * experts, "gradients of experts"
+            ),
+        ]
+
+    def _all_reduce(self, over: tuple[str, ...], size: float, what: str) -> Traffic:
+        axes = tuple(axis for axis in over if self.sizes[axis] > 1)
+        n = math.prod(self.sizes[axis] for axis in axes)
+        return Traffic(op="all-reduce", axes=axes, what=what, bytes_sent=2 * (n - 1) / n * size)
 
 
 def mesh_name(sizes: dict[str, int]) -> str:

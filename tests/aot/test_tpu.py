@@ -82,7 +82,7 @@ def test_step_on_64_devices(mesh):
     assert_no_weights(over_expert, F // sizes["tensor"])
     exchanges = [c for c in over_expert if c.op == "all-to-all" and c.arrays[0][0] == "bf16"]
     assert sum(c.times for c in exchanges) == 4 * LAYERS
-    (expected,) = (t.bytes_sent for t in told.traffic if t.axes == ("expert",))
+    (expected,) = (t.bytes_sent for t in told.traffic if t.what == "tokens to experts")
     assert sum(c.bytes_sent * c.times for c in exchanges) == pytest.approx(expected)
 
 
@@ -107,7 +107,7 @@ def test_other_transports_on_64_devices(transport, op, layout):
     assert {c.op for c in moved} <= {op, "reduce-scatter"}
     assert sum(c.times for c in moved) == 4 * LAYERS
     told = estimate(program.experiment, 64)
-    expected = sum(t.bytes_sent for t in told.traffic if t.axes == ("expert",))
+    expected = sum(t.bytes_sent for t in told.traffic if t.what == "tokens to experts")
     sent = sum(c.bytes_sent * c.times for c in moved)
     if transport == "ragged":
         assert expected <= sent <= 2 * expected  # receive_factor
@@ -130,7 +130,9 @@ def test_chunks_overlap():
     assert all(c.asynchronous for c in exchanges)
     assert sum(c.times for c in exchanges if c.beside) >= LAYERS
     (expected,) = (
-        t.bytes_sent for t in estimate(program.experiment, 64).traffic if t.axes == ("expert",)
+        t.bytes_sent
+        for t in estimate(program.experiment, 64).traffic
+        if t.what == "tokens to experts"
     )
     assert sum(c.bytes_sent * c.times for c in exchanges) == pytest.approx(expected)
 
