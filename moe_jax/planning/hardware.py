@@ -18,7 +18,7 @@ class Chip:
     flops: FLOP/s. memory: bytes. memory_bandwidth: bytes/s. link: bytes/s that a device can send to
     its neighbours over all its links together; torus_dims: dimensions of the TPU torus that share
     them, 0 behind a switch. host: devices behind one switch; slow_link: bytes/s of one device to
-    other hosts.
+    other hosts. ragged: whether the compiler has ragged all-to-alls for it.
     """
 
     platform: str
@@ -29,6 +29,7 @@ class Chip:
     torus_dims: int = 0
     host: int | None = None
     slow_link: float | None = None
+    ragged: bool = True
 
 
 # TPU: cloud.google.com/tpu/docs, "System architecture" pages (half of the bidirectional ICI
@@ -50,6 +51,7 @@ CHIPS = {
         memory_bandwidth=819 * GB,
         link=200 * GB,
         torus_dims=2,
+        ragged=False,
     ),
     "v5p": Chip(
         platform="tpu",

@@ -36,9 +36,17 @@ class Plan:
         return available or self.topology.chip.memory
 
     @property
+    def refusal(self) -> str | None:
+        """Why the compiler does not make a program of it; None where it does, or was not asked."""
+        if self.compiled is not None:
+            return self.compiled.refused
+        if self.candidate.experiment.moe.transport == "ragged" and not self.topology.chip.ragged:
+            return f"{self.topology.name} has no ragged all-to-all; take another moe.transport"
+        return None
+
+    @property
     def fits(self) -> bool:
-        refused = self.compiled is not None and self.compiled.refused is not None
-        return not refused and self.peak <= self.limit
+        return self.refusal is None and self.peak <= self.limit
 
     @property
     def roofline(self) -> Roofline:
@@ -92,8 +100,8 @@ def _memory(plan: Plan) -> list[str]:
     verdict = f"fits, {gap:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT, by {gap:.2f} GiB"
     if math.isfinite(plan.peak):
         lines.append(f"  of {plan.limit / GIB:.2f}: {verdict}")
-    if compiled is not None and compiled.refused:
-        lines.append(f"  THE COMPILER REFUSES: {compiled.refused}")
+    if plan.refusal:
+        lines.append(f"  THE COMPILER REFUSES: {plan.refusal}")
     return lines
 
 

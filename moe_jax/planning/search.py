@@ -47,7 +47,11 @@ def search(experiment: Experiment, topology: Topology) -> list[Candidate]:
     """All that fit in memory by the estimate, the highest expected utilisation first; among equals
     the one with the least to do beside what binds. UserError where none fits.
     """
-    found = [candidate(variant, topology) for variant in variants(experiment, topology.devices)]
+    found = [
+        candidate(variant, topology)
+        for variant in variants(experiment, topology.devices)
+        if topology.chip.ragged or variant.moe.transport != "ragged"
+    ]
     fitting = [c for c in found if c.fits(topology)]
     if not fitting:
         least = min((c.estimate.peak for c in found), default=0) / 2**30

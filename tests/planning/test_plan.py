@@ -185,6 +185,23 @@ def test_search_ranks_what_fits():
         search(experiment, topology_of("v5e:2x2"))
 
 
+def test_hardware_without_ragged_exchanges():
+    """Left out of a search; told where it is asked for, compiler or not."""
+    topology = topology_of("v5e:2x4")
+    experiment = program_of("expert 8").experiment
+    moe = dataclasses.replace(experiment.moe, transport="ragged", layout="rows")
+    experiment = dataclasses.replace(experiment, moe=moe)
+
+    def transports(topology):
+        return {c.experiment.moe.transport for c in search(experiment, topology)}
+
+    assert transports(topology) == transports(topology_of("v6e:2x4")) - {"ragged"}
+    asked = candidate(experiment, topology)
+    one = report.Plan(topology=topology, candidate=asked)
+    assert not one.fits
+    assert "v5e:2x4 has no ragged all-to-all" in report.text(one)
+
+
 def test_door(tmp_path, capsys):
     def door(*extra):
         argv = [f"--config={MIXTRAL}", "--analytic", *extra]
