@@ -16,6 +16,7 @@ A door declares its flags on a FlagValues of its own and hands its main to `run_
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import textwrap
@@ -108,12 +109,17 @@ def run_door(
     try:
         arguments = command_line.parse(flags)
         debug = flags.debug
-        return main(arguments) or 0
-    except (Exception, KeyboardInterrupt) as error:
-        exit_code = tell(error, debug)
-        if exit_code is None:
-            raise
+        exit_code = main(arguments) or 0
+        sys.stdout.flush()
         return exit_code
+    except BrokenPipeError:  # whoever read this has seen enough: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        told = tell(error, debug)
+        if told is None:
+            raise
+        return told
 
 
 def tell(error: BaseException, debug: bool) -> int | None:

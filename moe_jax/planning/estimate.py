@@ -15,6 +15,7 @@ from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
+from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.ops.expert_ffn import GATED
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.routing.capacity import expert_capacity
@@ -115,6 +116,12 @@ def expert_weights(params: Any) -> list[Any]:
     return [layer["moe"]["experts"] for layer in layers if layer.get("moe") is not None]
 
 
+@functools.lru_cache(maxsize=64)
+def _has_global_terms(moe: MoEConfig, scheduled: frozenset[str]) -> bool:
+    """It traces every loss, and a search asks thousands of times."""
+    return bool(global_terms(moe.losses, moe.router, moe.num_experts, scheduled))
+
+
 @functools.lru_cache(maxsize=4)
 def _abstract_state(experiment: Experiment) -> Any:
     """Shapes and sharding rules of the program's own state."""
@@ -173,7 +180,7 @@ class Shape:
         if e.accumulation == 1 or not self.sparse:
             return 0
         scheduled = frozenset(parse_schedules(e))
-        return int(bool(global_terms(e.moe.losses, e.moe.router, e.moe.num_experts, scheduled)))
+        return int(_has_global_terms(e.moe, scheduled))
 
     @property
     def b(self) -> int:
@@ -312,21 +319,32 @@ class Shape:
         return [Traffic(op=op, axes=("expert",), what="tokens to experts", bytes_sent=sent)]
 
     def _over_tensor(self) -> list[Traffic]:
+        """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradient of
+        their inputs (attention's in two sums). Sparse layers: docs/transports.md. Once each:
+        the embedding's rows and the gradient of the head's input."""
         t, n = self.sizes["tensor"], self.sizes["expert"]
-        D, b, passes = (
-            self.experiment.model.model_dim,
-            self.b,
-            (2 + self.extra_passes) * self.micro_batches,
-        )
-        x, share = self.tokens * D * b, (t - 1) / t
-        dense = self.layers - self.sparse
-        reduced = passes * (self.layers + dense) * 2 * share * x
-        columns = passes * self.sparse * share * (2 * self.buffer * D * b + x)
-        if n == 1:
-            reduced, columns = reduced + passes * self.sparse * 2 * share * x, 0.0
+        share = (t - 1) / t
+        row = self.experiment.model.model_dim * self.b
+        forward = 1 + self.extra_passes + (self.experiment.model.remat != "none")
+        dense, sparse = self.layers - self.sparse, self.sparse
+        sums = self.layers * (forward + 2) + dense * (forward + 1) + 2
+        sums += sparse * (1 if n > 1 else forward + 1)
+        reduced = 2 * share * sums * self.tokens * row
+        columns = (2 * (forward + 1) * self.buffer + forward * self.tokens) * row
+        gathered = share * sparse * columns if n > 1 else 0.0
         return [
-            Traffic(op="all-reduce", axes=("tensor",), what="outputs", bytes_sent=reduced),
-            Traffic(op="all-gather", axes=("tensor",), what="columns", bytes_sent=columns),
+            Traffic(
+                op="all-reduce",
+                axes=("tensor",),
+                what="outputs",
+                bytes_sent=self.micro_batches * reduced,
+            ),
+            Traffic(
+                op="all-gather",
+                axes=("tensor",),
+                what="columns",
+                bytes_sent=self.micro_batches * gathered,
+            ),
         ]
 
     def _over_sequence(self) -> list[Traffic]:

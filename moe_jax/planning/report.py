@@ -145,14 +145,15 @@ def ranking(candidates: Sequence[Candidate], shown: int = 10) -> str:
     """The best of a search, one line each."""
     lines = [
         f"{len(candidates)} layouts fit; the best {min(shown, len(candidates))}, by the estimate:",
-        f"{'':4}{'mesh':44}{'transport':12}{'remat':15}{'GiB':>7}{'MFU':>8}  binds",
+        f"{'':4}{'mesh':44}{'transport':12}{'remat':15}{'micro-batches':>13}{'GiB':>8}{'MFU':>8}"
+        "  binds",
     ]
     for i, c in enumerate(candidates[:shown], 1):
         name = mesh_name(c.estimate.sizes)
         remat, transport = c.experiment.model.remat, c.experiment.moe.transport
         lines.append(
-            f"{i:<4}{name:44}{transport:12}{remat:15}{c.estimate.peak / GIB:7.1f}"
-            f"{c.roofline.expected_mfu:8.1%}  {c.roofline.binds}"
+            f"{i:<4}{name:44}{transport:12}{remat:15}{c.experiment.accumulation:13}"
+            f"{c.estimate.peak / GIB:8.1f}{c.roofline.expected_mfu:8.1%}  {c.roofline.binds}"
         )
     return "\n".join(lines)
 

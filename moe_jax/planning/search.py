@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_jax.config.errors import UserError
-from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.parallel.mesh import ROW_AXES, MeshConfig
 from moe_jax.planning.estimate import Estimate, estimate
 from moe_jax.planning.hardware import Topology
 from moe_jax.planning.roofline import Roofline, roofline
@@ -44,50 +45,59 @@ def candidate(experiment: Experiment, topology: Topology) -> Candidate:
 
 
 def search(experiment: Experiment, topology: Topology) -> list[Candidate]:
-    """All that fit in memory by the estimate, the highest expected utilisation first; among equals
-    the one with the least to do beside what binds. UserError where none fits.
+    """Every layout that fits in memory by the estimate, with the fewest micro-batches that do; the
+    highest expected utilisation first, among equals the one with the least to do beside what
+    binds. UserError where none fits.
     """
-    found = [
-        candidate(variant, topology)
-        for variant in variants(experiment, topology.devices)
-        if topology.chip.ragged or variant.moe.transport != "ragged"
-    ]
-    fitting = [c for c in found if c.fits(topology)]
-    if not fitting:
-        least = min((c.estimate.peak for c in found), default=0) / 2**30
+    found: list[Candidate] = []
+    tried, least = 0, math.inf
+    for layout in layouts(experiment, topology):
+        for variant in micro_batched(layout, topology.devices):
+            one = candidate(variant, topology)
+            tried, least = tried + 1, min(least, one.estimate.peak)
+            if one.fits(topology):
+                found.append(one)
+                break
+    if not found:
+        needed = f"; the least takes {least / 2**30:.1f} GiB" if tried else ""
         raise UserError(
-            f"--search: none of {len(found)} layouts fits {topology.name} "
-            f"({topology.chip.memory / 2**30:.0f} GiB a device; the least takes {least:.1f} GiB)"
+            f"--search: none of {tried} layouts fits {topology.name} "
+            f"({topology.chip.memory / 2**30:.0f} GiB a device{needed})"
         )
 
     def order(c: Candidate) -> tuple[float, float]:
         line = c.roofline
         return -round(line.expected_mfu, 6), line.compute + line.memory + line.network
 
-    return sorted(fitting, key=order)
+    return sorted(found, key=order)
 
 
-def variants(experiment: Experiment, num_devices: int) -> Iterator[Experiment]:
-    """The config on every mesh without `sequence`, with every transport and remat policy, and
-    the fewest micro-batches that leave one row on each device at the most."""
+def layouts(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+    """The config on every mesh without `sequence`, with every transport that the hardware has and
+    every remat policy."""
     moe = experiment.moe
-    for data, fsdp, expert, tensor in _factors(num_devices):
-        mesh = MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor)
+    for data, fsdp, expert, tensor in _factors(topology.devices):
         transports = ("all_to_all", "gather", "ragged") if expert > 1 else ("local",)
-        rows = experiment.batch_size // max(data * fsdp * expert, 1)
         for transport in transports:
-            if transport == "ragged" and moe.layout != "rows":
+            if transport == "ragged" and (moe.layout != "rows" or not topology.chip.ragged):
                 continue
             for remat in REMATS:
-                variant = dataclasses.replace(
+                yield dataclasses.replace(
                     experiment,
-                    mesh=mesh,
-                    accumulation=max(rows, 1),
+                    mesh=MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor),
                     moe=dataclasses.replace(moe, transport=transport),
                     model=dataclasses.replace(experiment.model, remat=remat),
                 )
-                if not cross_check(variant, num_devices):
-                    yield variant
+
+
+def micro_batched(layout: Experiment, num_devices: int) -> Iterator[Experiment]:
+    """A layout in ever more micro-batches, as far as each device has rows."""
+    sizes = layout.mesh.sizes(num_devices)
+    rows = layout.batch_size // math.prod(sizes[axis] for axis in ROW_AXES)
+    for accumulation in _divisors(max(rows, 1)):
+        variant = dataclasses.replace(layout, accumulation=accumulation)
+        if not cross_check(variant, num_devices):
+            yield variant
 
 
 def _factors(num_devices: int) -> Iterator[tuple[int, int, int, int]]:

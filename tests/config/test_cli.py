@@ -265,6 +265,20 @@ def script(tmp_path):
     return run
 
 
+def test_a_reader_that_goes_away_is_no_error(script, tmp_path):
+    """`... | head`, to the end: nothing on stderr."""
+    assert script("--config=base.py", "--workdir=w").returncode == 0
+    found = subprocess.run(
+        ["bash", "-c", f"{sys.executable} door.py --config=base.py --workdir=w | true"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        timeout=120,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_a_door_as_a_process(script):
     good = script("--config.steps=12", "--config=base.py", "--workdir=w")
     assert (good.returncode, good.stdout, good.stderr) == (0, "12\n", "")
