@@ -17,6 +17,8 @@ from moe_jax.training.rules import cross_check
 
 REMATS = ("none", "expert_hidden", "received", "full")
 MOST_TENSOR = 8
+# Compilers took up to 1.4 times the estimated memory: a search leaves them a quarter.
+FILLED = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class Candidate:
     roofline: Roofline
 
     def fits(self, topology: Topology) -> bool:
-        return self.estimate.peak <= topology.chip.memory
+        """Whether the estimate leaves the compiler some room."""
+        return self.estimate.peak <= FILLED * topology.chip.memory
 
 
 def candidate(experiment: Experiment, topology: Topology) -> Candidate:
@@ -61,7 +64,7 @@ def search(experiment: Experiment, topology: Topology) -> list[Candidate]:
     if not found:
         needed = f"; the least takes {least / 2**30:.1f} GiB" if tried else ""
         raise UserError(
-            f"--search: none of {tried} layouts fits {topology.name} "
+            f"--search: none of {tried} layouts fits {FILLED:.0%} of {topology.name} "
             f"({topology.chip.memory / 2**30:.0f} GiB a device{needed})"
         )
 
