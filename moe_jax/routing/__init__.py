@@ -1,8 +1,13 @@
 """Who goes where: routers, capacity, balance. Plain arrays, no Flax, no collective."""
 
+from moe_jax.routing.deepseek_v2 import DeepSeekV2
+from moe_jax.routing.deepseek_v3 import DeepSeekV3
 from moe_jax.routing.gshard import GShard
+from moe_jax.routing.loss_free import LossFree
 from moe_jax.routing.mixtral import Mixtral
 from moe_jax.routing.noisy_top_k import NoisyTopK
+from moe_jax.routing.quantile_balancing import QuantileBalancing
+from moe_jax.routing.sqrt_softplus import SqrtSoftplus
 from moe_jax.routing.switch import Switch
 from moe_jax.routing.top_k import TopK
 from moe_jax.routing.v_moe import VMoE
@@ -15,4 +20,9 @@ ROUTERS: dict[str, type] = {
     "top_k": TopK,
     "noisy_top_k": NoisyTopK,
     "v_moe": VMoE,
+    "deepseek_v2": DeepSeekV2,
+    "deepseek_v3": DeepSeekV3,
+    "loss_free": LossFree,
+    "quantile_balancing": QuantileBalancing,
+    "sqrt_softplus": SqrtSoftplus,
 }

@@ -11,10 +11,14 @@ import jax.numpy as jnp
 from moe_jax.config.fields import Rule, one_of
 from moe_jax.routing.token_choice import (
     TokenChoice,
+    admissible,
+    best,
     choose,
     make_sums,
+    renormalize,
     router_logits,
     scatter_gates,
+    softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -47,9 +51,9 @@ class GShard(TokenChoice):
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
         logits_TE = router_logits(params, inputs, self.jitter)
-        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
-        best_TK, expert_TK = jax.lax.top_k(prob_TE, 2)
-        weight_TK = best_TK / jnp.maximum(jnp.sum(best_TK, axis=1, keepdims=True), 1e-9)
+        prob_TE = softmax(logits_TE)
+        best_TK, expert_TK = best(prob_TE, 2, admissible(prob_TE, logits_TE))
+        weight_TK = renormalize(best_TK)
         T, E = logits_TE.shape
         if self.second_policy == "random" and inputs.train and inputs.key is not None:
             key = jax.random.fold_in(inputs.key, 1)

@@ -133,7 +133,9 @@ def global_terms(
     def counts(name: str, term: LossTerm) -> bool:
         weighted = term.coefficient or f"moe.losses.{name}.coefficient" in scheduled
         # Few routers have losses of their own, although their coefficient is 1.
-        return bool(weighted) and bool(jax.eval_shape(lambda: term.values(router, _zeros(E))))
+        return bool(weighted) and bool(
+            jax.eval_shape(lambda: term.values(router, _zeros(router, E)))
+        )
 
     return tuple(
         name
@@ -142,7 +144,7 @@ def global_terms(
     )
 
 
-def _zeros(E: int) -> Sums:
+def _zeros(router: Router, E: int) -> Sums:
     count_E, sum_E = jnp.zeros((E,), jnp.int32), jnp.zeros((E,), jnp.float32)
     return Sums(
         wanted_E=count_E,
@@ -153,6 +155,7 @@ def _zeros(E: int) -> Sums:
         z=jnp.zeros((), jnp.float32),
         entropy=jnp.zeros((), jnp.float32),
         valid=jnp.zeros((), jnp.int32),
+        own=router.own_sums(E),
     )
 
 

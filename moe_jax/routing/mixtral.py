@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
-
 from moe_jax.routing.token_choice import (
     TokenChoice,
+    best,
     choose,
+    logits_of,
     make_sums,
     router_logits,
     scatter_gates,
+    softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -40,9 +41,9 @@ class Mixtral(TokenChoice):
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
         logits_TE = router_logits(params, inputs, self.jitter)
-        best_TK, expert_TK = jax.lax.top_k(logits_TE, self.k)
-        weight_TK = jax.nn.softmax(best_TK, axis=-1)
-        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
+        expert_TK = best(logits_TE, self.k)[1]
+        weight_TK = softmax(logits_of(logits_TE, expert_TK))
+        prob_TE = softmax(logits_TE)
         E = logits_TE.shape[1]
         assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
         gate_TE = scatter_gates(weight_TK, expert_TK, E)

@@ -12,11 +12,14 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule, at_least, knob, one_of
 from moe_jax.routing.token_choice import (
     TokenChoice,
+    best,
     choose,
     kernel_spec,
+    logits_of,
     make_sums,
     router_logits,
     scatter_gates,
+    softmax,
 )
 from moe_jax.routing.types import (
     Assignments,
@@ -47,7 +50,10 @@ def probability_of_choice(
     best_TK = jax.lax.top_k(noisy_TE, k + 1)[0]
     kth_T1, next_T1 = best_TK[:, k - 1 : k], best_TK[:, k : k + 1]
     threshold_TE = jnp.where(noisy_TE >= kth_T1, next_T1, kth_T1)
-    return jax.scipy.stats.norm.cdf((clean_TE - threshold_TE) / std_TE)
+    # An inadmissible expert is never chosen; without k others the last admissible one always is.
+    gap_TE = jnp.where(clean_TE > -jnp.inf, clean_TE, 0) - jnp.maximum(threshold_TE, -1e30)
+    chance_TE = jax.scipy.stats.norm.cdf(gap_TE / std_TE)
+    return jnp.where(clean_TE > -jnp.inf, chance_TE, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +102,15 @@ class NoisyTopK(TokenChoice):
             key = jax.random.fold_in(inputs.key, 1)
             logits_TE = clean_TE + std_TE * jax.random.normal(key, clean_TE.shape)
             load_TE = probability_of_choice(clean_TE, logits_TE, std_TE, self.k)
-        best_TK, expert_TK = jax.lax.top_k(logits_TE, self.k)
-        weight_TK = jax.nn.softmax(best_TK, axis=-1)
+        expert_TK = best(logits_TE, self.k)[1]
+        weight_TK = softmax(logits_of(logits_TE, expert_TK))
         if load_TE is None:
             load_TE = scatter_gates(jnp.ones_like(weight_TK), expert_TK, E)
         assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
         return assignments, make_sums(
             assignments,
             logits_TE=clean_TE,
-            prob_TE=jax.nn.softmax(clean_TE, axis=-1),
+            prob_TE=softmax(clean_TE),
             gate_TE=scatter_gates(weight_TK, expert_TK, E),
             valid_T=inputs.valid_T,
             load_TE=load_TE,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
-
 from moe_jax.config.fields import knob
 from moe_jax.routing.token_choice import (
     TokenChoice,
+    admissible,
+    best,
     choose,
     make_sums,
     router_logits,
     scatter_gates,
+    softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -38,8 +39,8 @@ class Switch(TokenChoice):
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
         logits_TE = router_logits(params, inputs, self.jitter)
-        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
-        weight_TK, expert_TK = jax.lax.top_k(prob_TE, 1)
+        prob_TE = softmax(logits_TE)
+        weight_TK, expert_TK = best(prob_TE, 1, admissible(prob_TE, logits_TE))
         E = logits_TE.shape[1]
         assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
         gate_TE = scatter_gates(weight_TK, expert_TK, E)

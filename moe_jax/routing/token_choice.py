@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -30,11 +30,14 @@ class TokenChoice:
     Fields:
       jitter: input noise, uniform(1 - jitter, 1 + jitter), in training.
       init_scale: the kernel's initial variance is init_scale / D; 0 starts from zeros.
+      bias: adds a trained bias to the logits (gpt-oss has one); an expert with bias -inf is never
+        chosen.
       drop_order: who is served first where capacity is short; see `choose`.
     """
 
     jitter: float = knob(0.0)
     init_scale: float = 1.0
+    bias: bool = False
     drop_order: str = "token_major"
 
     def check(self) -> Iterator[Rule]:
@@ -61,9 +64,16 @@ class TokenChoice:
         return self.drop_order == "token_major" or not ranks_matter
 
     def params(self, D: int, E: int) -> dict[str, ParamSpec]:
-        return {"kernel": kernel_spec(D, E, self.init_scale)}
+        specs = {"kernel": kernel_spec(D, E, self.init_scale)}
+        if self.bias:
+            zeros = jax.nn.initializers.zeros
+            specs["bias"] = ParamSpec(shape=(E,), init=zeros, axes=(None,))
+        return specs
 
     def state(self, E: int) -> dict[str, Array]:
+        return {}
+
+    def own_sums(self, E: int) -> dict[str, Array]:
         return {}
 
     def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
@@ -97,10 +107,54 @@ def jitter(x_TD: Float[Array, "T D"], inputs: RouterInputs, amount: float | Arra
 def router_logits(
     params: RouterParams, inputs: RouterInputs, jitter_amount: float | Array = 0.0
 ) -> Float[Array, "T E"]:
-    """x @ kernel in float32 whatever the compute type (ST-MoE: bfloat16 logits cost quality)."""
+    """x @ kernel (+ bias) in float32 whatever the compute type (ST-MoE: bfloat16 logits cost
+    quality)."""
     x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, jitter_amount)
     kernel_DE = params["kernel"].astype(jnp.float32)
-    return jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
+    logits_TE = jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
+    if "bias" in params:
+        logits_TE = logits_TE + params["bias"].astype(jnp.float32)[None, :]
+    return logits_TE
+
+
+def softmax(logits: Float[Array, "T N"]) -> Float[Array, "T N"]:
+    """Over the last axis; 0 where a logit is -inf (inadmissible), all 0 where all are."""
+    admissible = logits > -jnp.inf
+    finite = jnp.where(admissible, logits, jnp.finfo(jnp.float32).min / 2)
+    return jnp.where(admissible, jax.nn.softmax(finite, axis=-1), 0)
+
+
+def best(
+    score_TE: Float[Array, "T E"], k: int, by_TE: Float[Array, "T E"] | None = None
+) -> tuple[Float[Array, "T {k}"], Int[Array, "T {k}"]]:
+    """The scores and experts of the k largest of `by_TE` (None: of the scores) of each token, best
+    first; ties go to the lower expert. Where `by_TE` is -inf no admissible expert is left: the
+    expert is E, which makes an unused row, the score 0.
+    """
+    by_TE = score_TE if by_TE is None else by_TE
+    by_TK, expert_TK = jax.lax.top_k(by_TE, k)
+    found_TK = by_TK > -jnp.inf
+    value_TK = jnp.take_along_axis(score_TE, expert_TK, axis=1)
+    expert_TK = jnp.where(found_TK, expert_TK, score_TE.shape[1]).astype(jnp.int32)
+    return jnp.where(found_TK, value_TK, 0), expert_TK
+
+
+def logits_of(logits_TE: Float[Array, "T E"], expert_TK: Int[Array, "T K"]) -> Array:
+    """(T, K): the logits of the chosen experts, -inf for the expert E (none)."""
+    E = logits_TE.shape[1]
+    taken_TK = jnp.take_along_axis(logits_TE, jnp.minimum(expert_TK, E - 1), axis=1)
+    return jnp.where(expert_TK < E, taken_TK, -jnp.inf)
+
+
+def renormalize(weight_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
+    """Each token's weights over their sum; all 0 stay 0."""
+    total_T1 = jnp.sum(weight_TK, axis=1, keepdims=True)
+    return weight_TK / jnp.where(total_T1 > 0, total_T1, 1)
+
+
+def admissible(score_TE: Float[Array, "T E"], logits_TE: Float[Array, "T E"]) -> Array:
+    """The scores, -inf where the logit is: what `best` must not choose."""
+    return jnp.where(logits_TE > -jnp.inf, score_TE, -jnp.inf)
 
 
 def choose(
@@ -128,8 +182,8 @@ def choose(
         priority_R = rank_TK.reshape(-1)
     else:
         best_T = jax.lax.stop_gradient(jnp.max(weight_TK, axis=1))
-        # Weights lie in [0, 1]: whole ranks of 2 keep choices apart.
-        priority_R = (2 * rank_TK - best_T[:, None]).reshape(-1)
+        # In [0, 1) whatever the weights' scale: whole ranks keep choices apart.
+        priority_R = (rank_TK - (best_T / (1 + best_T))[:, None]).reshape(-1)
     return Assignments(
         token_R=jnp.repeat(jnp.arange(T, dtype=jnp.int32), K),
         expert_R=jnp.where(used_TK, expert_TK, E).astype(jnp.int32).reshape(-1),
@@ -148,8 +202,12 @@ def make_sums(
     gate_TE: Float[Array, "T E"],
     valid_T: Bool[Array, "T"],
     load_TE: Float[Array, "T E"] | None = None,
+    own: Mapping[str, Array] | None = None,
 ) -> Sums:
-    """Sums over the valid tokens of one group for a router of the token-choice family."""
+    """Sums over the valid tokens of one group for a router of the token-choice family.
+
+    own: the router's own sums, over valid tokens already.
+    """
     a = assignments
     assert a.k is not None
     expert_TK = a.expert_R.reshape(a.T, a.k)
@@ -157,7 +215,9 @@ def make_sums(
     mask_T1 = valid_T[:, None]
     log_prob_TE = jnp.log(jnp.maximum(prob_TE, jnp.finfo(jnp.float32).tiny))
     entropy_T = -jnp.sum(prob_TE * log_prob_TE, axis=1)
-    lse_T = jax.nn.logsumexp(logits_TE, axis=1)
+    routable_T = jnp.any(logits_TE > -jnp.inf, axis=1)
+    lse_T = jax.nn.logsumexp(jnp.where(routable_T[:, None], logits_TE, 0), axis=1)
+    valid_z_T = valid_T & routable_T
 
     def total(x_TE: Array) -> Array:
         return jnp.sum(jnp.where(mask_T1, x_TE, 0), axis=0)
@@ -168,9 +228,10 @@ def make_sums(
         prob_E=total(prob_TE),
         importance_E=total(gate_TE),
         load_E=jnp.zeros((a.E,), jnp.float32) if load_TE is None else total(load_TE),
-        z=jnp.sum(jnp.where(valid_T, jnp.square(lse_T), 0)),
+        z=jnp.sum(jnp.where(valid_z_T, jnp.square(lse_T), 0)),
         entropy=jnp.sum(jnp.where(valid_T, entropy_T, 0)),
         valid=jnp.sum(valid_T, dtype=jnp.int32),
+        own=own or {},
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-
 from moe_jax.routing.token_choice import (
     TokenChoice,
+    admissible,
+    best,
     choose,
     make_sums,
+    renormalize,
     router_logits,
     scatter_gates,
+    softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -40,10 +41,10 @@ class TopK(TokenChoice):
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
         logits_TE = router_logits(params, inputs, self.jitter)
-        prob_TE = jax.nn.softmax(logits_TE, axis=-1)
-        weight_TK, expert_TK = jax.lax.top_k(prob_TE, self.k)
+        prob_TE = softmax(logits_TE)
+        weight_TK, expert_TK = best(prob_TE, self.k, admissible(prob_TE, logits_TE))
         if self.renormalize:
-            weight_TK = weight_TK / jnp.sum(weight_TK, axis=1, keepdims=True)
+            weight_TK = renormalize(weight_TK)
         E = logits_TE.shape[1]
         assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
         gate_TE = scatter_gates(weight_TK, expert_TK, E)

@@ -94,6 +94,8 @@ class Sums:
     z: Float[Array, "*G"]  # sum of logsumexp(logits)^2
     entropy: Float[Array, "*G"]  # sum of the entropy of the router's probabilities, nats
     valid: Int[Array, "*G"]  # tokens counted
+    # What one router keeps for its own losses and its update: float32, additive too.
+    own: Mapping[str, Float[Array, "*G ..."]] = field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -156,6 +158,10 @@ class Router(Protocol):
 
     def state(self, E: int) -> dict[str, Array]:
         """Initial non-trained state (a balancing bias, a Lagrange multiplier); {} for most."""
+        ...
+
+    def own_sums(self, E: int) -> dict[str, Array]:
+        """Zeros in the shapes of `Sums.own` of one group; {} for most."""
         ...
 
     def route(

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.config.fields import Rule, at_least, knob
-from moe_jax.routing.token_choice import TokenChoice, choose, make_sums, router_logits
+from moe_jax.routing.token_choice import (
+    TokenChoice,
+    admissible,
+    best,
+    choose,
+    make_sums,
+    router_logits,
+    softmax,
+)
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
 
@@ -43,10 +51,11 @@ class VMoE(TokenChoice):
             std = jnp.maximum(jnp.asarray(self.noise_std, jnp.float32) / E, 1e-6)
             noise_TE = jax.random.normal(jax.random.fold_in(inputs.key, 1), clean_TE.shape)
             noisy_TE = clean_TE + std * noise_TE
-            threshold_T1 = jax.lax.top_k(noisy_TE, self.k)[0][:, -1:]
+            threshold_T1 = jnp.maximum(jax.lax.top_k(noisy_TE, self.k)[0][:, -1:], -1e30)
             load_TE = jax.scipy.stats.norm.sf((threshold_T1 - clean_TE) / std)
-        weight_TK, expert_TK = jax.lax.top_k(jax.nn.softmax(noisy_TE, axis=-1), self.k)
-        prob_TE = jax.nn.softmax(clean_TE, axis=-1)
+        noisy_prob_TE = softmax(noisy_TE)
+        weight_TK, expert_TK = best(noisy_prob_TE, self.k, admissible(noisy_prob_TE, noisy_TE))
+        prob_TE = softmax(clean_TE)
         assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
         return assignments, make_sums(
             assignments, clean_TE, prob_TE, prob_TE, inputs.valid_T, load_TE

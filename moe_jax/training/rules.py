@@ -40,6 +40,9 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     if k is not None and k > moe.num_experts:
         path = "moe.router.k" if hasattr(router, "k") else "moe.router.kind"
         yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
+    elif hasattr(router, "check_experts"):
+        for name, rule in router.check_experts(moe.num_experts):
+            yield Problem(f"moe.router.{name}", getattr(router, name), rule)
     if moe.first >= experiment.model.num_layers:
         rule = f"must be below model.num_layers = {experiment.model.num_layers}"
         yield Problem("moe.first", moe.first, rule)

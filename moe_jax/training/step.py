@@ -87,7 +87,7 @@ class Step:
         loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new_state = self._update(state, grads, sums)
+        new_state = self._update(state, grads, sums, knobs)
         kept = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (new_state.params, new_state.opt_state, new_state.router_state),
@@ -228,22 +228,23 @@ class Step:
 
     # --- pieces ---
 
-    def _update(self, state: TrainState, grads: Any, sums: BatchSums) -> TrainState:
+    def _update(self, state: TrainState, grads: Any, sums: BatchSums, knobs: Knobs) -> TrainState:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return replace(
             state,
             params=params,
             opt_state=opt_state,
-            router_state=self._update_routers(state.router_state, sums),
+            router_state=self._update_routers(state.router_state, sums, knobs),
         )
 
-    def _update_routers(self, router_state: Any, sums: BatchSums) -> Any:
+    def _update_routers(self, router_state: Any, sums: BatchSums, knobs: Knobs) -> Any:
         """Each layer's router state from that layer's sums over the whole global batch."""
         if sums.routing is None or not jax.tree.leaves(router_state):
             return router_state
         layer_sums = self.layout.by_stack(sums.routing)
-        update = jax.vmap(self.moe.router.update)
+        router = bind(self.moe.router, knobs, prefix="moe.router")
+        update = jax.vmap(router.update)
         return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
 
     def _expert_grad_norm(self, grads: Mapping[str, Any]) -> Array | None:

@@ -53,7 +53,7 @@ def kind(request):
 
 def test_shapes_dtypes_and_ranges(kind):
     router = make(kind)
-    a, sums = router.route(parameters(router), {}, inputs())
+    a, sums = router.route(parameters(router), router.state(E), inputs())
     (R,) = a.token_R.shape
     assert a.expert_R.shape == a.weight_R.shape == (R,)
     assert a.token_R.dtype == a.expert_R.dtype == jnp.int32
@@ -81,11 +81,13 @@ def test_deterministic_and_quiet_outside_training(kind):
     router = make(kind)
     params = parameters(router)
     for train in (True, False):
-        first, again = (router.route(params, {}, inputs(train=train)) for _ in range(2))
+        first, again = (
+            router.route(params, router.state(E), inputs(train=train)) for _ in range(2)
+        )
         assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     loud = dataclasses.replace(inputs(train=False), key=jax.random.key(3))
     quiet = inputs(train=False)
-    a, b = (router.route(params, {}, x)[0].expert_R for x in (loud, quiet))
+    a, b = (router.route(params, router.state(E), x)[0].expert_R for x in (loud, quiet))
     assert np.array_equal(a, b)
 
 
@@ -94,7 +96,7 @@ def test_padding_is_inert(kind):
     router = make(kind)
     params, clean = parameters(router), inputs(padding=5, train=False)
     dirty = dataclasses.replace(clean, x_TD=clean.x_TD.at[-5:].set(1e3))
-    (a, sums), (b, dirty_sums) = (router.route(params, {}, x) for x in (clean, dirty))
+    (a, sums), (b, dirty_sums) = (router.route(params, router.state(E), x) for x in (clean, dirty))
     assert jax.tree.all(
         jax.tree.map(
             np.array_equal, (a.expert_R, a.weight_R, sums), (b.expert_R, b.weight_R, dirty_sums)
@@ -105,14 +107,14 @@ def test_padding_is_inert(kind):
     assert tokens.max() < T - 5
     alone = inputs(tokens=T, train=False)
     short = jax.tree.map(lambda leaf: leaf[: T - 5], alone)
-    _, short_sums = router.route(params, {}, short)
+    _, short_sums = router.route(params, router.state(E), short)
     for padded, cut in zip(jax.tree.leaves(sums), jax.tree.leaves(short_sums), strict=True):
         np.testing.assert_allclose(padded, cut, rtol=1e-5)
 
 
 def test_all_padding(kind):
     router = make(kind)
-    a, sums = router.route(parameters(router), {}, inputs(padding=T))
+    a, sums = router.route(parameters(router), router.state(E), inputs(padding=T))
     assert np.all(np.asarray(a.expert_R) == a.unused)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(sums))
 
@@ -120,7 +122,7 @@ def test_all_padding(kind):
 def test_ties_go_to_the_lower_expert(kind):
     router = make(kind)
     params = jax.tree.map(jnp.zeros_like, parameters(router))
-    a, _ = router.route(params, {}, inputs(train=False))
+    a, _ = router.route(params, router.state(E), inputs(train=False))
     assert a.k is not None
     experts = np.asarray(a.expert_R).reshape(T, a.k)
     assert np.array_equal(experts, np.tile(np.arange(a.k), (T, 1)))
@@ -132,27 +134,72 @@ def test_one_expert_and_all_experts(kind):
         router = make(kind, **options)
         if router.choices > num_experts:
             continue
-        a, sums = router.route(parameters(router, num_experts), {}, inputs())
+        a, sums = router.route(parameters(router, num_experts), router.state(num_experts), inputs())
         assert np.all(np.isfinite(a.weight_R))
         if router.choices == num_experts and kind != "gshard":
             assert np.array_equal(sums.wanted_E, [T] * num_experts)
 
 
+# Which kinds have weights that sum to their `scale` (1 where there is none); of the others every
+# token's weights sum to less.
+RENORMALIZED = {
+    "gshard",
+    "mixtral",
+    "noisy_top_k",
+    "deepseek_v3",
+    "quantile_balancing",
+    "sqrt_softplus",
+}
+UNBOUNDED = {"loss_free"}  # each weight is below 1
+
+
 def test_weights_sum_to_one_where_the_paper_says_so(kind):
     router = make(kind)
-    a, _ = router.route(parameters(router), {}, inputs(train=False))
-    total = np.asarray(a.weight_R).reshape(T, a.k).sum(1)
-    if kind in ("gshard", "mixtral", "noisy_top_k"):
+    a, _ = router.route(parameters(router), router.state(E), inputs(train=False))
+    weight_TK = np.asarray(a.weight_R).reshape(T, a.k) / getattr(router, "scale", 1)
+    total = weight_TK.sum(1)
+    if kind in RENORMALIZED:
         np.testing.assert_allclose(total, 1, rtol=1e-5)
+    elif kind in UNBOUNDED:
+        assert np.all(weight_TK < 1)
     else:
         assert np.all(total < 1)
+
+
+def test_inadmissible_experts(kind):
+    """Logits of -inf: those experts are never chosen; where none is left, rows are unused; no NaN
+    in values or gradients."""
+    router = make(kind, bias=True)
+    params = parameters(router)
+    for off in (slice(0, 2), slice(1, None), slice(None)):
+        masked = {**params, "bias": params["bias"].at[off].set(-jnp.inf)}
+        for train in (False, True):
+            batch = inputs(train=train)
+            a, sums = router.route(masked, router.state(E), batch)
+            expert_R = np.asarray(a.expert_R)
+            assert not np.isin(expert_R, np.arange(E)[off]).any()
+            left = E - len(np.arange(E)[off])
+            if kind != "gshard" or not train:  # the second expert may not be wanted
+                assert np.sum(expert_R < E) == T * min(left, router.choices)
+            assert np.all(np.asarray(a.weight_R)[expert_R == E] == 0)
+
+            def total(params, batch=batch):
+                a, sums = router.route(params, router.state(E), batch)
+                return jnp.sum(a.weight_R) + sum(
+                    jnp.sum(leaf)
+                    for leaf in jax.tree.leaves(sums)
+                    if jnp.issubdtype(leaf.dtype, jnp.floating)
+                )
+
+            found = (total(masked), jax.grad(total)(masked), sums)
+            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
 def test_bfloat16_inputs_are_routed_in_float32(kind):
     router = make(kind)
     rounded = inputs(dtype=jnp.bfloat16, train=False)
     same = dataclasses.replace(rounded, x_TD=rounded.x_TD.astype(jnp.float32))
-    a, b = (router.route(parameters(router), {}, x) for x in (rounded, same))
+    a, b = (router.route(parameters(router), router.state(E), x) for x in (rounded, same))
     assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
@@ -160,13 +207,13 @@ def test_weight_gradient_against_finite_differences(kind):
     """d(sum c_r weight_r) / d kernel along a direction, away from ties."""
     router = make(kind)
     params, batch = parameters(router), inputs(train=False)
-    a0, _ = router.route(params, {}, batch)
+    a0, _ = router.route(params, router.state(E), batch)
     coefficient_R = jax.random.normal(jax.random.key(5), a0.weight_R.shape)
     direction = jax.random.normal(jax.random.key(6), params["kernel"].shape)
 
     def value(step):
         kernel = params["kernel"] + step * direction
-        a, _ = router.route({**params, "kernel": kernel}, {}, batch)
+        a, _ = router.route({**params, "kernel": kernel}, router.state(E), batch)
         return jnp.sum(a.weight_R * coefficient_R), a.expert_R
 
     slope, expert_R = jax.grad(value, has_aux=True)(0.0)
@@ -181,7 +228,7 @@ def test_weight_gradient_against_finite_differences(kind):
 
 def test_plan_serves_in_order_and_counts(kind):
     router = make(kind)
-    a, sums = router.route(parameters(router), {}, inputs(padding=3))
+    a, sums = router.route(parameters(router), router.state(E), inputs(padding=3))
     capacity = expert_capacity(T, E, router.experts_per_token, 0.75)
     plan = make_plan(a, capacity)
     kept, expert, slot = (np.asarray(x) for x in (plan.kept_R, a.expert_R, plan.slot_R))

@@ -1,0 +1,74 @@
+"""Balancing without a loss: a bias that enters the choice of experts and not their weights."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Upper edges of the bins of the margins score - cutoff, and with them the bias, lie in [-1, 1]:
+# so do the scores that have a quantile.
+BINS = 1024
+
+
+def sign_update(
+    bias_E: Float[Array, "E"], wanted_E: Int[Array, "E"], rate: float | Array
+) -> Float[Array, "E"]:
+    """b_e + rate * sign(mean count - count_e). Wang et al. (2408.15664), algorithm 1."""
+    # In integers: float32 sums of a large batch flip signs near the mean.
+    total, E = jnp.sum(wanted_E), wanted_E.shape[0]
+    below_E = (wanted_E < total // E) | ((wanted_E == total // E) & (total % E > 0))
+    above_E = wanted_E > total // E
+    return bias_E + rate * (below_E.astype(jnp.float32) - above_E.astype(jnp.float32))
+
+
+def proportional_update(
+    bias_E: Float[Array, "E"], wanted_E: Int[Array, "E"], rate: float | Array
+) -> Float[Array, "E"]:
+    """b_e + rate * (mean count - count_e) / mean count.
+
+    The variant b_e + rate * error_e of 2408.15664, section 4.3, with the error as a share of the
+    mean, so that a rate does not depend on the batch size.
+    """
+    counts_E = wanted_E.astype(jnp.float32)
+    mean = jnp.mean(counts_E)
+    return bias_E + rate * (mean - counts_E) / jnp.maximum(mean, 1)
+
+
+def margin_histogram(
+    score_TE: Float[Array, "T E"], by_TE: Float[Array, "T E"], k: int, valid_T: Bool[Array, "T"]
+) -> Float[Array, "E N"]:
+    """How often each expert's score stands at each margin to the token's cutoff: what
+    `quantile_bias` needs, and additive over tokens.
+
+    score_TE: scores in [0, 1], without the bias. by_TE: scores with it, by which the k experts are
+    chosen. The cutoff of a token is its (k+1)-th largest of `by_TE`. Bins are 2 / BINS wide.
+    """
+    E = score_TE.shape[1]
+    if k >= E:
+        return jnp.zeros((E, BINS), jnp.float32)
+    best_TE = jnp.sort(by_TE, axis=1, descending=True)
+    margin_TE = jnp.clip(score_TE - best_TE[:, k : k + 1], -1, 1)
+    bin_TE = jnp.clip(jnp.floor((margin_TE + 1) * (BINS / 2)), 0, BINS - 1).astype(jnp.int32)
+    counted_TE = jnp.broadcast_to(valid_T[:, None].astype(jnp.float32), score_TE.shape)
+    expert_TE = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[None, :], score_TE.shape)
+    return jnp.zeros((E, BINS), jnp.float32).at[expert_TE, bin_TE].add(counted_TE)
+
+
+def quantile_bias(histogram_EN: Float[Array, "E N"], k: int) -> Float[Array, "E"]:
+    """b_e = -(quantile 1 - k/E of the margins of e), minus the mean over experts.
+
+    With it k/E of the tokens would have had e above their cutoff. One fixed-point step of the dual
+    of the balanced assignment (quantile balancing; Su, 2026); read off a histogram, so exact to
+    the width of a bin, with linear interpolation within one.
+    """
+    E, N = histogram_EN.shape
+    total_E1 = jnp.sum(histogram_EN, axis=1, keepdims=True)
+    below_EN = jnp.cumsum(histogram_EN, axis=1)
+    target_E1 = total_E1 * (1 - k / E)
+    bin_E1 = jnp.argmax(below_EN >= target_E1, axis=1, keepdims=True)
+    inside_E1 = jnp.take_along_axis(histogram_EN, bin_E1, axis=1)
+    before_E1 = jnp.take_along_axis(below_EN, bin_E1, axis=1) - inside_E1
+    part_E1 = (target_E1 - before_E1) / jnp.where(inside_E1 > 0, inside_E1, 1)
+    quantile_E = ((bin_E1.astype(jnp.float32) + part_E1) * (2 / N) - 1)[:, 0]
+    bias_E = jnp.mean(quantile_E) - quantile_E
+    return jnp.where(jnp.sum(histogram_EN) > 0, bias_E, jnp.zeros_like(bias_E))
