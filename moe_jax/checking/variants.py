@@ -162,6 +162,7 @@ def _gives_soft_plan(router: Router, T: int, D: int, E: int) -> bool:
             position_T=place_T,
             segment_T=place_T,
             key=jax.random.key(0),
+            E=E,
             train=True,
         )
         return router.route(params, router.state(E), inputs)[0]

@@ -84,6 +84,11 @@ class MoEConfig:
         yield from one_of(self, ("auto", *BACKENDS), "matmul")
 
     @property
+    def experts_per_token(self) -> float:
+        """Matrix experts of a token, on average."""
+        return self.router.experts_per_token(self.num_experts)
+
+    @property
     def causal(self) -> bool:
         """Whether no token's output depends on later tokens through routing. Without capacity
         the order of service of token choice does not matter."""
@@ -268,6 +273,7 @@ class _ShardBody:
             id_T=cut(batch.token_BS),
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
+            E=config.num_experts,
             train=self.context.train,
         )
         keys_g = None
@@ -303,7 +309,7 @@ class _ShardBody:
             capacity = expert_capacity(
                 inputs.x_TD.shape[0],
                 config.num_experts,
-                router.experts_per_token,
+                config.experts_per_token,
                 self.context.capacity_factor,
                 config.capacity_rounding,
                 config.min_capacity,

@@ -209,7 +209,7 @@ class Shape:
     def slots(self) -> float:
         """k T rows, or the slots of a capacity, that this device's tokens take."""
         e, moe = self.experiment, self.experiment.moe
-        k = moe.router.experts_per_token
+        k = moe.experts_per_token
         if moe.layout == "rows" or moe.capacity_factor is None:
             return k * self.tokens
         T = moe.group_size or e.data.sequence_length
@@ -235,7 +235,7 @@ class Shape:
         moe = self.experiment.moe
         if not self.sparse or moe.layout == "rows":
             return 0.0
-        empty = max(self.slots - moe.router.experts_per_token * self.tokens, 0.0)
+        empty = max(self.slots - moe.experts_per_token * self.tokens, 0.0)
         width = self.experiment.model.model_dim * moe.expert_dim / self.sizes["tensor"]
         return 6 * self.matrices * width * empty * self.sparse * self.micro_batches
 
@@ -247,7 +247,7 @@ class Shape:
         total = counts.flops_per_token
         head = 6.0 * model.model_dim * model.vocab_size
         again = (total - head) / 3
-        k = moe.router.experts_per_token if self.sparse else 0
+        k = moe.experts_per_token if self.sparse else 0
         one = 2.0 * model.model_dim * moe.expert_dim * k * self.sparse
         if remat == "received":
             again -= one  # the outputs of w_down are kept

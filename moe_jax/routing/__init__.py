@@ -1,5 +1,6 @@
 """Who goes where: routers, capacity, balance. Plain arrays, no Flax, no collective."""
 
+from moe_jax.routing.cosine import Cosine
 from moe_jax.routing.deepseek_v2 import DeepSeekV2
 from moe_jax.routing.deepseek_v3 import DeepSeekV3
 from moe_jax.routing.gshard import GShard
@@ -25,4 +26,5 @@ ROUTERS: dict[str, type] = {
     "loss_free": LossFree,
     "quantile_balancing": QuantileBalancing,
     "sqrt_softplus": SqrtSoftplus,
+    "cosine": Cosine,
 }

@@ -19,7 +19,7 @@ from moe_jax.routing.balancing_bias import (
 )
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     admissible,
     best,
     choose,
@@ -54,7 +54,7 @@ def limit_to_groups(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasedTopK(TokenChoice):
+class BiasedTopK(LinearChoice):
     """s = score(x W); the k largest of s + b among the best groups; weights s (without b).
 
     Fields:

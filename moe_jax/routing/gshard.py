@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax.config.fields import Rule, one_of
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     admissible,
     best,
     choose,
@@ -26,7 +26,7 @@ SECOND_POLICIES = ("all", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GShard(TokenChoice):
+class GShard(LinearChoice):
     """p = softmax(x W); the two best experts with weights p1 / (p1 + p2) and p2 / (p1 + p2).
 
     second_policy, in training: "all" always wants the second expert; "random" wants it with
@@ -43,8 +43,7 @@ class GShard(TokenChoice):
         yield from super().check()
         yield from one_of(self, SECOND_POLICIES, "second_policy")
 
-    @property
-    def choices(self) -> int:
+    def choices(self, E: int) -> int:
         return 2
 
     def route(

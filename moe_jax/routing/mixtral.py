@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     best,
     choose,
     logits_of,
@@ -19,7 +19,7 @@ from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, Route
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixtral(TokenChoice):
+class Mixtral(LinearChoice):
     """The k largest of x W; weights = softmax over those k logits.
 
     Equal to softmax over all experts, renormalised over the k chosen ones. Probabilities for

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     best,
     choose,
     kernel_spec,
@@ -57,7 +57,7 @@ def probability_of_choice(
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyTopK(TokenChoice):
+class NoisyTopK(LinearChoice):
     """H = x W + N(0, 1) * std; keep the k largest of H; weights = softmax over those k.
 
     std = softplus(x W_noise), learned (Shazeer et al. (1701.06538) eq. 3-5), or fixed,

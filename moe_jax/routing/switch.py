@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moe_jax.config.fields import knob
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     admissible,
     best,
     choose,
@@ -19,7 +19,7 @@ from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, Route
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switch(TokenChoice):
+class Switch(LinearChoice):
     """p = softmax(x W); the token goes to argmax p with weight max p.
 
     The softmax comes before the choice: after a choice of one it would be the constant 1 and the
@@ -31,8 +31,7 @@ class Switch(TokenChoice):
     jitter: float = knob(0.01)
     init_scale: float = 0.1
 
-    @property
-    def choices(self) -> int:
+    def choices(self, E: int) -> int:
         return 1
 
     def route(

@@ -25,50 +25,34 @@ DROP_ORDERS = ("token_major", "choice_major", "batch_priority")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice:
-    """The fields and the defaults of the Router protocol that these routers have in common.
+    """The defaults of the Router protocol for routers in which tokens choose experts.
 
-    Fields:
-      jitter: input noise, uniform(1 - jitter, 1 + jitter), in training.
-      init_scale: the kernel's initial variance is init_scale / D; 0 starts from zeros.
-      bias: adds a trained bias to the logits (gpt-oss has one); an expert with bias -inf is never
-        chosen.
-      drop_order: who is served first where capacity is short; see `choose`.
+    drop_order: who is served first where capacity is short; see `choose`.
     """
 
-    jitter: float = knob(0.0)
-    init_scale: float = 1.0
-    bias: bool = False
     drop_order: str = "token_major"
 
     def check(self) -> Iterator[Rule]:
         yield from one_of(self, DROP_ORDERS, "drop_order")
-        yield from at_least(self, 0, "jitter", "init_scale")
         yield from at_least(self, 1, *(["k"] if "k" in self.__dataclass_fields__ else []))
 
     def warn(self) -> Iterator[str]:
         yield from ()
 
-    @property
-    def choices(self) -> int:
-        """K, the static number of choices per token."""
+    def choices(self, E: int) -> int:
         return self.k  # type: ignore[attr-defined]
 
-    @property
-    def experts_per_token(self) -> float:
-        return float(self.choices)
+    def experts_per_token(self, E: int) -> float:
+        return float(self.choices(E))
 
     @property
     def causal(self) -> bool:
         """True where a drop never depends on later tokens: token-major, or one choice a token."""
-        ranks_matter = self.choices > 1 or self.drop_order == "batch_priority"
+        ranks_matter = self.choices(2) > 1 or self.drop_order == "batch_priority"
         return self.drop_order == "token_major" or not ranks_matter
 
     def params(self, D: int, E: int) -> dict[str, ParamSpec]:
-        specs = {"kernel": kernel_spec(D, E, self.init_scale)}
-        if self.bias:
-            zeros = jax.nn.initializers.zeros
-            specs["bias"] = ParamSpec(shape=(E,), init=zeros, axes=(None,))
-        return specs
+        return {}
 
     def state(self, E: int) -> dict[str, Array]:
         return {}
@@ -81,6 +65,32 @@ class TokenChoice:
 
     def update(self, state: RouterState, sums: Sums) -> RouterState:
         return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearChoice(TokenChoice):
+    """Token choice by logits x W.
+
+    jitter: input noise, uniform(1 - jitter, 1 + jitter), in training.
+    init_scale: the kernel's initial variance is init_scale / D; 0 starts from zeros.
+    bias: adds a trained bias to the logits (gpt-oss has one); an expert with bias -inf is never
+      chosen.
+    """
+
+    jitter: float = knob(0.0)
+    init_scale: float = 1.0
+    bias: bool = False
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from at_least(self, 0, "jitter", "init_scale")
+
+    def params(self, D: int, E: int) -> dict[str, ParamSpec]:
+        specs = {"kernel": kernel_spec(D, E, self.init_scale)}
+        if self.bias:
+            zeros = jax.nn.initializers.zeros
+            specs["bias"] = ParamSpec(shape=(E,), init=zeros, axes=(None,))
+        return specs
 
 
 def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     admissible,
     best,
     choose,
@@ -20,7 +20,7 @@ from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, Route
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK(TokenChoice):
+class TopK(LinearChoice):
     """p = softmax(x W); the k largest of p, with weights p, or p / sum of the k if `renormalize`.
 
     Without renormalising: OLMoE (2409.02060, k=8 of 64) and DeepSeekMoE (2401.06066) eq. 9-11,

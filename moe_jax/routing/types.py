@@ -122,6 +122,7 @@ class RouterInputs:
     segment_T: Int[Array, "*G T"]
     # A function of (seed, step, layer, global group id); None: no noise.
     key: Key[Array, "*G"] | None = None
+    E: int = _static()  # matrix experts
     train: bool = _static(default=False)
 
 
@@ -149,9 +150,12 @@ class Router(Protocol):
     @property
     def causal(self) -> bool: ...
 
-    @property
-    def experts_per_token(self) -> float:
-        """Matrix experts per token, on average: for FLOPs and capacities."""
+    def choices(self, E: int) -> int:
+        """K, how many of E experts one token may want at the most."""
+        ...
+
+    def experts_per_token(self, E: int) -> float:
+        """Of E matrix experts those of a token, on average: for FLOPs and capacities."""
         ...
 
     def params(self, D: int, E: int) -> dict[str, ParamSpec]: ...

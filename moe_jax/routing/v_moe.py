@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax.config.fields import Rule, at_least, knob
 from moe_jax.routing.token_choice import (
-    TokenChoice,
+    LinearChoice,
     admissible,
     best,
     choose,
@@ -22,7 +22,7 @@ from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, Route
 
 
 @dataclass(frozen=True, kw_only=True)
-class VMoE(TokenChoice):
+class VMoE(LinearChoice):
     """p = softmax(x W + noise_std / E * N(0, 1)); the k largest of p with weights p.
 
     Noise in training only. Importance is the sum of the softmax without noise; load_E is

@@ -36,8 +36,8 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     if not moe.every:
         return
     router: Router = moe.router
-    k = getattr(router, "choices", None)
-    if k is not None and k > moe.num_experts:
+    k = router.choices(max(moe.num_experts, 1))
+    if k > moe.num_experts:
         path = "moe.router.k" if hasattr(router, "k") else "moe.router.kind"
         yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
     elif hasattr(router, "check_experts"):

@@ -39,6 +39,7 @@ def inputs(x_TD, valid_T):
         id_T=place_T,
         position_T=place_T,
         segment_T=jnp.ones_like(place_T),
+        E=E,
     )
 
 

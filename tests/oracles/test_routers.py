@@ -42,6 +42,7 @@ def router_inputs(x_TD, valid_T):
         id_T=place_T,
         position_T=place_T,
         segment_T=valid_T.astype(jnp.int32),
+        E=E,
     )
 
 

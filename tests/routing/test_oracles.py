@@ -34,6 +34,7 @@ def inputs(x_TD, key=None, train=False, valid_T=None):
         position_T=count_T,
         segment_T=jnp.ones((T,), jnp.int32),
         key=key,
+        E=x_TD.shape[1],  # the inputs are logits, or E does not matter
         train=train,
     )
 
