@@ -148,10 +148,10 @@ def _record(result: StepResult, state: TrainState) -> StepRecord:
     counts: Arrays = {"targets": np.asarray(task.tokens)}
     sums: Arrays = {}
     for part in (result.sums.routing, result.sums.traffic):
-        for field in dataclasses.fields(part) if part is not None else ():
-            value = np.asarray(getattr(part, field.name))
+        for path, leaf in jax.tree.leaves_with_path(part):
+            value = np.asarray(leaf)
             kept = counts if np.issubdtype(value.dtype, np.integer) else sums
-            kept[field.name] = value
+            kept[jax.tree_util.keystr(path, simple=True, separator=".")] = value
     return StepRecord(
         numbers=numbers,
         counts=counts,
