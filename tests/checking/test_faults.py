@@ -108,9 +108,9 @@ def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
 
     right = Step._update_routers
 
-    def wrong(self, state, sums):
+    def wrong(self, state, sums, knobs):
         for _ in range(self.accumulation):
-            state = right(self, state, sums)
+            state = right(self, state, sums, knobs)
         return state
 
     monkeypatch.setattr(Step, "_update_routers", wrong)
