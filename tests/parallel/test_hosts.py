@@ -80,13 +80,15 @@ def test_variables_that_do_not_fit():
 
 
 def test_a_plain_machine_is_alone(installed):
+    installed()
     assert find_meeting(environ={}) is None
     installed("libtpu", "kubernetes")  # to compile for what is not there
     assert find_meeting(environ={"TPU_SKIP_MDS_QUERY": "1"}) is None
     assert find_meeting(environ={"TPU_WORKER_HOSTNAMES": "localhost"}) is None
 
 
-def test_slurm():
+def test_slurm(installed):
+    installed()
     assert find_meeting(environ=SLURM) == Meeting(method="slurm", processes=4, process=3)
     assert find_meeting(environ=SLURM | {"SLURM_NTASKS": "1"}) is None
     assert find_meeting(environ=SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
@@ -106,6 +108,7 @@ def test_gpus_of_a_slurm_task(gpus, nodes, own):
 
 def test_tpu_pods(installed):
     several = {"TPU_WORKER_HOSTNAMES": "a,b"}
+    installed()
     assert find_meeting(environ=several) is None  # for JAX without libtpu they are nothing
     installed("libtpu")
     assert find_meeting(environ=several | POD) == Meeting(method="gketpu")
