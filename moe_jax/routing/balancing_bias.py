@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Upper edges of the bins of the margins score - cutoff, and with them the bias, lie in [-1, 1]:
-# so do the scores that have a quantile.
+# Margins score - cutoff are counted in so many bins over [-1, 1], further ones in the outermost.
 BINS = 1024
 
 
@@ -46,8 +46,8 @@ def margin_histogram(
     E = score_TE.shape[1]
     if k >= E:
         return jnp.zeros((E, BINS), jnp.float32)
-    best_TE = jnp.sort(by_TE, axis=1, descending=True)
-    margin_TE = jnp.clip(score_TE - best_TE[:, k : k + 1], -1, 1)
+    cutoff_T1 = jax.lax.top_k(by_TE, k + 1)[0][:, k:]
+    margin_TE = jnp.clip(score_TE - cutoff_T1, -1, 1)
     bin_TE = jnp.clip(jnp.floor((margin_TE + 1) * (BINS / 2)), 0, BINS - 1).astype(jnp.int32)
     counted_TE = jnp.broadcast_to(valid_T[:, None].astype(jnp.float32), score_TE.shape)
     expert_TE = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[None, :], score_TE.shape)

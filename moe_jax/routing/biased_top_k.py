@@ -22,8 +22,6 @@ from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
     best,
-    choose,
-    make_sums,
     renormalize,
     router_logits,
     scatter_gates,
@@ -93,7 +91,9 @@ class BiasedTopK(LinearChoice):
 
     def check_experts(self, E: int) -> Iterator[Rule]:
         """The rules that need the number of experts."""
-        if self.expert_groups > 0 and E % self.expert_groups:
+        if min(self.expert_groups, self.kept_groups) < 1:
+            return  # `check` tells
+        if E % self.expert_groups:
             yield "expert_groups", f"must divide the {E} experts"
         elif self.k > (open_to_token := E // self.expert_groups * self.kept_groups):
             yield "k", f"must be at most the {open_to_token} experts of {self.kept_groups} groups"
@@ -125,16 +125,18 @@ class BiasedTopK(LinearChoice):
         weight_TK, expert_TK = best(score_TE, self.k, limited_TE)
         if self.renormalize:
             weight_TK = renormalize(weight_TK)
-        E = logits_TE.shape[1]
-        assignments = choose(self.scale * weight_TK, expert_TK, inputs, E, self.drop_order)
         own = {}
         if self.bias_update == "quantile":
             quiet = jax.lax.stop_gradient((score_TE, by_TE))
             own["margins_EN"] = margin_histogram(*quiet, self.k, inputs.valid_T)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        prob_TE = renormalize(score_TE)
-        return assignments, make_sums(
-            assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T, own=own
+        return self.decide(
+            self.scale * weight_TK,
+            expert_TK,
+            inputs,
+            logits_TE,
+            renormalize(score_TE),
+            gate_TE=scatter_gates(weight_TK, expert_TK, logits_TE.shape[1]),
+            own=own,
         )
 
     def update(self, state: RouterState, sums: Sums) -> RouterState:

@@ -13,13 +13,11 @@ from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import (
     LinearChoice,
+    add_bias,
     admissible,
     best,
-    choose,
     jitter,
-    make_sums,
     renormalize,
-    scatter_gates,
 )
 from moe_jax.routing.types import (
     Assignments,
@@ -86,15 +84,10 @@ class Cosine(LinearChoice):
         cosine_TE = jnp.einsum(
             "TP,EP->TE", unit(x_TP), unit(params["directions"]), precision=highest
         )
-        logits_TE = cosine_TE / jnp.maximum(params["temperature"], 0.01)[None, :]
-        if "bias" in params:
-            logits_TE = logits_TE + params["bias"][None, :]
+        scaled_TE = cosine_TE / jnp.maximum(params["temperature"], 0.01)[None, :]
+        logits_TE = add_bias(scaled_TE, params)
         score_TE = SCORES[self.score](logits_TE)
         weight_TK, expert_TK = best(score_TE, self.k, admissible(score_TE, logits_TE))
         if self.renormalize:
             weight_TK = renormalize(weight_TK)
-        E = logits_TE.shape[1]
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        prob_TE = renormalize(score_TE)
-        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)
+        return self.decide(weight_TK, expert_TK, inputs, logits_TE, renormalize(score_TE))

@@ -13,11 +13,8 @@ from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
     best,
-    choose,
-    make_sums,
     renormalize,
     router_logits,
-    scatter_gates,
     softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
@@ -58,6 +55,4 @@ class GShard(LinearChoice):
             key = jax.random.fold_in(inputs.key, 1)
             wanted_T = jax.random.uniform(key, (T,)) < 2 * weight_TK[:, 1]
             expert_TK = expert_TK.at[:, 1].set(jnp.where(wanted_T, expert_TK[:, 1], E))
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)
+        return self.decide(weight_TK, expert_TK, inputs, logits_TE, prob_TE)

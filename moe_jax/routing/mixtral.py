@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 from moe_jax.routing.token_choice import (
     LinearChoice,
-    best,
-    choose,
-    logits_of,
-    make_sums,
     router_logits,
-    scatter_gates,
     softmax,
+    top,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -41,10 +37,7 @@ class Mixtral(LinearChoice):
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
         logits_TE = router_logits(params, inputs, self.jitter)
-        expert_TK = best(logits_TE, self.k)[1]
-        weight_TK = softmax(logits_of(logits_TE, expert_TK))
+        best_TK, expert_TK = top(logits_TE, self.k)
+        weight_TK = softmax(best_TK)
         prob_TE = softmax(logits_TE)
-        E = logits_TE.shape[1]
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)
+        return self.decide(weight_TK, expert_TK, inputs, logits_TE, prob_TE)

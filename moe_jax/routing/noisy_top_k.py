@@ -12,14 +12,11 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule, at_least, knob, one_of
 from moe_jax.routing.token_choice import (
     LinearChoice,
-    best,
-    choose,
     kernel_spec,
-    logits_of,
-    make_sums,
     router_logits,
     scatter_gates,
     softmax,
+    top,
 )
 from moe_jax.routing.types import (
     Assignments,
@@ -102,19 +99,12 @@ class NoisyTopK(LinearChoice):
             key = jax.random.fold_in(inputs.key, 1)
             logits_TE = clean_TE + std_TE * jax.random.normal(key, clean_TE.shape)
             load_TE = probability_of_choice(clean_TE, logits_TE, std_TE, self.k)
-        expert_TK = best(logits_TE, self.k)[1]
-        weight_TK = softmax(logits_of(logits_TE, expert_TK))
+        best_TK, expert_TK = top(logits_TE, self.k)
+        weight_TK = softmax(best_TK)
         if load_TE is None:
             load_TE = scatter_gates(jnp.ones_like(weight_TK), expert_TK, E)
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        return assignments, make_sums(
-            assignments,
-            logits_TE=clean_TE,
-            prob_TE=softmax(clean_TE),
-            gate_TE=scatter_gates(weight_TK, expert_TK, E),
-            valid_T=inputs.valid_T,
-            load_TE=load_TE,
-        )
+        prob_TE = softmax(clean_TE)
+        return self.decide(weight_TK, expert_TK, inputs, clean_TE, prob_TE, load_TE=load_TE)
 
     def _std(
         self, params: RouterParams, inputs: RouterInputs, clean_TE: Array

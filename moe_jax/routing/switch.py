@@ -9,10 +9,7 @@ from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
     best,
-    choose,
-    make_sums,
     router_logits,
-    scatter_gates,
     softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
@@ -40,7 +37,4 @@ class Switch(LinearChoice):
         logits_TE = router_logits(params, inputs, self.jitter)
         prob_TE = softmax(logits_TE)
         weight_TK, expert_TK = best(prob_TE, 1, admissible(prob_TE, logits_TE))
-        E = logits_TE.shape[1]
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)
+        return self.decide(weight_TK, expert_TK, inputs, logits_TE, prob_TE)

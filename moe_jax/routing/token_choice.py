@@ -66,6 +66,28 @@ class TokenChoice:
     def update(self, state: RouterState, sums: Sums) -> RouterState:
         return state
 
+    def decide(
+        self,
+        weight_TK: Float[Array, "T K"],
+        expert_TK: Int[Array, "T K"],
+        inputs: RouterInputs,
+        logits_TE: Float[Array, "T E"],
+        prob_TE: Float[Array, "T E"],
+        *,
+        gate_TE: Float[Array, "T E"] | None = None,
+        load_TE: Float[Array, "T E"] | None = None,
+        own: Mapping[str, Array] | None = None,
+    ) -> tuple[Assignments, Sums]:
+        """The assignments of these choices (`choose`) and their sums (`make_sums`); the gates are
+        the weights of the chosen experts unless others are given."""
+        E = logits_TE.shape[1]
+        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
+        if gate_TE is None:
+            gate_TE = scatter_gates(weight_TK, expert_TK, E)
+        return assignments, make_sums(
+            assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T, load_TE, own
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearChoice(TokenChoice):
@@ -122,9 +144,14 @@ def router_logits(
     x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, jitter_amount)
     kernel_DE = params["kernel"].astype(jnp.float32)
     logits_TE = jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
-    if "bias" in params:
-        logits_TE = logits_TE + params["bias"].astype(jnp.float32)[None, :]
-    return logits_TE
+    return add_bias(logits_TE, params)
+
+
+def add_bias(logits_TE: Float[Array, "T E"], params: RouterParams) -> Float[Array, "T E"]:
+    """The logits with the router's trained bias, where it has one."""
+    if "bias" not in params:
+        return logits_TE
+    return logits_TE + params["bias"].astype(jnp.float32)[None, :]
 
 
 def softmax(logits: Float[Array, "T N"]) -> Float[Array, "T N"]:
@@ -134,26 +161,21 @@ def softmax(logits: Float[Array, "T N"]) -> Float[Array, "T N"]:
     return jnp.where(admissible, jax.nn.softmax(finite, axis=-1), 0)
 
 
-def best(
-    score_TE: Float[Array, "T E"], k: int, by_TE: Float[Array, "T E"] | None = None
-) -> tuple[Float[Array, "T {k}"], Int[Array, "T {k}"]]:
-    """The scores and experts of the k largest of `by_TE` (None: of the scores) of each token, best
-    first; ties go to the lower expert. Where `by_TE` is -inf no admissible expert is left: the
-    expert is E, which makes an unused row, the score 0.
-    """
-    by_TE = score_TE if by_TE is None else by_TE
+def top(by_TE: Float[Array, "T E"], k: int) -> tuple[Array, Int[Array, "T {k}"]]:
+    """The k largest of each token and their experts, best first; ties go to the lower expert.
+    Where -inf is among them no admissible expert is left: the expert is E, an unused row."""
     by_TK, expert_TK = jax.lax.top_k(by_TE, k)
-    found_TK = by_TK > -jnp.inf
-    value_TK = jnp.take_along_axis(score_TE, expert_TK, axis=1)
-    expert_TK = jnp.where(found_TK, expert_TK, score_TE.shape[1]).astype(jnp.int32)
-    return jnp.where(found_TK, value_TK, 0), expert_TK
+    return by_TK, jnp.where(by_TK > -jnp.inf, expert_TK, by_TE.shape[1]).astype(jnp.int32)
 
 
-def logits_of(logits_TE: Float[Array, "T E"], expert_TK: Int[Array, "T K"]) -> Array:
-    """(T, K): the logits of the chosen experts, -inf for the expert E (none)."""
-    E = logits_TE.shape[1]
-    taken_TK = jnp.take_along_axis(logits_TE, jnp.minimum(expert_TK, E - 1), axis=1)
-    return jnp.where(expert_TK < E, taken_TK, -jnp.inf)
+def best(
+    score_TE: Float[Array, "T E"], k: int, by_TE: Float[Array, "T E"]
+) -> tuple[Float[Array, "T {k}"], Int[Array, "T {k}"]]:
+    """The scores and experts of the k largest of `by_TE`, as `top`; the score of no expert is 0."""
+    _, expert_TK = top(by_TE, k)
+    E = by_TE.shape[1]
+    value_TK = jnp.take_along_axis(score_TE, jnp.minimum(expert_TK, E - 1), axis=1)
+    return jnp.where(expert_TK < E, value_TK, 0), expert_TK
 
 
 def renormalize(weight_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:

@@ -9,11 +9,8 @@ from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
     best,
-    choose,
-    make_sums,
     renormalize,
     router_logits,
-    scatter_gates,
     softmax,
 )
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
@@ -45,7 +42,4 @@ class TopK(LinearChoice):
         weight_TK, expert_TK = best(prob_TE, self.k, admissible(prob_TE, logits_TE))
         if self.renormalize:
             weight_TK = renormalize(weight_TK)
-        E = logits_TE.shape[1]
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        gate_TE = scatter_gates(weight_TK, expert_TK, E)
-        return assignments, make_sums(assignments, logits_TE, prob_TE, gate_TE, inputs.valid_T)
+        return self.decide(weight_TK, expert_TK, inputs, logits_TE, prob_TE)

@@ -13,8 +13,6 @@ from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
     best,
-    choose,
-    make_sums,
     router_logits,
     softmax,
 )
@@ -56,7 +54,6 @@ class VMoE(LinearChoice):
         noisy_prob_TE = softmax(noisy_TE)
         weight_TK, expert_TK = best(noisy_prob_TE, self.k, admissible(noisy_prob_TE, noisy_TE))
         prob_TE = softmax(clean_TE)
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
-        return assignments, make_sums(
-            assignments, clean_TE, prob_TE, prob_TE, inputs.valid_T, load_TE
+        return self.decide(
+            weight_TK, expert_TK, inputs, clean_TE, prob_TE, gate_TE=prob_TE, load_TE=load_TE
         )
