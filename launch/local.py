@@ -90,11 +90,14 @@ class Rank:
 def main(arguments: Arguments, command: Sequence[str]) -> int:
     if not command:
         raise UserError("nothing to run: give the arguments of the run after --")
+    # A signal that comes while they start waits until it can be passed on to all of them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     ranks = start(FLAGS.module, command, FLAGS.processes, FLAGS.devices_per_process)
-    ids = " ".join(str(rank.process.pid) for rank in ranks)
-    sys.stderr.write(f"launch: {len(ranks)} processes, {ids}\n")
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: send(ranks, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    ids = " ".join(str(rank.process.pid) for rank in ranks)
+    sys.stderr.write(f"launch: {len(ranks)} processes, {ids}\n")
     failed = first_to_fail(ranks)
     if failed is not None:
         end(ranks, FLAGS.grace)
@@ -122,7 +125,7 @@ def start(module: str, arguments: Sequence[str], processes: int, devices: int) -
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches them once, through the launcher
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=become_rank,
         )
         for number in range(processes)
     ]
@@ -146,10 +149,13 @@ def environment(
     }
 
 
-def die_with_parent() -> None:
-    """Asks Linux to send SIGTERM when the launcher dies, so that no process is left behind."""
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def become_rank() -> None:
+    """Lets the signals through that the launcher holds back while it starts; asks Linux to send
+    SIGTERM when the launcher dies, so that no process is left behind."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def running(ranks: Sequence[Rank]) -> Iterator[Rank]:
