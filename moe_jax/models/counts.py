@@ -50,7 +50,7 @@ def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts
     router = sum(_size(spec.shape) for spec in specs.values())
     expert = matrices * D * moe.expert_dim
     shared = matrices * D * moe.num_shared * (moe.shared_dim or moe.expert_dim)
-    used = round(moe.experts_per_token * expert)
+    used = round(moe.experts_per_token(sequence_length) * expert)
     embedding = V * D * (1 if config.tie_embeddings else 2)
 
     common = config.num_layers * (attention + norms) + D + embedding
@@ -59,7 +59,7 @@ def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts
     active = common + sparse * (router + used + shared)
     matmul = active - config.num_layers * norms - D
     matmul -= 0 if config.tie_embeddings else V * D
-    width = moe.experts_per_token * moe.expert_dim
+    width = moe.experts_per_token(sequence_length) * moe.expert_dim
     width += moe.num_shared * (moe.shared_dim or moe.expert_dim)
     return Counts(
         total=total,

@@ -26,8 +26,7 @@ from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.routing.plan import make_plan, plan_traffic, renormalize_kept
-from moe_jax.routing.token_choice import TokenChoice
-from moe_jax.routing.types import Assignments, Plan, Router, RouterInputs, SoftPlan
+from moe_jax.routing.types import PLACES, Assignments, Plan, Router, RouterInputs, SoftPlan
 
 TOKENS = PartitionSpec(ROW_AXES, "sequence")
 BATCH_SPECS: Any = TokenBatch(  # specs in the places of the arrays
@@ -83,17 +82,16 @@ class MoEConfig:
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
         yield from one_of(self, ("auto", *BACKENDS), "matmul")
 
-    @property
-    def experts_per_token(self) -> float:
+    def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
-        return self.router.experts_per_token(self.num_experts)
+        return self.router.experts_per_token(self.num_experts, self.group_size or sequence_length)
 
     @property
     def causal(self) -> bool:
         """Whether no token's output depends on later tokens through routing. Without capacity
-        the order of service of token choice does not matter."""
-        dropless = self.capacity_factor is None and isinstance(self.router, TokenChoice)
-        return dropless or self.router.causal
+        only the choice itself matters, not the order of service."""
+        dropless = self.capacity_factor is None
+        return self.router.causal_choice if dropless else self.router.causal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +271,7 @@ class _ShardBody:
             id_T=cut(batch.token_BS),
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
+            place_T=cut(_places(*x_bsD.shape[:2])),
             E=config.num_experts,
             train=self.context.train,
         )
@@ -280,7 +279,7 @@ class _ShardBody:
         if key is not None:
             keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(group_bP.reshape(-1))
         inputs = dataclasses.replace(inputs, key=keys_g)
-        plan_g, sums_g, traffic_g = jax.vmap(
+        plan_g, sums_g, traffic_g, home_gTD = jax.vmap(
             lambda inputs: self._route(config, router_params, state, inputs)
         )(inputs)
         y_gTD, overflow_g = sharded_dispatch(
@@ -292,6 +291,8 @@ class _ShardBody:
             receive_factor=config.receive_factor,
             chunks=config.overlap_chunks,
         )
+        if home_gTD is not None:
+            y_gTD = y_gTD + home_gTD.astype(y_gTD.dtype)
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = None
         if self.context.capture:
@@ -302,14 +303,16 @@ class _ShardBody:
         return y_gTD.reshape(x_bsD.shape), dataclasses.replace(report, routes=routes)
 
     def _route(self, config, router_params, state, inputs):
-        """One group: router, capacity, statistics."""
-        router = config.router
+        """One group: router, capacity, statistics, and what is computed at home."""
+        router, T, home_TD = config.router, inputs.x_TD.shape[0], None
         decision, sums = router.route(router_params, state, inputs)
         if isinstance(decision, Assignments):
+            if decision.Z:
+                home_TD = router.at_home(router_params, inputs, decision)
             capacity = expert_capacity(
-                inputs.x_TD.shape[0],
+                T,
                 config.num_experts,
-                config.experts_per_token,
+                router.experts_per_token(config.num_experts, T),
                 self.context.capacity_factor,
                 config.capacity_rounding,
                 config.min_capacity,
@@ -318,7 +321,7 @@ class _ShardBody:
             plan = renormalize_kept(hard) if config.renormalize_after_drop else hard
         else:
             plan = decision
-        return plan, sums, plan_traffic(plan, inputs.valid_T)
+        return plan, sums, plan_traffic(plan, inputs.valid_T, inputs.place_T), home_TD
 
     def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
         """This device's part of the experts in the compute type."""
@@ -330,6 +333,13 @@ class _ShardBody:
             activation=self.activation,
             backend=self.config.matmul,
         )
+
+
+def _places(b: int, s: int) -> Int[Array, "b s"]:
+    """Which of the PLACES parts of its row each position of this shard is in."""
+    S = s * jax.lax.axis_size("sequence")
+    position_s = jax.lax.axis_index("sequence") * s + jnp.arange(s, dtype=jnp.int32)
+    return jnp.broadcast_to((position_s * PLACES // S)[None, :], (b, s))
 
 
 def _token_probabilities(
@@ -347,11 +357,13 @@ def _token_probabilities(
 
 def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) -> Routes:
     """The plan of g groups as K choices for each token of a (b, s) shard."""
-    if isinstance(plan_g, SoftPlan):
-        raise NotImplementedError("routes of a soft plan: every token goes to every slot")
-    a = plan_g.assignments
     g, _, E = prob_gTE.shape
-    if a.k is not None:
+    if isinstance(plan_g, SoftPlan):
+        # Every expert is a column, with what the token takes from its slots.
+        weight = jnp.sum(plan_g.combine_TEC, axis=3)
+        kept = weight > 0
+        expert = jnp.where(kept, jnp.arange(E, dtype=jnp.int32)[None, None, :], E)
+    elif (a := plan_g.assignments).k is not None:
         expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
     else:
         # No fixed number of choices: every expert is a column, E marks the ones not chosen.

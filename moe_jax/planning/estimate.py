@@ -206,11 +206,17 @@ class Shape:
         return parameters * self.sizes["fsdp"] * self.b / kept
 
     @property
+    def experts_per_token(self) -> float:
+        e = self.experiment
+        return e.moe.experts_per_token(e.data.sequence_length)
+
+    @property
     def slots(self) -> float:
         """k T rows, or the slots of a capacity, that this device's tokens take."""
         e, moe = self.experiment, self.experiment.moe
-        k = moe.experts_per_token
-        if moe.layout == "rows" or moe.capacity_factor is None:
+        k = self.experts_per_token
+        own = getattr(moe.router, "own_capacity", False)
+        if moe.layout == "rows" or moe.capacity_factor is None or own:
             return k * self.tokens
         T = moe.group_size or e.data.sequence_length
         C = expert_capacity(
@@ -235,7 +241,7 @@ class Shape:
         moe = self.experiment.moe
         if not self.sparse or moe.layout == "rows":
             return 0.0
-        empty = max(self.slots - moe.experts_per_token * self.tokens, 0.0)
+        empty = max(self.slots - self.experts_per_token * self.tokens, 0.0)
         width = self.experiment.model.model_dim * moe.expert_dim / self.sizes["tensor"]
         return 6 * self.matrices * width * empty * self.sparse * self.micro_batches
 
@@ -247,7 +253,7 @@ class Shape:
         total = counts.flops_per_token
         head = 6.0 * model.model_dim * model.vocab_size
         again = (total - head) / 3
-        k = moe.experts_per_token if self.sparse else 0
+        k = self.experts_per_token if self.sparse else 0
         one = 2.0 * model.model_dim * moe.expert_dim * k * self.sparse
         if remat == "received":
             again -= one  # the outputs of w_down are kept

@@ -65,6 +65,26 @@ def load_balance_loss(
     return E * jnp.sum(share_E * prob_E) * balanced
 
 
+def device_balance_loss(sums: Sums, groups: int) -> Float[Array, ""]:
+    """D * sum_d (share of assignments of group d) * (mean probability of group d); balanced = 1.
+
+    The E experts lie in D = groups contiguous blocks of E / D, as on D devices. With f_e = E
+    counts_e / sum(counts) and p_e = prob_e / valid it is sum_d mean_{e in d}(f_e) sum_{e in d} p_e:
+    DeepSeekMoE (2401.06066) eq. 15-17, DeepSeek-V2 (2405.04434) section 2.2.3. groups = E is
+    `load_balance_loss` of all choices, groups = 1 the constant 1. The gradient flows through p only.
+
+    Raises ValueError where groups does not divide E.
+    """
+    E = sums.wanted_E.shape[-1]
+    if groups < 1 or E % groups:
+        raise ValueError(f"{groups} groups of equal size do not exist among {E} experts")
+    counts_De = sums.wanted_E.reshape(groups, E // groups)
+    prob_De = sums.prob_E.reshape(groups, E // groups)
+    share_D = _ratio(jnp.sum(counts_De, axis=1), jnp.sum(counts_De))
+    prob_D = _ratio(jnp.sum(prob_De, axis=1), sums.valid)
+    return groups * jnp.sum(share_D * prob_D)
+
+
 def importance_loss(sums: Sums, *, variance: str = "population") -> Float[Array, ""]:
     """CV(importance)^2, importance_e = sum of gates of e. Shazeer et al. (1701.06538) eq. 6-7."""
     return squared_cv(sums.importance_E, variance)
@@ -94,7 +114,8 @@ def routing_metrics(sums: Sums, traffic: Traffic) -> dict[str, Float[Array, ""]]
     """The metrics of one layer, from statistics reduced over all tokens to be described.
 
     load_balance_loss: all choices, balanced = 1. max_violation, load_cv, dead_experts: of the
-    wanted load, before drops. router_entropy: nats per token. dropped_fraction: dropped / wanted.
+    wanted load, before drops. router_entropy: nats per token. largest_logit: max |logit|.
+    experts_per_token: wanted / valid tokens. dropped_fraction: dropped / wanted.
     dropped_token_fraction: tokens that lost all experts / valid tokens. overflow_fraction:
     overflow / wanted. capacity_utilization: accepted / slots; without meaning where dropless
     (slots = 0), and left out by who reports it.
@@ -104,6 +125,8 @@ def routing_metrics(sums: Sums, traffic: Traffic) -> dict[str, Float[Array, ""]]
         "load_balance_loss": load_balance_loss(sums),
         "router_z_loss": router_z_loss(sums),
         "router_entropy": _ratio(sums.entropy, sums.valid),
+        "largest_logit": sums.largest_logit.astype(jnp.float32),
+        "experts_per_token": _ratio(wanted, sums.valid),
         "max_violation": max_violation(sums.wanted_E),
         "load_cv": jnp.sqrt(squared_cv(sums.wanted_E)),
         "dead_experts": jnp.sum(sums.wanted_E == 0).astype(jnp.float32),

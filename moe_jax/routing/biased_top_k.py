@@ -126,7 +126,7 @@ class BiasedTopK(LinearChoice):
         if self.renormalize:
             weight_TK = renormalize(weight_TK)
         own = {}
-        if self.bias_update == "quantile":
+        if self.bias_update == "quantile" and inputs.train:
             quiet = jax.lax.stop_gradient((score_TE, by_TE))
             own["margins_EN"] = margin_histogram(*quiet, self.k, inputs.valid_T)
         return self.decide(

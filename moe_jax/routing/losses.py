@@ -59,6 +59,24 @@ class LoadBalance(LossTerm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceBalance(LossTerm):
+    """`balance.device_balance_loss` over `groups` contiguous blocks of experts, of equal size.
+
+    DeepSeek-V2 has one block per device: groups = mesh.expert. It does not follow the mesh by
+    itself, so that the loss does not depend on the devices.
+    """
+
+    groups: int = 1
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        yield from at_least(self, 1, "groups")
+
+    def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {"device_balance": balance.device_balance_loss(sums, self.groups)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Importance(LossTerm):
     """`balance.importance_loss`, CV^2 of the summed gates."""
 
@@ -109,6 +127,7 @@ class RoutingLosses:
     """All the terms. `over_layers`: "sum" (Switch, Megatron-Core, DeepSeek) or "mean"."""
 
     load_balance: LoadBalance = field(default_factory=LoadBalance)
+    device_balance: DeviceBalance = field(default_factory=DeviceBalance)
     importance: Importance = field(default_factory=Importance)
     load: Load = field(default_factory=Load)
     router_z: RouterZ = field(default_factory=RouterZ)
@@ -155,6 +174,7 @@ def _zeros(router: Router, E: int) -> Sums:
         z=jnp.zeros((), jnp.float32),
         entropy=jnp.zeros((), jnp.float32),
         valid=jnp.zeros((), jnp.int32),
+        largest_logit=jnp.zeros((), jnp.float32),
         own=router.own_sums(E),
     )
 

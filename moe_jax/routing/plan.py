@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.routing.types import Assignments, Plan, SoftPlan, Traffic
+from moe_jax.routing.types import MOST_SERVED, PLACES, Assignments, Plan, SoftPlan, Traffic
 
-Tree = TypeVar("Tree")  # Sums or Traffic
+Tree = TypeVar("Tree")  # Sums, Traffic, or a tree with them in it
 
 
 def one_hot(expert: Int[Array, "*R"], E: int) -> Bool[Array, "*R {E}"]:
@@ -40,9 +41,11 @@ def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
     """Serves rows by ascending (priority, row) until each expert's `capacity` is full.
 
     ONE group; vmap it over groups. Ties of priority go to the lower row. Unused rows and rows of
-    null experts take no slot and are never kept. capacity None keeps every other row.
+    null experts take no slot and are never kept. capacity None keeps every other row. Where experts
+    chose c tokens each, c is the capacity.
     """
     a = assignments
+    capacity = capacity if a.c is None else a.c
     if a.priority_R is None:
         slot_R = queue_position(a.expert_R, a.E)
     else:
@@ -58,43 +61,96 @@ def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
     )
 
 
-def plan_traffic(plan: Plan | SoftPlan, valid_T: Bool[Array, "T"]) -> Traffic:
-    """Counts of one group's plan; `overflow` is the dispatcher's to fill in."""
-    zero = jnp.zeros((), jnp.int32)
+def plan_traffic(
+    plan: Plan | SoftPlan, valid_T: Bool[Array, "T"], place_T: Int[Array, "T"] | None = None
+) -> Traffic:
+    """Counts of one group's plan; `overflow` is the dispatcher's to fill in. In a soft plan every
+    slot is taken and nothing is wanted or dropped."""
     if isinstance(plan, SoftPlan):
         _, E, C = plan.dispatch_TEC.shape
-        full_E = jnp.full((E,), C, jnp.int32)
-        return Traffic(
-            accepted_E=full_E,
-            dropped=zero,
-            dropped_tokens=zero,
-            overflow=zero,
+        return dataclasses.replace(
+            _no_traffic(E, K=1),
+            accepted_E=jnp.full((E,), C, jnp.int32),
             slots=jnp.full((), E * C, jnp.int32),
         )
     a = plan.assignments
+    K = a.k or 1
     wanted_R = a.expert_R < a.E
-    dropped = jnp.sum(wanted_R & ~plan.kept_R, dtype=jnp.int32)
+    dropped_R = wanted_R & ~plan.kept_R
     # A token served by a null expert has lost nothing.
     served_R = plan.kept_R | ((a.expert_R >= a.E) & (a.expert_R < a.unused))
-    if a.k is not None:
-        wanting_T = jnp.any(wanted_R.reshape(a.T, a.k), axis=1)
-        served_T = jnp.any(served_R.reshape(a.T, a.k), axis=1)
-    else:
-        wanting_T = jnp.zeros((a.T,), bool).at[a.token_R].max(wanted_R)
-        served_T = jnp.zeros((a.T,), bool).at[a.token_R].max(served_R)
-    lost_T = wanting_T & ~served_T & valid_T
+    served_T = _per_token(a, served_R)
+    lost_T = (_per_token(a, wanted_R) > 0) & (served_T == 0) & valid_T
+    rank_R = jnp.arange(a.expert_R.shape[0], dtype=jnp.int32) % K
+    place_R = jnp.zeros_like(rank_R) if place_T is None else place_T[a.token_R]
+    most = min(a.k or a.E, MOST_SERVED)
     return Traffic(
         accepted_E=plan.accepted_E,
-        dropped=dropped,
+        dropped=jnp.sum(dropped_R, dtype=jnp.int32),
         dropped_tokens=jnp.sum(lost_T, dtype=jnp.int32),
-        overflow=zero,
+        overflow=jnp.zeros((), jnp.int32),
         slots=jnp.full((), a.E * (plan.capacity or 0), jnp.int32),
+        wanted_K=count_experts(rank_R, wanted_R, K),
+        dropped_K=count_experts(rank_R, dropped_R, K),
+        wanted_N=count_experts(place_R, wanted_R, PLACES),
+        dropped_N=count_experts(place_R, dropped_R, PLACES),
+        served_H=count_experts(jnp.minimum(served_T, most), valid_T, most + 1),
     )
 
 
+def _no_traffic(E: int, K: int) -> Traffic:
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    return Traffic(
+        accepted_E=zeros(E),
+        dropped=zeros(),
+        dropped_tokens=zeros(),
+        overflow=zeros(),
+        slots=zeros(),
+        wanted_K=zeros(K),
+        dropped_K=zeros(K),
+        wanted_N=zeros(PLACES),
+        dropped_N=zeros(PLACES),
+        served_H=zeros(1),
+    )
+
+
+def _per_token(a: Assignments, marked_R: Bool[Array, "R"]) -> Int[Array, "T"]:
+    """How many of each token's rows are marked."""
+    if a.k is not None:
+        return jnp.sum(marked_R.reshape(a.T, a.k), axis=1, dtype=jnp.int32)
+    return jnp.zeros((a.T,), jnp.int32).at[a.token_R].add(marked_R.astype(jnp.int32))
+
+
+# The leaves of statistics that reduce by maximum; all others are sums.
+PEAKS = frozenset({"largest_logit"})
+
+
+def _is_peak(path: tuple[Any, ...]) -> bool:
+    return getattr(path[-1], "name", None) in PEAKS
+
+
 def reduce_sums(tree: Tree, axis: int | tuple[int, ...] = 0) -> Tree:
-    """Sums additive statistics (Sums, Traffic) over leading axes; counts stay int32."""
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=axis, dtype=leaf.dtype), tree)
+    """Reduces statistics (Sums, Traffic) over leading axes; counts stay int32."""
+
+    def reduce(path: tuple[Any, ...], leaf: Array) -> Array:
+        if _is_peak(path):
+            return jnp.max(leaf, axis=axis)
+        return jnp.sum(leaf, axis=axis, dtype=leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(reduce, tree)
+
+
+def add_sums(first: Tree, second: Tree) -> Tree:
+    """The statistics of two sets of tokens together, leaf by leaf; of numpy arrays numpy's."""
+
+    def add(path: tuple[Any, ...], x: Any, y: Any) -> Any:
+        if _is_peak(path):
+            return np.maximum(x, y) if isinstance(x, np.ndarray) else jnp.maximum(x, y)
+        return x + y
+
+    return jax.tree_util.tree_map_with_path(add, first, second)
 
 
 def renormalize_kept(plan: Plan) -> Plan:

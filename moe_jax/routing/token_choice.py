@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
-from moe_jax.routing.plan import one_hot
+from moe_jax.routing.base import BaseRouter
+from moe_jax.routing.plan import count_experts, one_hot
 from moe_jax.routing.types import (
     Assignments,
     ParamSpec,
     RouterInputs,
     RouterParams,
-    RouterState,
     Sums,
 )
 
@@ -24,8 +24,8 @@ DROP_ORDERS = ("token_major", "choice_major", "batch_priority")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenChoice:
-    """The defaults of the Router protocol for routers in which tokens choose experts.
+class TokenChoice(BaseRouter):
+    """What routers have in which each token chooses K experts.
 
     drop_order: who is served first where capacity is short; see `choose`.
     """
@@ -36,35 +36,14 @@ class TokenChoice:
         yield from one_of(self, DROP_ORDERS, "drop_order")
         yield from at_least(self, 1, *(["k"] if "k" in self.__dataclass_fields__ else []))
 
-    def warn(self) -> Iterator[str]:
-        yield from ()
-
     def choices(self, E: int) -> int:
         return self.k  # type: ignore[attr-defined]
-
-    def experts_per_token(self, E: int) -> float:
-        return float(self.choices(E))
 
     @property
     def causal(self) -> bool:
         """True where a drop never depends on later tokens: token-major, or one choice a token."""
         ranks_matter = self.choices(2) > 1 or self.drop_order == "batch_priority"
-        return self.drop_order == "token_major" or not ranks_matter
-
-    def params(self, D: int, E: int) -> dict[str, ParamSpec]:
-        return {}
-
-    def state(self, E: int) -> dict[str, Array]:
-        return {}
-
-    def own_sums(self, E: int) -> dict[str, Array]:
-        return {}
-
-    def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
-        return {}
-
-    def update(self, state: RouterState, sums: Sums) -> RouterState:
-        return state
+        return self.causal_choice and (self.drop_order == "token_major" or not ranks_matter)
 
     def decide(
         self,
@@ -77,11 +56,12 @@ class TokenChoice:
         gate_TE: Float[Array, "T E"] | None = None,
         load_TE: Float[Array, "T E"] | None = None,
         own: Mapping[str, Array] | None = None,
+        Z: int = 0,
     ) -> tuple[Assignments, Sums]:
         """The assignments of these choices (`choose`) and their sums (`make_sums`); the gates are
         the weights of the chosen experts unless others are given."""
         E = logits_TE.shape[1]
-        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order)
+        assignments = choose(weight_TK, expert_TK, inputs, E, self.drop_order, Z)
         if gate_TE is None:
             gate_TE = scatter_gates(weight_TK, expert_TK, E)
         return assignments, make_sums(
@@ -195,18 +175,21 @@ def choose(
     inputs: RouterInputs,
     E: int,
     drop_order: str = "token_major",
+    Z: int = 0,
 ) -> Assignments:
     """Assignments of T tokens with K choices each, best first.
+
+    Experts E..E+Z-1 are computed at home and take no capacity.
 
     drop_order, who is served first where capacity is short:
       token_major     earlier tokens with all their choices (causal)
       choice_major    all first choices, then all second choices (GShard, Switch, V-MoE)
       batch_priority  as choice_major, within a choice the tokens with the highest first weight
                       (V-MoE, 2106.05974, section 4.1)
-    Choices with an expert >= E, and all choices of invalid tokens, are unused rows.
+    Choices with an expert >= E + Z, and all choices of invalid tokens, are unused rows.
     """
     T, K = expert_TK.shape
-    used_TK = inputs.valid_T[:, None] & (expert_TK < E)
+    used_TK = inputs.valid_T[:, None] & (expert_TK < E + Z)
     rank_TK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.float32)[None], (T, K))
     if drop_order == "token_major":
         priority_R = None
@@ -218,11 +201,12 @@ def choose(
         priority_R = (rank_TK - (best_T / (1 + best_T))[:, None]).reshape(-1)
     return Assignments(
         token_R=jnp.repeat(jnp.arange(T, dtype=jnp.int32), K),
-        expert_R=jnp.where(used_TK, expert_TK, E).astype(jnp.int32).reshape(-1),
+        expert_R=jnp.where(used_TK, expert_TK, E + Z).astype(jnp.int32).reshape(-1),
         weight_R=jnp.where(used_TK, weight_TK, 0).astype(jnp.float32).reshape(-1),
         priority_R=priority_R,
         T=T,
         E=E,
+        Z=Z,
         k=K,
     )
 
@@ -236,33 +220,40 @@ def make_sums(
     load_TE: Float[Array, "T E"] | None = None,
     own: Mapping[str, Array] | None = None,
 ) -> Sums:
-    """Sums over the valid tokens of one group for a router of the token-choice family.
+    """Sums over the valid tokens of one group.
 
-    own: the router's own sums, over valid tokens already.
+    own: the router's own sums, over valid tokens already. A token's first choice is the first of
+    its k, or, without ranks, the wanted expert with the largest gate.
     """
     a = assignments
-    assert a.k is not None
-    expert_TK = a.expert_R.reshape(a.T, a.k)
-    chosen_TKE = one_hot(expert_TK, a.E)
+    if a.k is not None:
+        first_TE = one_hot(a.expert_R.reshape(a.T, a.k)[:, 0], a.E)
+    else:
+        wanted_TE = jnp.zeros((a.T, a.E), bool).at[a.token_R, a.expert_R].set(True, mode="drop")
+        best_T = jnp.argmax(jnp.where(wanted_TE, gate_TE, -jnp.inf), axis=1).astype(jnp.int32)
+        first_TE = one_hot(best_T, a.E) & wanted_TE
     mask_T1 = valid_T[:, None]
     log_prob_TE = jnp.log(jnp.maximum(prob_TE, jnp.finfo(jnp.float32).tiny))
     entropy_T = -jnp.sum(prob_TE * log_prob_TE, axis=1)
     routable_T = jnp.any(logits_TE > -jnp.inf, axis=1)
     lse_T = jax.nn.logsumexp(jnp.where(routable_T[:, None], logits_TE, 0), axis=1)
     valid_z_T = valid_T & routable_T
+    counted_TE = mask_T1 & (logits_TE > -jnp.inf)
+    size_TE = jnp.where(counted_TE, jnp.abs(jax.lax.stop_gradient(logits_TE)), 0)
 
     def total(x_TE: Array) -> Array:
         return jnp.sum(jnp.where(mask_T1, x_TE, 0), axis=0)
 
     return Sums(
-        wanted_E=jnp.sum(chosen_TKE, axis=(0, 1), dtype=jnp.int32),
-        first_E=jnp.sum(chosen_TKE[:, 0], axis=0, dtype=jnp.int32),
+        wanted_E=count_experts(a.expert_R, a.expert_R < a.E, a.E),
+        first_E=jnp.sum(first_TE, axis=0, dtype=jnp.int32),
         prob_E=total(prob_TE),
         importance_E=total(gate_TE),
         load_E=jnp.zeros((a.E,), jnp.float32) if load_TE is None else total(load_TE),
         z=jnp.sum(jnp.where(valid_z_T, jnp.square(lse_T), 0)),
         entropy=jnp.sum(jnp.where(valid_T, entropy_T, 0)),
         valid=jnp.sum(valid_T, dtype=jnp.int32),
+        largest_logit=jnp.max(size_TE, initial=0.0),
         own=own or {},
     )
 

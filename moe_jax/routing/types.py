@@ -16,6 +16,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
+PLACES = 8  # parts of a row by which drops are counted
+MOST_SERVED = 16  # a token with more experts counts as one with so many
+
+
 def _static(**kwargs: Any) -> Any:
     return field(metadata={"static": True}, **kwargs)
 
@@ -94,6 +98,7 @@ class Sums:
     z: Float[Array, "*G"]  # sum of logsumexp(logits)^2
     entropy: Float[Array, "*G"]  # sum of the entropy of the router's probabilities, nats
     valid: Int[Array, "*G"]  # tokens counted
+    largest_logit: Float[Array, "*G"]  # max |logit|: the one leaf that reduces by maximum
     # What one router keeps for its own losses and its update: float32, additive too.
     own: Mapping[str, Float[Array, "*G ..."]] = field(default_factory=dict)
 
@@ -108,6 +113,11 @@ class Traffic:
     dropped_tokens: Int[Array, "*G"]  # valid tokens that lost every expert they wanted
     overflow: Int[Array, "*G"]  # kept, but over a bounded receive buffer; never part of dropped
     slots: Int[Array, "*G"]  # slots offered, E * capacity; 0 where dropless
+    wanted_K: Int[Array, "*G K"]  # wanted by rank of choice; of no ranks all at rank 0
+    dropped_K: Int[Array, "*G K"]
+    wanted_N: Int[Array, "*G N"]  # wanted by place in the row, in PLACES equal parts
+    dropped_N: Int[Array, "*G N"]
+    served_H: Int[Array, "*G H"]  # tokens by how many experts they got, the last: that or more
 
 
 @jax.tree_util.register_dataclass
@@ -122,6 +132,8 @@ class RouterInputs:
     segment_T: Int[Array, "*G T"]
     # A function of (seed, step, layer, global group id); None: no noise.
     key: Key[Array, "*G"] | None = None
+    # Which of the PLACES parts of its row each token is in; None: all in the first.
+    place_T: Int[Array, "*G T"] | None = None
     E: int = _static()  # matrix experts
     train: bool = _static(default=False)
 
@@ -143,19 +155,24 @@ RouterState = Mapping[str, Shaped[Array, "..."]]
 class Router(Protocol):
     """A frozen dataclass whose fields are its config; pure methods, no Flax, no collective.
 
-    `causal`: a token's routing never depends on later tokens of its row. Routers with
-    causal=False refuse to generate.
+    `causal`: a token's routing never depends on later tokens of its row, also where capacity
+    drops. Routers with causal=False refuse to generate. `causal_choice`: the same of what is wanted,
+    before capacity. `routing.base.BaseRouter` has defaults of all but `choices` and `route`.
     """
 
     @property
     def causal(self) -> bool: ...
 
+    @property
+    def causal_choice(self) -> bool: ...
+
     def choices(self, E: int) -> int:
         """K, how many of E experts one token may want at the most."""
         ...
 
-    def experts_per_token(self, E: int) -> float:
-        """Of E matrix experts those of a token, on average: for FLOPs and capacities."""
+    def experts_per_token(self, E: int, T: int) -> float:
+        """Of E matrix experts those of a token, on average over a group of T tokens: for FLOPs and
+        capacities."""
         ...
 
     def params(self, D: int, E: int) -> dict[str, ParamSpec]: ...
@@ -165,7 +182,7 @@ class Router(Protocol):
         ...
 
     def own_sums(self, E: int) -> dict[str, Array]:
-        """Zeros in the shapes of `Sums.own` of one group; {} for most."""
+        """Zeros in the shapes of `Sums.own` of one group in training; {} for most."""
         ...
 
     def route(
@@ -174,8 +191,19 @@ class Router(Protocol):
         """Routes one group."""
         ...
 
+    def at_home(
+        self, params: RouterParams, inputs: RouterInputs, assignments: Assignments
+    ) -> Float[Array, "T D"]:
+        """The weighted outputs of the experts E..E+Z-1; called only where Z > 0."""
+        ...
+
     def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
         """The router's own losses by name, unweighted, from sums reduced over a loss's scope."""
+        ...
+
+    def metrics(self, state: RouterState, sums: Sums) -> dict[str, Float[Array, ""]]:
+        """What only this router has to report of one layer (`moe/router/NAME`), from sums reduced
+        over all tokens; {} for most. `Sums.own` may be empty (in evaluation)."""
         ...
 
     def update(self, state: RouterState, sums: Sums) -> RouterState:

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.routing.plan import add_sums
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import BatchSums, layer_metrics
+from moe_jax.training.step import BatchSums
 
 # Where layers differ, the worst is what matters for these; the mean for the others.
-WORST = frozenset({"max_violation"})
+WORST = frozenset({"max_violation", "largest_logit"})
 
 
 def evaluate(
@@ -32,12 +33,13 @@ def evaluate(
         batch = program.put(raw, first_row=number * size, batch_size=size)
         sums = program.eval_step(state.params, state.router_state, batch, knobs)
         wide = jax.tree.map(_widen, jax.device_get(sums))
-        total = wide if total is None else jax.tree.map(np.add, total, wide)
+        total = wide if total is None else add_sums(total, wide)
     if total is None:
         raise ValueError("an evaluation needs at least one batch")
     metrics: dict[str, Any] = dict(program.step.task.metrics(vars(total.task)))
     factor = program.experiment.evaluation.capacity_factor
-    metrics |= routing_report(program, jax.device_get(layer_metrics(_narrow(total))), factor)
+    layers = program.step.layer_metrics(_narrow(total), state.router_state)
+    metrics |= routing_report(program, jax.device_get(layers), factor)
     metrics |= load_report(program, total)
     return metrics
 
@@ -71,12 +73,38 @@ def routing_report(
 
 
 def load_report(program: Program, sums: BatchSums) -> dict[str, list[float]]:
-    """`moe/layer_07/load`: share of the wanted assignments of each expert, before drops."""
-    if sums.routing is None:
+    """What is a list for each sparse layer, `moe/layer_07/NAME`:
+
+    load                 share of the wanted assignments of each expert, before drops
+    gate_mass            share of the gates' sum of each expert
+    dropped_by_rank      dropped / wanted among first, second, ... choices
+    dropped_by_position  the same by the place in the row, in eighths
+    experts_histogram    share of tokens that got 0, 1, 2, ... experts
+    """
+    if sums.routing is None or sums.traffic is None:
         return {}
-    wanted_LE = np.asarray(sums.routing.wanted_E, np.float64)
-    share_LE = wanted_LE / np.maximum(wanted_LE.sum(axis=1, keepdims=True), 1)
-    return {
-        f"moe/layer_{layer:02d}/load": [float(x) for x in share_E]
-        for layer, share_E in zip(program.layout.moe_layers, share_LE, strict=True)
+    routing, traffic = sums.routing, sums.traffic
+    lists = {
+        "load": _share(routing.wanted_E),
+        "gate_mass": _share(routing.importance_E),
+        "dropped_by_rank": _ratio(traffic.dropped_K, traffic.wanted_K),
+        "dropped_by_position": _ratio(traffic.dropped_N, traffic.wanted_N),
+        "experts_histogram": _share(traffic.served_H),
     }
+    return {
+        f"moe/layer_{layer:02d}/{name}": [float(x) for x in row]
+        for name, rows in lists.items()
+        for layer, row in zip(program.layout.moe_layers, rows, strict=True)
+    }
+
+
+def _share(x_LN: Any) -> np.ndarray:
+    """Each row over its sum; rows of zeros stay so."""
+    x_LN = np.asarray(x_LN, np.float64)
+    return _ratio(x_LN, x_LN.sum(axis=1, keepdims=True))
+
+
+def _ratio(part: Any, whole: Any) -> np.ndarray:
+    """part / whole, 0 where the whole is 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return part / np.where(whole == 0, 1, whole)

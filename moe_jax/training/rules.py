@@ -40,13 +40,20 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     if k > moe.num_experts:
         path = "moe.router.k" if hasattr(router, "k") else "moe.router.kind"
         yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
-    elif hasattr(router, "check_experts"):
-        for name, rule in router.check_experts(moe.num_experts):
+    else:
+        for name, rule in getattr(router, "check_experts", lambda E: ())(moe.num_experts):
             yield Problem(f"moe.router.{name}", getattr(router, name), rule)
+    if getattr(router, "own_capacity", False) and moe.capacity_factor is not None:
+        rule = "must be none: this router gives every expert its number of tokens itself"
+        yield Problem("moe.capacity_factor", moe.capacity_factor, rule)
     if moe.first >= experiment.model.num_layers:
         rule = f"must be below model.num_layers = {experiment.model.num_layers}"
         yield Problem("moe.first", moe.first, rule)
     yield from _divides("moe.num_experts", moe.num_experts, sizes["expert"], "mesh.expert")
+    groups = moe.losses.device_balance.groups
+    if groups > 0 and moe.num_experts > 0 and moe.num_experts % groups:
+        rule = f"must divide moe.num_experts = {moe.num_experts}"
+        yield Problem("moe.losses.device_balance.groups", groups, rule)
     if moe.transport == "ragged" and moe.layout != "rows":
         yield Problem("moe.layout", moe.layout, 'must be "rows" with moe.transport = "ragged"')
     if sizes["expert"] > 1:

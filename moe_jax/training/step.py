@@ -18,7 +18,7 @@ from moe_jax.nn.context import Context, LayerReport
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
-from moe_jax.routing.plan import reduce_sums
+from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.types import Sums, Traffic
 from moe_jax.tasks.language_model import LanguageModel, RawBatch, TaskSums
 from moe_jax.training.state import TrainState
@@ -109,7 +109,7 @@ class Step:
             bad_steps=new_state.bad_steps,
             skipped=new_state.skipped,
             sums=sums,
-            layers=layer_metrics(sums),
+            layers=self.layer_metrics(sums, state.router_state),
             expert_grad_norm=self._expert_grad_norm(grads),
         )
         return new_state, result
@@ -167,7 +167,8 @@ class Step:
 
         def accumulate(carry: Any, micro: RawBatch) -> tuple[Any, None]:
             (loss, sums), grads = value_and_grad(state.params, micro)
-            return jax.tree.map(jnp.add, carry, (loss, grads, sums)), None
+            total = jax.tree.map(jnp.add, carry[:2], (loss, grads))
+            return (*total, add_sums(carry[2], sums)), None
 
         first = jax.eval_shape(value_and_grad, state.params, _first(micro_batches))
         (loss_shape, sums_shape), grads_shape = first
@@ -204,7 +205,7 @@ class Step:
 
         def forward(total: Any, micro: RawBatch) -> tuple[Any, None]:
             sums, _ = self._forward(state.params, state.router_state, micro, context)
-            return jax.tree.map(jnp.add, total, sums.routing), None
+            return add_sums(total, sums.routing), None
 
         shape = jax.eval_shape(
             lambda micro: self._forward(state.params, state.router_state, micro, context)[0],
@@ -246,6 +247,20 @@ class Step:
         router = bind(self.moe.router, knobs, prefix="moe.router")
         update = jax.vmap(router.update)
         return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
+
+    def layer_metrics(self, sums: BatchSums, router_state: Any) -> dict[str, Array]:
+        """Every routing metric of every sparse layer, name -> (L,), the router's own as
+        router/NAME; {} in a dense model."""
+        if sums.routing is None or sums.traffic is None:
+            return {}
+        router = self.moe.router
+        state = self.layout.in_layer_order(router_state)
+
+        def of_layer(sums: Sums, traffic: Traffic, state: Any) -> dict[str, Array]:
+            own = {f"router/{name}": x for name, x in router.metrics(state, sums).items()}
+            return routing_metrics(sums, traffic) | own
+
+        return jax.vmap(of_layer)(sums.routing, sums.traffic, state)
 
     def _expert_grad_norm(self, grads: Mapping[str, Any]) -> Array | None:
         """(L, E): Euclidean norm of each expert's gradient, over its matrices."""
@@ -290,10 +305,3 @@ def _inner(gradient: Sums, sums: Sums) -> Array:
         if jnp.issubdtype(s.dtype, jnp.floating)
     ]
     return jnp.sum(jnp.stack(products))
-
-
-def layer_metrics(sums: BatchSums) -> dict[str, Array]:
-    """Every routing metric of every sparse layer: name -> (L,); {} in a dense model."""
-    if sums.routing is None or sums.traffic is None:
-        return {}
-    return jax.vmap(routing_metrics)(sums.routing, sums.traffic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,21 @@ import pytest
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.capacity import expert_capacity
 from moe_jax.routing.plan import make_plan, plan_traffic
-from moe_jax.routing.types import RouterInputs
+from moe_jax.routing.types import RouterInputs, SoftPlan
 
 T, D = 24, 8
 E = 6
 
+# What a kind needs beside its defaults to route E = 6 experts and tokens 0..T-1.
+OPTIONS: dict[str, dict] = {}
+
 
 def make(kind, **options):
-    return ROUTERS[kind](**options)
+    return ROUTERS[kind](**{**OPTIONS.get(kind, {}), **options})
+
+
+def fields_of(kind):
+    return {field.name for field in dataclasses.fields(ROUTERS[kind])}
 
 
 def parameters(router, num_experts=E, seed=1):
@@ -41,15 +49,37 @@ def inputs(seed=0, tokens=T, dtype=jnp.float32, train=True, padding=0, num_exper
         id_T=count_T,
         position_T=count_T,
         segment_T=valid_T.astype(jnp.int32),
+        place_T=count_T * 8 // tokens,
         key=jax.random.key(7) if train else None,
         E=num_experts,
         train=train,
     )
 
 
-@pytest.fixture(params=list(ROUTERS))
+def decides_softly(kind):
+    router = make(kind)
+    decide = functools.partial(router.route, parameters(router), router.state(E))
+    return isinstance(jax.eval_shape(decide, inputs())[0], SoftPlan)
+
+
+SOFT = [kind for kind in ROUTERS if decides_softly(kind)]
+HARD = [kind for kind in ROUTERS if kind not in SOFT]
+# Tokens want as many experts as they like, up to `choices`.
+VARIABLE = {kind for kind in HARD if "k_max" in fields_of(kind)}
+# Choices do not come from comparing the logits of one token: ties have another rule.
+NOT_BY_LOGITS: set[str] = set()
+
+
+@pytest.fixture(params=HARD)
 def kind(request):
     return request.param
+
+
+def token_weights(a):
+    """Each token's sum of weights."""
+    weight_T = np.zeros(a.T)
+    np.add.at(weight_T, np.asarray(a.token_R), np.asarray(a.weight_R, np.float64))
+    return weight_T
 
 
 def test_shapes_dtypes_and_ranges(kind):
@@ -64,18 +94,30 @@ def test_shapes_dtypes_and_ranges(kind):
     assert np.all((a.expert_R >= 0) & (a.expert_R <= a.unused))
     assert np.all(np.isfinite(a.weight_R)) and np.all(a.weight_R >= 0)
     if a.k is not None:
+        assert a.k == router.choices(E)
         assert np.array_equal(a.token_R, np.arange(R) // a.k)
-        experts = np.asarray(a.expert_R).reshape(T, a.k)
-        for row in experts:  # distinct experts for a token: a slot per expert and token is enough
-            used = row[row < E]
-            assert len(set(used)) == len(used)
+    used_R = np.asarray(a.expert_R) < E
+    if a.c is not None:
+        assert np.array_equal(np.asarray(a.expert_R)[used_R], (np.arange(R) // a.c)[used_R])
+    # Distinct experts for a token: a slot per expert and token is enough.
+    pairs = np.stack([a.token_R, a.expert_R], axis=1)[used_R]
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
     for name in ("wanted_E", "first_E", "valid"):
         assert getattr(sums, name).dtype == jnp.int32
-    for name in ("prob_E", "importance_E", "load_E", "z", "entropy"):
+    for name in ("prob_E", "importance_E", "load_E", "z", "entropy", "largest_logit"):
         assert getattr(sums, name).dtype == jnp.float32
     assert np.array_equal(sums.wanted_E, np.bincount(a.expert_R, minlength=E + 1)[:E])
     assert int(sums.valid) == T
     np.testing.assert_allclose(np.sum(sums.prob_E), T, rtol=1e-5)
+    assert int(np.sum(sums.first_E)) <= T and np.all(sums.first_E <= sums.wanted_E)
+    own = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (router.own_sums(E), dict(sums.own)))
+    assert own[0] == own[1]
+    quiet = router.route(parameters(router), router.state(E), inputs(train=False))[1]
+    for metrics in (router.metrics(router.state(E), x) for x in (sums, quiet)):
+        assert all(np.isfinite(value) and np.ndim(value) == 0 for value in metrics.values())
+    assert jax.tree.map(jnp.shape, router.update(router.state(E), sums)) == jax.tree.map(
+        jnp.shape, router.state(E)
+    )
 
 
 def test_deterministic_and_quiet_outside_training(kind):
@@ -106,6 +148,8 @@ def test_padding_is_inert(kind):
     assert int(sums.valid) == T - 5
     tokens = np.asarray(a.token_R)[np.asarray(a.expert_R) < E]
     assert tokens.max() < T - 5
+    if not router.causal_choice:
+        return  # tokens compete for the places of a whole group
     alone = inputs(tokens=T, train=False)
     short = jax.tree.map(lambda leaf: leaf[: T - 5], alone)
     _, short_sums = router.route(params, router.state(E), short)
@@ -117,27 +161,35 @@ def test_all_padding(kind):
     router = make(kind)
     a, sums = router.route(parameters(router), router.state(E), inputs(padding=T))
     assert np.all(np.asarray(a.expert_R) == a.unused)
+    assert np.all(np.asarray(a.weight_R) == 0)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(sums))
 
 
 def test_ties_go_to_the_lower_expert(kind):
+    if kind in NOT_BY_LOGITS:
+        return  # its own file has its rule
     router = make(kind)
     params = jax.tree.map(jnp.zeros_like, parameters(router))
     a, _ = router.route(params, router.state(E), inputs(train=False))
     assert a.k is not None
     experts = np.asarray(a.expert_R).reshape(T, a.k)
-    assert np.array_equal(experts, np.tile(np.arange(a.k), (T, 1)))
+    used = experts < E
+    assert np.array_equal(experts[used], np.tile(np.arange(a.k), (T, 1))[used])
+    assert kind in VARIABLE or np.all(used)
 
 
 def test_one_expert_and_all_experts(kind):
     for num_experts in (1, 2, 3):
-        options = {"k": num_experts} if "k" in ROUTERS[kind].__dataclass_fields__ else {}
+        options = {"k": num_experts} if "k" in fields_of(kind) else {}
         router = make(kind, **options)
+        if dict(getattr(router, "check_experts", lambda E: ())(num_experts)):
+            continue
         if router.choices(num_experts) > num_experts:
             continue
         a, sums = router.route(parameters(router, num_experts), router.state(num_experts), inputs())
         assert np.all(np.isfinite(a.weight_R))
-        if router.choices(num_experts) == num_experts and kind != "gshard":
+        by_logits = kind not in VARIABLE | NOT_BY_LOGITS | {"gshard"}
+        if router.choices(num_experts) == num_experts and by_logits:
             assert np.array_equal(sums.wanted_E, [T] * num_experts)
 
 
@@ -152,21 +204,24 @@ RENORMALIZED = {
     "sqrt_softplus",
 }
 UNBOUNDED = {"loss_free"}  # each weight is below 1
+UNLIMITED: set[str] = set()  # weights may be any number from 0 on
+NO_GRADIENT: set[str] = set()  # constant weights
 
 
 def test_weights_sum_to_one_where_the_paper_says_so(kind):
     router = make(kind)
     a, _ = router.route(parameters(router), router.state(E), inputs(train=False))
-    weight_TK = np.asarray(a.weight_R).reshape(T, a.k) / getattr(router, "scale", 1)
-    total = weight_TK.sum(1)
+    weight_R = np.asarray(a.weight_R) / getattr(router, "scale", 1)
+    total = token_weights(a) / getattr(router, "scale", 1)
     if kind in RENORMALIZED:
         np.testing.assert_allclose(total, 1, rtol=1e-5)
     elif kind in UNBOUNDED:
-        assert np.all(weight_TK < 1)
-    else:
+        assert np.all(weight_R < 1)
+    elif kind not in UNLIMITED:
         assert np.all(total < 1)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in HARD if "bias" in fields_of(kind)])
 def test_inadmissible_experts(kind):
     """Logits of -inf: those experts are never chosen; where none is left, rows are unused; no NaN
     in values or gradients."""
@@ -180,9 +235,10 @@ def test_inadmissible_experts(kind):
             expert_R = np.asarray(a.expert_R)
             assert not np.isin(expert_R, np.arange(E)[off]).any()
             left = E - len(np.arange(E)[off])
-            if kind != "gshard" or not train:  # the second expert may not be wanted
+            # GShard's second expert may not be wanted.
+            if kind not in VARIABLE | NOT_BY_LOGITS and (kind != "gshard" or not train):
                 assert np.sum(expert_R < E) == T * min(left, router.choices(E))
-            assert np.all(np.asarray(a.weight_R)[expert_R == E] == 0)
+            assert np.all(np.asarray(a.weight_R)[expert_R == a.unused] == 0)
 
             def total(params, batch=batch):
                 a, sums = router.route(params, router.state(E), batch)
@@ -196,6 +252,14 @@ def test_inadmissible_experts(kind):
             assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
+def test_one_token(kind):
+    """A group of one token, as in generation and in `Routes.prob_BSE`."""
+    router = make(kind)
+    a, sums = router.route(parameters(router), router.state(E), inputs(tokens=1))
+    assert int(sums.valid) == 1 and np.all(np.isfinite(a.weight_R))
+    np.testing.assert_allclose(np.sum(sums.prob_E), 1, rtol=1e-5)
+
+
 def test_bfloat16_inputs_are_routed_in_float32(kind):
     router = make(kind)
     rounded = inputs(dtype=jnp.bfloat16, train=False)
@@ -204,6 +268,7 @@ def test_bfloat16_inputs_are_routed_in_float32(kind):
     assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in HARD if kind not in NO_GRADIENT])
 def test_weight_gradient_against_finite_differences(kind):
     """d(sum c_r weight_r) / d kernel along a direction, away from ties."""
     router = make(kind)
@@ -230,8 +295,9 @@ def test_weight_gradient_against_finite_differences(kind):
 def test_plan_serves_in_order_and_counts(kind):
     router = make(kind)
     a, sums = router.route(parameters(router), router.state(E), inputs(padding=3))
-    capacity = expert_capacity(T, E, router.experts_per_token(E), 0.75)
+    capacity = expert_capacity(T, E, router.experts_per_token(E, T), 0.75)
     plan = make_plan(a, capacity)
+    capacity = plan.capacity
     kept, expert, slot = (np.asarray(x) for x in (plan.kept_R, a.expert_R, plan.slot_R))
     for e in range(E):
         mine = np.flatnonzero(expert == e)
@@ -239,11 +305,23 @@ def test_plan_serves_in_order_and_counts(kind):
         served = mine[np.lexsort((mine, priority))]
         assert np.array_equal(slot[served], np.arange(len(mine)))
         assert kept[mine].sum() == min(len(mine), capacity) == plan.accepted_E[e]
-    traffic = plan_traffic(plan, inputs(padding=3).valid_T)
+    traffic = plan_traffic(plan, inputs().valid_T.at[-3:].set(False), inputs().place_T)
     assert int(traffic.dropped) == int(np.sum(sums.wanted_E)) - kept.sum()
     lost = {int(t) for t in np.asarray(a.token_R)[expert < E]}
-    lost -= {int(t) for t in np.asarray(a.token_R)[kept]}
+    at_home = (expert >= E) & (expert < a.unused)
+    lost -= {int(t) for t in np.asarray(a.token_R)[kept | at_home]}
     assert int(traffic.dropped_tokens) == len(lost)
+    # By rank, by place in the row, and per token: numpy on the same rows.
+    wanted, gone = expert < E, (expert < E) & ~kept
+    rank, place = np.arange(len(expert)) % (a.k or 1), np.asarray(a.token_R) * 8 // T
+    for by, K, wanted_by, gone_by in (
+        (rank, a.k or 1, traffic.wanted_K, traffic.dropped_K),
+        (place, 8, traffic.wanted_N, traffic.dropped_N),
+    ):
+        assert np.array_equal(wanted_by, np.bincount(by[wanted], minlength=K))
+        assert np.array_equal(gone_by, np.bincount(by[gone], minlength=K))
+    served = np.bincount(np.asarray(a.token_R)[kept | at_home], minlength=T)[: T - 3]
+    assert np.array_equal(traffic.served_H, np.bincount(served, minlength=len(traffic.served_H)))
     full = make_plan(a, None)
     assert int(plan_traffic(full, inputs(padding=3).valid_T).dropped) == 0
     assert np.array_equal(full.kept_R, expert < E)

@@ -1,0 +1,79 @@
+"""What a router has that needs nothing of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Array, Float
+
+from moe_jax.config.fields import Rule
+from moe_jax.routing.types import (
+    Assignments,
+    ParamSpec,
+    RouterInputs,
+    RouterParams,
+    RouterState,
+    Sums,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRouter:
+    """The defaults of the Router protocol: no parameters, no state, no losses of its own.
+
+    Missing are `choices(E)` and `route`. A router whose choices depend on later tokens sets
+    `causal_choice` to False.
+    """
+
+    # Whether the router itself gives every expert its number of tokens, so that
+    # moe.capacity_factor has nothing to say.
+    own_capacity = False
+
+    def check(self) -> Iterator[Rule]:
+        yield from ()
+
+    def warn(self) -> Iterator[str]:
+        """What is allowed but perhaps not meant, one sentence each."""
+        yield from ()
+
+    def check_experts(self, E: int) -> Iterator[Rule]:
+        """The rules that need the number of experts."""
+        yield from ()
+
+    @property
+    def causal_choice(self) -> bool:
+        return True
+
+    @property
+    def causal(self) -> bool:
+        return self.causal_choice
+
+    def choices(self, E: int) -> int:
+        raise NotImplementedError
+
+    def experts_per_token(self, E: int, T: int) -> float:
+        return float(self.choices(E))
+
+    def params(self, D: int, E: int) -> dict[str, ParamSpec]:
+        return {}
+
+    def state(self, E: int) -> dict[str, Array]:
+        return {}
+
+    def own_sums(self, E: int) -> dict[str, Array]:
+        return {}
+
+    def at_home(
+        self, params: RouterParams, inputs: RouterInputs, assignments: Assignments
+    ) -> Float[Array, "T D"]:
+        raise NotImplementedError(f"{type(self).__name__} has no experts at home")
+
+    def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {}
+
+    def metrics(self, state: RouterState, sums: Sums) -> dict[str, Float[Array, ""]]:
+        return {}
+
+    def update(self, state: RouterState, sums: Sums) -> RouterState:
+        return state
