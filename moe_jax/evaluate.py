@@ -1,9 +1,13 @@
-"""Door: evaluates a checkpoint, with other capacity factors and numbers of experts."""
+"""Door: evaluates a checkpoint: as trained, otherwise routed, its leak, its trace."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 from absl import flags
 
@@ -11,15 +15,33 @@ from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
 from moe_jax.config.errors import UserError
 
 USAGE = """
-usage: python -m moe_jax.evaluate --workdir=DIR [--capacity_factor=none,1.0,2.0] [--k=1,2]
+usage: python -m moe_jax.evaluate --workdir=DIR [--capacity_factor=none,1.0,2.0] [--k=1,2] ...
 
-Evaluates a checkpoint of the run in DIR on its evaluation split, once for each combination of
-the given capacity factors ("none" is dropless) and numbers of experts per token.
+Evaluates a checkpoint of the run in DIR on its evaluation split, once for each combination of what
+is given:
+  --capacity_factor=none,1.25,0.5   ("none" is dropless)
+  --k=1,2,4                         experts per token
+  --drop_order=token_major,choice_major,batch_priority
+and, each for itself, with routes that are not the router's own:
+  --mask_best=1,2                   the best experts of each token are taken away
+  --route_by=hash,random,round_robin   routers that do not look at the token
+  --replay=FILE                     the routes of a trace
+Or says more of the run as it is:
+  --trace=FILE                      writes where every token went (docs/traces.md)
+  --domains                         which experts serve which domains, or planted sources
+  --leak                            how much later tokens decide of earlier ones
   python -m moe_jax.evaluate --workdir=runs/quickstart --capacity_factor=none,1.25,1.0,0.5
 """
 FLAGS = door_flags("workdir")
 flags.DEFINE_list("capacity_factor", None, "factors (default: the config's)", flag_values=FLAGS)
 flags.DEFINE_list("k", None, "experts per token (default: the config's)", flag_values=FLAGS)
+flags.DEFINE_list("drop_order", None, "orders (default: the router's)", flag_values=FLAGS)
+flags.DEFINE_list("mask_best", None, "how many best experts are masked", flag_values=FLAGS)
+flags.DEFINE_list("route_by", None, "kinds of routers in its place", flag_values=FLAGS)
+flags.DEFINE_string("replay", None, "a trace whose routes are used", flag_values=FLAGS)
+flags.DEFINE_string("trace", None, "write a trace to this file", flag_values=FLAGS)
+flags.DEFINE_boolean("domains", False, "show the experts by domain", flag_values=FLAGS)
+flags.DEFINE_boolean("leak", False, "measure what later tokens decide", flag_values=FLAGS)
 flags.DEFINE_integer("batches", None, "batches (default: all)", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "checkpoint (default: the newest)", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "also write all metrics to this file", flag_values=FLAGS)
@@ -30,9 +52,19 @@ SHOWN = (
     "bits_per_byte",
     "accuracy",
     "moe/max_violation",
+    "moe/experts_per_token",
     "moe/dropped_fraction",
     "moe/dropped_token_fraction",
 )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: config values by path, or a counterfactual."""
+
+    told: str = "as trained"
+    overrides: dict[str, str] = field(default_factory=dict)
+    counterfactual: Any = None
 
 
 def main(arguments: Arguments) -> int:
@@ -47,38 +79,138 @@ def main(arguments: Arguments) -> int:
         timeout=FLAGS.join_timeout,
         debug=FLAGS.debug,
     ):
-        evaluate_all(combinations(FLAGS.capacity_factor, FLAGS.k))
+        results = evaluate_all()
+        _write(results)
     return 0
 
 
-def evaluate_all(points: list[dict[str, str]]) -> None:
-    """Evaluates the run once for each point and tells the metrics."""
-    from moe_jax.notebook import load
+def evaluate_all() -> list[dict[str, Any]]:
+    """Everything that the flags ask for; told as it is known."""
+    from moe_jax.notebook import config_of, load
+
+    config = config_of(FLAGS.workdir)
+    results = []
+    extra = FLAGS.trace or FLAGS.domains or FLAGS.leak or FLAGS.replay
+    for point in points(config, alone=bool(extra)):
+        run = load(FLAGS.workdir, step=FLAGS.step, overrides=point.overrides)
+        if point.counterfactual is not None:
+            run = run.instead(point.counterfactual)
+        try:
+            metrics = run.evaluate(FLAGS.batches)
+        except ValueError as error:
+            if point.counterfactual is None:
+                raise
+            raise UserError(f"{point.told}: {error}") from error
+        results.append(_tell(run.step, point.told, metrics, point.overrides))
+    if extra:
+        results += _more(load(FLAGS.workdir, step=FLAGS.step))
+    return results
+
+
+def _more(run: Any) -> Iterable[dict[str, Any]]:
+    """What says more of the run as it is."""
+    from moe_jax.analysis.trace import Trace
+
+    if FLAGS.replay:
+        yield _tell(run.step, f"replay of {FLAGS.replay}", run.replay(Trace.read(FLAGS.replay)))
+    if FLAGS.trace or FLAGS.domains:
+        trace = run.trace(FLAGS.batches)
+        if FLAGS.trace:
+            trace.save(FLAGS.trace)
+            print(f"wrote {trace.rows} rows to {FLAGS.trace}")
+        if FLAGS.domains:
+            yield _domains(run.step, trace)
+    if FLAGS.leak:
+        for train in (False, True):
+            told = f"leak, routed as in {'training' if train else 'evaluation'}"
+            metrics = {f"leak/{n}": x for n, x in run.leak(FLAGS.batches, train=train).items()}
+            shown = ("leak/routes_changed", "leak/nats", "leak/absolute_nats")
+            yield _tell(run.step, told, metrics, shown=shown)
+
+
+def _domains(step: int, trace: Any) -> dict[str, Any]:
+    """Tells the shares of the experts by domain, and how much an expert says of the domain."""
+    from moe_jax.analysis.specialisation import (
+        domain_counts,
+        specialisation,
+        specialisation_table,
+    )
+
+    names, told = domain_counts(trace)[1], specialisation(trace)
+    shares_LDE = specialisation_table(trace)
+    for layer, share_DE in zip(trace.layers_L, shares_LDE, strict=True):
+        print(f"layer {layer}: share of each domain's assignments by expert")
+        for name, share_E in zip(names, share_DE, strict=True):
+            print(f"  {name:24} " + " ".join(f"{100 * x:5.1f}" for x in share_E) + " %")
+    metrics: dict[str, Any] = {f"specialisation/layer_{i:02d}": x for i, x in told.items()}
+    metrics["specialisation"] = sum(told.values()) / len(told)
+    result = _tell(step, "specialisation, I(domain; expert) / H(domain)", metrics, shown=metrics)
+    return {**result, "domains": list(names), "shares": shares_LDE.tolist()}
+
+
+def _tell(
+    step: int,
+    told: str,
+    metrics: dict[str, Any],
+    overrides: dict[str, str] | None = None,
+    shown: Iterable[str] = SHOWN,
+) -> dict[str, Any]:
     from moe_jax.parallel.agreement import say
+
+    say(f"step {step}, {told}")
+    for name in shown:
+        if name in metrics:
+            say(f"  {name:28} {metrics[name]:.4f}")
+    return {"step": step, "told": told, "overrides": overrides or {}, "metrics": metrics}
+
+
+def _write(results: list[dict[str, Any]]) -> None:
     from moe_jax.parallel.hosts import is_primary
 
-    results = []
-    for overrides in points:
-        run = load(FLAGS.workdir, step=FLAGS.step, overrides=overrides)
-        metrics = run.evaluate(FLAGS.batches)
-        results.append({"step": run.step, "overrides": overrides, "metrics": metrics})
-        told = ", ".join(f"{path}={value}" for path, value in overrides.items()) or "as trained"
-        say(f"step {run.step}, {told}")
-        for name in SHOWN:
-            if name in metrics:
-                say(f"  {name:28} {metrics[name]:.4f}")
     if FLAGS.json and is_primary():
         with open(FLAGS.json, "w") as file:
             json.dump(results, file, indent=2)
 
 
-def combinations(factors: list[str] | None, ks: list[str] | None) -> list[dict[str, str]]:
-    """Overrides for every pair of a factor and a k."""
-    points: list[dict[str, str]] = [{}]
-    for path, values in (("evaluation.capacity_factor", factors), ("moe.router.k", ks)):
-        if values:
-            points = [{**point, path: value} for point in points for value in values]
-    return points
+def points(config: Any, alone: bool) -> list[Point]:
+    """Every combination of other values, then each counterfactual. alone: other flags ask for
+    something too, so that without these flags there is nothing to evaluate here."""
+    own = getattr(config.moe.router, "own_capacity", False)
+    factor = "moe.router.capacity_factor" if own else "evaluation.capacity_factor"
+    flag_of = {
+        factor: FLAGS.capacity_factor,
+        "moe.router.k": FLAGS.k,
+        "moe.router.drop_order": FLAGS.drop_order,
+    }
+    axes = [[(path, value) for value in values] for path, values in flag_of.items() if values]
+    found = []
+    if axes:
+        for pairs in itertools.product(*axes):
+            told = ", ".join(f"{path}={value}" for path, value in pairs)
+            found.append(Point(told, dict(pairs)))
+    others = list(_counterfactuals(config))
+    return (found or ([] if alone and not others else [Point()])) + others
+
+
+def _counterfactuals(config: Any) -> Iterable[Point]:
+    from moe_jax.config.kinds import Kinds
+    from moe_jax.routing import ROUTERS
+    from moe_jax.routing.counterfactual import MaskBest, RouteBy
+    from moe_jax.routing.types import Router
+
+    E, D = config.moe.num_experts, config.model.model_dim
+    for text in FLAGS.mask_best or ():
+        if not text.isdigit() or not 1 <= int(text) < E:
+            raise UserError(f"--mask_best={text}: must be from 1 to {E - 1}")
+        yield Point(f"mask_best={text}", counterfactual=MaskBest(n=int(text)))
+    for name in FLAGS.route_by or ():
+        router_class = Kinds(ROUTERS, Router).load(name)
+        k = round(config.moe.experts_per_token(config.data.sequence_length))
+        options = {"k": k} if "k" in router_class.__dataclass_fields__ else {}
+        router = router_class(**options)
+        if router.params(D, E) or not router.causal_choice:
+            raise UserError(f"--route_by={name}: must be a router without parameters, like hash")
+        yield Point(f"route_by={name}", counterfactual=RouteBy(router=router))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.analysis.trace import Trace
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
@@ -23,6 +24,8 @@ from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.hosts import several
 from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.routing.counterfactual import Counterfactual, Replay
+from moe_jax.training import observation
 from moe_jax.training.build import Program, build
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.evaluation import evaluate
@@ -46,10 +49,7 @@ def load(
     Raises UserError where there is no run or no good checkpoint.
     """
     folder = Path(workdir).expanduser()
-    config_file = folder / "config.json"
-    if not config_file.exists():
-        raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")
-    experiment = from_json_dict(json.loads(config_file.read_text()), Experiment)
+    experiment = config_of(folder)
     if devices is None and several():
         devices = jax.devices()
     else:
@@ -66,6 +66,15 @@ def load(
     if restored is None:
         raise UserError(f"{folder}: no checkpoint to load")
     return LoadedRun(folder, program, restored.state, rows)
+
+
+def config_of(workdir: str | os.PathLike[str]) -> Experiment:
+    """The config of the run in `workdir`. UserError where there is none."""
+    folder = Path(workdir).expanduser()
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")
+    return from_json_dict(json.loads(config_file.read_text()), Experiment)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,36 @@ class LoadedRun:
     def evaluate(self, batches: int | None = None) -> dict[str, Any]:
         """Metrics over `batches` batches of the evaluation split (None: all)."""
         return evaluate(self.program, self.state, self.batches(batches))
+
+    def instead(self, counterfactual: Counterfactual) -> LoadedRun:
+        """The same model with other routes in its evaluations: `MaskBest`, `RouteBy`, ... of
+        routing/counterfactual.py."""
+        return replace(self, program=replace(self.program, counterfactual=counterfactual))
+
+    def trace(self, batches: int | None = None) -> Trace:
+        """Where every token of `batches` evaluation batches goes; `trace.save(file)` keeps it."""
+        self._alone("a trace")
+        return observation.trace(self.program, self.state, self.batches(batches), self.rows.domains)
+
+    def replay(self, trace: Trace) -> dict[str, Any]:
+        """Metrics over the batches of the trace with its routes in place of the router's."""
+        self._alone("a replay")
+        run = self.instead(Replay())
+        pairs = list(observation.recorded_batches(run.program, trace, self.batches()))
+        if not pairs:
+            raise UserError(f"the trace has {trace.rows} rows, fewer than one evaluation batch")
+        raws, recorded = zip(*pairs, strict=True)
+        return evaluate(run.program, run.state, raws, recorded)
+
+    def leak(self, batches: int | None = None, *, train: bool = False) -> dict[str, float]:
+        """How much later tokens decide of earlier ones (analysis/leak.py), over `batches`
+        evaluation batches; train: with the routing and the capacity of training."""
+        self._alone("the leak")
+        return observation.leak(self.program, self.state, self.batches(batches), train=train)
+
+    def _alone(self, what: str) -> None:
+        if several():
+            raise UserError(f"{what} is of one process: start evaluate without --processes")
 
     def route(self, batch: Mapping[str, np.ndarray]) -> dict[int, Routes]:
         """Where each token of a batch goes: layer number -> Routes (expert_BSK, weight_BSK,

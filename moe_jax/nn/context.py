@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.types import Sums, Traffic
 
 
@@ -31,14 +32,18 @@ class Context:
     capacity_factor: in place of the config's, for evaluation; None: dropless.
     whole_rows: every row is one routing group whatever its length (generation).
     capture: also return the routes of every MoE layer.
+    counterfactual: in place of the router. recorded: the routes that it replays, leaves
+    (num_layers, B, S, K), dense layers included.
     """
 
     key: Key[Array, ""] | None = None
     knobs: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
+    recorded: Recorded | None = None
     train: bool = field(default=False, metadata={"static": True})
     capacity_factor: float | None = field(default=None, metadata={"static": True})
     whole_rows: bool = field(default=False, metadata={"static": True})
     capture: bool = field(default=False, metadata={"static": True})
+    counterfactual: Counterfactual | None = field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -46,10 +51,11 @@ class Context:
 class Routes:
     """Where every token went in one layer: for probes, traces and pictures."""
 
-    expert_BSK: Int[Array, "*L B S K"]  # E or more: no expert
+    expert_BSK: Int[Array, "*L B S K"]  # E..E+Z-1: computed at home; unused: no expert
     weight_BSK: Float[Array, "*L B S K"]
     kept_BSK: Shaped[Array, "*L B S K"]
     prob_BSE: Float[Array, "*L B S E"]
+    unused: int = field(metadata={"static": True})  # the id of no expert, E + Z
 
 
 @jax.tree_util.register_dataclass

@@ -24,6 +24,7 @@ from moe_jax.ops.grouped_matmul import BACKENDS
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
+from moe_jax.routing.counterfactual import token_probabilities
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.routing.plan import make_plan, plan_traffic, renormalize_kept
 from moe_jax.routing.types import PLACES, Assignments, Plan, Router, RouterInputs, SoftPlan
@@ -215,6 +216,7 @@ class MoELayer(nnx.Module):
                 whole,
                 whole,
                 whole,
+                TOKENS,
             ),
             out_specs=(TOKENS, TOKENS),
             check_vma=False,
@@ -227,6 +229,7 @@ class MoELayer(nnx.Module):
             dict(router_state),
             dict(context.knobs),
             key,
+            jax.tree.map(lambda leaf: leaf[layer], context.recorded),
         )
         if self.shared is not None:
             y_BSD = y_BSD + self.shared(x_BSD)
@@ -261,7 +264,9 @@ class _ShardBody:
     mesh: Mesh
     context: Context
 
-    def __call__(self, x_bsD, batch, group_bP, experts, router_params, state, knobs, key):
+    def __call__(
+        self, x_bsD, batch, group_bP, experts, router_params, state, knobs, key, recorded_bs
+    ):
         config = bind(self.config, knobs, prefix="moe")
         cut = self.grouping.cut
         x_gTD = cut(x_bsD)
@@ -280,8 +285,8 @@ class _ShardBody:
             keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(group_bP.reshape(-1))
         inputs = dataclasses.replace(inputs, key=keys_g)
         plan_g, sums_g, traffic_g, home_gTD = jax.vmap(
-            lambda inputs: self._route(config, router_params, state, inputs)
-        )(inputs)
+            lambda inputs, recorded: self._route(config, router_params, state, inputs, recorded)
+        )(inputs, jax.tree.map(cut, recorded_bs))
         y_gTD, overflow_g = sharded_dispatch(
             x_gTD,
             plan_g,
@@ -296,16 +301,22 @@ class _ShardBody:
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = None
         if self.context.capture:
-            prob_gTE = _token_probabilities(config.router, router_params, state, inputs)
+            prob_gTE = jax.vmap(
+                lambda inputs: token_probabilities(config.router, router_params, state, inputs)
+            )(inputs)
             routes = _routes(plan_g, prob_gTE, x_bsD.shape[:2])
         report = LayerReport(sums=sums_g, traffic=traffic_g)
         report = jax.tree.map(lambda leaf: leaf.reshape(*group_bP.shape, *leaf.shape[1:]), report)
         return y_gTD.reshape(x_bsD.shape), dataclasses.replace(report, routes=routes)
 
-    def _route(self, config, router_params, state, inputs):
+    def _route(self, config, router_params, state, inputs, recorded):
         """One group: router, capacity, statistics, and what is computed at home."""
         router, T, home_TD = config.router, inputs.x_TD.shape[0], None
-        decision, sums = router.route(router_params, state, inputs)
+        what_if = self.context.counterfactual
+        if what_if is None:
+            decision, sums = router.route(router_params, state, inputs)
+        else:
+            decision, sums = what_if.route(router, router_params, state, inputs, recorded)
         if isinstance(decision, Assignments):
             if decision.Z:
                 home_TD = router.at_home(router_params, inputs, decision)
@@ -342,22 +353,10 @@ def _places(b: int, s: int) -> Int[Array, "b s"]:
     return jnp.broadcast_to((position_s * PLACES // S)[None, :], (b, s))
 
 
-def _token_probabilities(
-    router: Router, params: Mapping[str, Array], state: Mapping[str, Array], inputs_g: RouterInputs
-) -> Float[Array, "g T E"]:
-    """The router's probabilities of every token: the prob_E of a group of that one token."""
-    quiet = dataclasses.replace(inputs_g, key=None, train=False)
-
-    def one_token(token: RouterInputs) -> Array:
-        alone = jax.tree.map(lambda leaf: leaf[None], token)
-        return router.route(params, state, alone)[1].prob_E
-
-    return jax.vmap(jax.vmap(one_token))(quiet)
-
-
 def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) -> Routes:
     """The plan of g groups as K choices for each token of a (b, s) shard."""
     g, _, E = prob_gTE.shape
+    unused = E
     if isinstance(plan_g, SoftPlan):
         # Every expert is a column, with what the token takes from its slots.
         weight = jnp.sum(plan_g.combine_TEC, axis=3)
@@ -365,6 +364,7 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) ->
         expert = jnp.where(kept, jnp.arange(E, dtype=jnp.int32)[None, None, :], E)
     elif (a := plan_g.assignments).k is not None:
         expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
+        unused = a.unused
     else:
         # No fixed number of choices: every expert is a column, E marks the ones not chosen.
         group_g1 = jnp.arange(g, dtype=jnp.int32)[:, None]
@@ -380,4 +380,5 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) ->
         weight_BSK=weight.reshape(*shape, -1),
         kept_BSK=kept.reshape(*shape, -1),
         prob_BSE=prob_gTE.reshape(*shape, -1),
+        unused=unused,
     )

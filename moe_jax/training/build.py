@@ -22,6 +22,7 @@ from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh
 from moe_jax.parallel.placement import local_rows, put_rows
+from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
@@ -40,6 +41,7 @@ class Program:
     step: Step
     schedule: optax.Schedule  # learning rate
     layout: Layout
+    counterfactual: Counterfactual | None = None  # of evaluations, in place of the router
 
     # --- state ---
 
@@ -128,13 +130,43 @@ class Program:
 
     @cached_property
     def eval_step(self) -> Any:
-        """(params, router_state, raw, knobs) -> BatchSums with evaluation's capacity factor."""
-        factor = self.experiment.evaluation.capacity_factor
+        """(params, router_state, raw, knobs, recorded) -> BatchSums with evaluation's capacity
+        factor."""
+        factor, what_if = self.experiment.evaluation.capacity_factor, self.counterfactual
 
-        def evaluate(params: Any, router_state: Any, raw: Any, knobs: Any) -> Any:
-            return self.step.evaluate(params, router_state, raw, knobs, factor)
+        def evaluate(
+            params: Any, router_state: Any, raw: Any, knobs: Any, recorded: Any = None
+        ) -> Any:
+            return self.step.evaluate(params, router_state, raw, knobs, factor, what_if, recorded)
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
+
+    @cached_property
+    def observe_step(self) -> Any:
+        """(params, router_state, raw, knobs, recorded=None, train=False) -> Observation.
+
+        train: with the routing and the capacity of training, without its noise.
+        """
+        moe, factor = self.experiment.moe, self.experiment.evaluation.capacity_factor
+
+        def observe(
+            params: Any,
+            router_state: Any,
+            raw: Any,
+            knobs: Any,
+            recorded: Any = None,
+            train: bool = False,
+        ) -> Any:
+            context = Context(
+                knobs=knobs,
+                train=train,
+                capacity_factor=moe.capacity_factor if train else factor,
+                counterfactual=self.counterfactual,
+                recorded=recorded,
+            )
+            return self.step.observe(params, router_state, raw, context)
+
+        return jax.jit(observe, static_argnames="train", out_shardings=replicated(self.mesh))
 
     @cached_property
     def route_step(self) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from moe_jax.routing.counterfactual import Recorded
 from moe_jax.routing.plan import add_sums
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
@@ -18,10 +20,13 @@ WORST = frozenset({"max_violation", "largest_logit"})
 
 
 def evaluate(
-    program: Program, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]
+    program: Program,
+    state: TrainState,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    recorded: Iterable[Recorded] | None = None,
 ) -> dict[str, Any]:
     """Metrics over all batches, named as in metrics.jsonl. Of each batch a process gives its
-    `program.local_rows`.
+    `program.local_rows`. recorded: the routes of each batch, for a replay.
 
     Sums are added in float64 and int64 on the host, so that max_violation and the like are those
     of the whole evaluation, not a mean over batches.
@@ -29,9 +34,10 @@ def evaluate(
     total: BatchSums | None = None
     knobs = program.knobs(int(state.step))
     size = program.eval_batch_size
-    for number, raw in enumerate(batches):
+    routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
+    for number, (raw, replayed) in enumerate(zip(batches, routes, strict=False)):
         batch = program.put(raw, first_row=number * size, batch_size=size)
-        sums = program.eval_step(state.params, state.router_state, batch, knobs)
+        sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
         wide = jax.tree.map(_widen, jax.device_get(sums))
         total = wide if total is None else add_sums(total, wide)
     if total is None:

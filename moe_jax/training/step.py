@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 from moe_jax.config.knobs import bind
 from moe_jax.models.decoder import Layout
 from moe_jax.models.network import Network
-from moe_jax.nn.context import Context, LayerReport
+from moe_jax.nn.context import Context, LayerReport, Routes
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.routing.balance import routing_metrics
+from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
 from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.types import Sums, Traffic
@@ -49,6 +50,16 @@ class StepResult:
     sums: BatchSums
     layers: dict[str, Array]  # routing metrics, each (L,)
     expert_grad_norm: Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One batch token by token. nats_BS: -log p(target), 0 where none counts; routes: leaves
+    (L, B, S, ...), None in a dense model."""
+
+    nats_BS: Float[Array, "B S"]
+    routes: Routes | None
 
 
 @dataclass(frozen=True)
@@ -121,10 +132,30 @@ class Step:
         raw: RawBatch,
         knobs: Knobs,
         capacity_factor: float | None,
+        counterfactual: Counterfactual | None = None,
+        recorded: Recorded | None = None,
     ) -> BatchSums:
         """Sums of one batch without noise, with evaluation's own capacity factor."""
-        context = Context(knobs=knobs, capacity_factor=capacity_factor)
+        context = Context(
+            knobs=knobs,
+            capacity_factor=capacity_factor,
+            counterfactual=counterfactual,
+            recorded=recorded,
+        )
         return self._forward(params, router_state, raw, context)[0]
+
+    def observe(
+        self,
+        params: Mapping[str, Any],
+        router_state: Mapping[str, Any],
+        raw: RawBatch,
+        context: Context,
+    ) -> Observation:
+        """What the model does with every token of a batch."""
+        context = replace(context, capture=True)
+        output = self.network.apply(params, self.task.inputs(raw), context, router_state)
+        nats_BS = self.task.nats(output.logits_BSV, raw)
+        return Observation(nats_BS=nats_BS, routes=output.report and output.report.routes)
 
     def _forward(
         self, params: Any, router_state: Any, raw: RawBatch, context: Context

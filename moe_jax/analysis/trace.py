@@ -1,0 +1,114 @@
+"""A trace: where every token of an evaluation went, in a file that can be replayed.
+
+The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
+
+    schema          "moe_jax.trace/1"
+    step            int64         the checkpoint's step
+    num_experts     int64         E; ids E, E+1, ... below `unused` are experts computed at home
+    unused          int64         the id of "no expert"
+    capacity_factor float64       of the evaluation; nan: dropless
+    layers          int32 (L,)    numbers of the sparse layers in the model
+    token           int32 (N, S)  input ids of N rows, in the order of the evaluation
+    segment         int32 (N, S)  0: padding
+    expert          int32 (L, N, S, K)    wanted experts, best first; `unused`: none
+    weight          float32 (L, N, S, K)  combine weights before drops
+    kept            bool (L, N, S, K)     whether the expert took the token
+    nats            float32 (N, S)        -log p(next token); 0 where no target counts
+    domain          int32 (N,)    index into `domains`
+    domains         str (D,)
+    source          int32 (N, S)  only where it is known (the planted corpus)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+
+SCHEMA = "moe_jax.trace/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The content of a trace file; see the module."""
+
+    step: int
+    num_experts: int
+    unused: int
+    capacity_factor: float | None
+    layers_L: np.ndarray
+    token_NS: np.ndarray
+    segment_NS: np.ndarray
+    expert_LNSK: np.ndarray
+    weight_LNSK: np.ndarray
+    kept_LNSK: np.ndarray
+    nats_NS: np.ndarray
+    domain_N: np.ndarray
+    domains: tuple[str, ...]
+    source_NS: np.ndarray | None = None
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the file, under exactly this name."""
+        arrays: dict[str, Any] = {"schema": SCHEMA}
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                arrays[_key(field.name)] = np.asarray(value)
+        if self.capacity_factor is None:
+            arrays["capacity_factor"] = np.float64("nan")
+        with open(file, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    @classmethod
+    def read(cls, file: str | os.PathLike[str]) -> Trace:
+        """UserError where there is no file, or one that is no trace of this version."""
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                found = {name: data[name] for name in data.files}
+        except FileNotFoundError as error:
+            raise UserError(f"{file}: no such trace file") from error
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: is no trace file ({error})") from error
+        schema = str(found.get("schema", "nothing"))
+        if schema != SCHEMA:
+            raise UserError(f"{file}: its schema is {schema!r}, this reads {SCHEMA!r}")
+        factor = float(found["capacity_factor"])
+        values: dict[str, Any] = {
+            field.name: found.get(_key(field.name)) for field in dataclasses.fields(cls)
+        }
+        values |= {name: int(found[name]) for name in ("step", "num_experts", "unused")}
+        values["capacity_factor"] = None if np.isnan(factor) else factor
+        values["domains"] = tuple(str(name) for name in found["domains"])
+        return cls(**values)
+
+    @property
+    def rows(self) -> int:
+        return len(self.token_NS)
+
+    def gates(self, kept_only: bool = True) -> np.ndarray:
+        """(L, N, S, E) float32: the weight of each matrix expert in each token's output."""
+        return gates_of(self.expert_LNSK, self.weight_LNSK, self.kept_LNSK, self.num_experts)
+
+
+def gates_of(
+    expert_K: np.ndarray, weight_K: np.ndarray, kept_K: np.ndarray, num_experts: int
+) -> np.ndarray:
+    """(..., K) choices as (..., E) weights of the experts that took the token."""
+    gate_E = np.zeros((*expert_K.shape[:-1], num_experts + 1), np.float32)
+    experts = np.minimum(expert_K, num_experts)
+    weights = np.where(kept_K, weight_K, 0)
+    for k in range(expert_K.shape[-1]):
+        here = np.take_along_axis(gate_E, experts[..., k : k + 1], axis=-1)
+        np.put_along_axis(gate_E, experts[..., k : k + 1], here + weights[..., k : k + 1], axis=-1)
+    return gate_E[..., :num_experts]
+
+
+def _key(field: str) -> str:
+    """The name in the file: without the shape suffix."""
+    name, _, suffix = field.rpartition("_")
+    return name if suffix.isupper() else field

@@ -1,0 +1,134 @@
+"""What a trained model does token by token: traces, replays, and what later tokens decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.analysis.leak import LeakSums, Observed, replace_later
+from moe_jax.analysis.trace import Trace
+from moe_jax.config.errors import UserError
+from moe_jax.routing.counterfactual import Recorded
+from moe_jax.training.build import Program
+from moe_jax.training.state import TrainState
+
+Batch = Mapping[str, np.ndarray]
+CUTS = (0.25, 0.5, 0.75)  # where the future begins, as parts of a row
+
+
+def trace(
+    program: Program, state: TrainState, batches: Iterable[Batch], domains: Sequence[str]
+) -> Trace:
+    """The trace of the batches, with evaluation's capacity. UserError for a dense model."""
+    if not program.layout.moe_layers:
+        raise UserError("a dense model has no routes")
+    parts: list[dict[str, np.ndarray]] = []
+    unused = 0
+    for number, raw in enumerate(batches):
+        seen = _observe(program, state, raw, number)
+        routes, unused = seen.routes, seen.routes.unused
+        part = {
+            "token_NS": raw["tokens"][:, :-1],
+            "segment_NS": raw["segments"][:, :-1],
+            "nats_NS": seen.nats_BS,
+            "domain_N": raw["domain"],
+            "expert_LNSK": routes.expert_BSK,
+            "weight_LNSK": routes.weight_BSK,
+            "kept_LNSK": routes.kept_BSK,
+        }
+        if "source" in raw:
+            part["source_NS"] = raw["source"][:, :-1]
+        parts.append(part)
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts], axis=int(name.endswith("LNSK")))
+        for name in parts[0]
+    }
+    moe = program.experiment.moe
+    return Trace(
+        step=int(state.step),
+        num_experts=moe.num_experts,
+        unused=unused,
+        capacity_factor=program.experiment.evaluation.capacity_factor,
+        layers_L=np.asarray(program.layout.moe_layers, np.int32),
+        domains=tuple(domains),
+        **joined,
+    )
+
+
+def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -> Iterator[Any]:
+    """(batch, Recorded) for as many batches as the trace has. UserError where its layers, experts
+    or tokens are not those of this run and data."""
+    moe_layers, E = program.layout.moe_layers, program.experiment.moe.num_experts
+    if tuple(trace.layers_L) != moe_layers or trace.num_experts != E:
+        raise UserError(
+            f"the trace has {trace.num_experts} experts in layers {trace.layers_L.tolist()}, "
+            f"the run {E} in layers {list(moe_layers)}"
+        )
+    size, K = program.eval_batch_size, trace.expert_LNSK.shape[-1]
+    for number, raw in enumerate(batches):
+        rows = slice(number * size, (number + 1) * size)
+        if rows.stop > trace.rows:
+            return
+        if not np.array_equal(trace.token_NS[rows], raw["tokens"][:, :-1]):
+            raise UserError(f"the trace was made of other data (batch {number} differs)")
+        shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
+        expert = np.full(shape, trace.unused, np.int32)
+        weight = np.zeros(shape, np.float32)
+        expert[list(moe_layers)] = trace.expert_LNSK[:, rows]
+        weight[list(moe_layers)] = trace.weight_LNSK[:, rows]
+        yield raw, Recorded(expert_TK=jnp.asarray(expert), weight_TK=jnp.asarray(weight))
+
+
+def leak(
+    program: Program,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    train: bool = False,
+    seed: int = 0,
+    cuts: Sequence[float] = CUTS,
+) -> dict[str, float]:
+    """`LeakSums.metrics` over batches and cuts: the tokens of each row from a cut on are replaced,
+    and the ones before looked at again.
+
+    train: with the routing and the capacity of training (without its noise) instead of
+    evaluation's. UserError for a dense model.
+    """
+    if not program.layout.moe_layers:
+        raise UserError("a dense model has no routes")
+    sums = LeakSums()
+    for number, raw in enumerate(batches):
+        before = _on_host(program, state, raw, number, train)
+        S = raw["tokens"].shape[1] - 1
+        for i, part in enumerate(cuts):
+            cut = max(int(S * part), 2)
+            other = replace_later(raw["tokens"], raw["segments"], cut, seed + 1000 * number + i)
+            after = _on_host(program, state, {**raw, "tokens": other}, number, train)
+            sums.add(before, after, cut, program.layout.moe_layers)
+    return sums.metrics()
+
+
+def _observe(
+    program: Program, state: TrainState, raw: Batch, number: int, train: bool = False
+) -> Any:
+    batch = program.put(raw, first_row=number * program.eval_batch_size)
+    knobs = program.knobs(int(state.step))
+    return jax.device_get(
+        program.observe_step(state.params, state.router_state, batch, knobs, train=train)
+    )
+
+
+def _on_host(program: Program, state: TrainState, raw: Batch, number: int, train: bool) -> Observed:
+    seen = _observe(program, state, raw, number, train)
+    return Observed(
+        nats_BS=seen.nats_BS,
+        segment_BS=raw["segments"][:, :-1],
+        expert_LBSK=seen.routes.expert_BSK,
+        weight_LBSK=seen.routes.weight_BSK,
+        kept_LBSK=seen.routes.kept_BSK,
+        num_experts=program.experiment.moe.num_experts,
+    )

@@ -1,0 +1,99 @@
+"""What evaluate says beside metrics: counterfactuals, traces and replays, domains, the leak."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import moe_jax
+from moe_jax.analysis.trace import Trace
+
+
+def evaluated(door, tmp_path, workdir, *argv):
+    file = tmp_path / "evaluation.json"
+    code, out, err = door("evaluate", f"--workdir={workdir}", f"--json={file}", *argv)
+    assert code == 0, err
+    return {result["told"]: result["metrics"] for result in json.loads(file.read_text())}, out
+
+
+def test_other_routes_are_worse_and_told(door, trained, tmp_path):
+    argv = ("--mask_best=1", "--route_by=round_robin", "--batches=2", "--k=2")
+    results, out = evaluated(door, tmp_path, trained, *argv)
+    assert set(results) == {"moe.router.k=2", "mask_best=1", "route_by=round_robin"}
+    own = results["moe.router.k=2"]
+    for told in ("mask_best=1", "route_by=round_robin"):
+        assert results[told]["cross_entropy"] != own["cross_entropy"]
+        assert told in out
+    # 2 of 4 experts in turn: an even load.
+    assert results["route_by=round_robin"]["moe/max_violation"] == pytest.approx(0, abs=1e-6)
+
+
+def test_drop_orders_differ_where_capacity_is_short(door, trained, tmp_path):
+    argv = ("--capacity_factor=0.5", "--drop_order=token_major,choice_major", "--batches=2")
+    results, _ = evaluated(door, tmp_path, trained, *argv)
+    by_order = list(results.values())
+    assert len(by_order) == 2
+    ranks = [metrics["moe/layer_00/dropped_by_rank"] for metrics in by_order]
+    # Choice-major serves all first choices before any second one.
+    assert ranks[1][0] < ranks[0][0] and ranks[1][1] > ranks[0][1]
+    places = by_order[0]["moe/layer_00/dropped_by_position"]
+    assert places[0] == 0 < places[-1]  # token-major: the last tokens of a row lose
+    for metrics in by_order:
+        assert sum(metrics["moe/layer_00/experts_histogram"]) == pytest.approx(1)
+        assert sum(metrics["moe/layer_00/gate_mass"]) == pytest.approx(1)
+        assert metrics["moe/largest_logit"] > 0
+        assert metrics["moe/experts_per_token"] == pytest.approx(2)
+
+
+def test_a_replay_of_a_trace_is_the_run(door, trained, tmp_path):
+    file = tmp_path / "routes.npz"
+    argv = (f"--trace={file}", "--batches=2", "--domains")
+    results, out = evaluated(door, tmp_path, trained, *argv)
+    assert f"wrote 16 rows to {file}" in out and "specialisation" in next(iter(results.values()))
+    trace, run = Trace.read(file), moe_jax.load(trained)
+    batch = next(run.batches(1))
+    routes = run.route(batch)
+    for row, layer in enumerate(trace.layers_L):
+        np.testing.assert_array_equal(trace.expert_LNSK[row, :8], routes[int(layer)].expert_BSK)
+    results, _ = evaluated(door, tmp_path, trained, f"--replay={file}")
+    (replayed,) = results.values()
+    direct = run.evaluate(2)
+    assert replayed["cross_entropy"] == pytest.approx(direct["cross_entropy"], rel=1e-5)
+    targets = trace.nats_NS != 0
+    assert trace.nats_NS[targets].mean() == pytest.approx(direct["cross_entropy"], rel=1e-5)
+    np.testing.assert_allclose(replayed["moe/layer_00/load"], direct["moe/layer_00/load"])
+
+
+def test_a_token_choice_model_without_capacity_does_not_leak(door, trained, tmp_path):
+    results, _ = evaluated(door, tmp_path, trained, "--leak", "--batches=1")
+    assert len(results) == 2
+    for metrics in results.values():
+        assert metrics["leak/routes_changed"] == 0
+        assert metrics["leak/absolute_nats"] < 1e-4
+        assert metrics["leak/tokens"] > 100
+
+
+def test_choice_major_capacity_leaks(trained):
+    """With capacity and choice-major drops, later tokens displace earlier ones."""
+    tight = {"evaluation.capacity_factor": 0.5, "moe.router.drop_order": "choice_major"}
+    run = moe_jax.load(trained, overrides=tight)
+    assert run.leak(1)["routes_changed"] > 0.01
+    causal = {"evaluation.capacity_factor": 0.5, "moe.router.drop_order": "token_major"}
+    assert moe_jax.load(trained, overrides=causal).leak(1)["routes_changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--mask_best=4", "from 1 to 3"),
+        ("--route_by=mixtral", "without parameters"),
+        ("--route_by=hahs", "hash"),
+        ("--replay=nowhere.npz", "no such trace"),
+        ("--drop_order=sideways", "drop_order"),
+    ],
+)
+def test_bad_flags(door, trained, flag, told):
+    code, _, err = door("evaluate", f"--workdir={trained}", flag)
+    assert code == 2 and told in err and "Traceback" not in err
