@@ -71,7 +71,7 @@ def device_balance_loss(sums: Sums, groups: int) -> Float[Array, ""]:
     The E experts lie in D = groups contiguous blocks of E / D, as on D devices. With f_e = E
     counts_e / sum(counts) and p_e = prob_e / valid it is sum_d mean_{e in d}(f_e) sum_{e in d} p_e:
     DeepSeekMoE (2401.06066) eq. 15-17, DeepSeek-V2 (2405.04434) section 2.2.3. groups = E is
-    `load_balance_loss` of all choices, groups = 1 the constant 1. The gradient flows through p only.
+    `load_balance_loss` of all choices, groups = 1 the constant 1. The gradient flows through p.
 
     Raises ValueError where groups does not divide E.
     """

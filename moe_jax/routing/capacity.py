@@ -27,11 +27,36 @@ def _without_k(T: int, E: int, k: float, factor: float) -> int:
     return max(math.ceil(round(T * factor / E, 9)), 4)
 
 
+def _k_times_floor(T: int, E: int, k: float, factor: float) -> int:
+    return int(k * math.floor(round(factor * math.ceil(T / E), 9)))
+
+
+def _floor_of_ceil(T: int, E: int, k: float, factor: float) -> int:
+    return math.floor(round(max(math.ceil(round(T * k / E, 9)) * factor, factor), 9))
+
+
+def _round_without_k(T: int, E: int, k: float, factor: float) -> int:
+    return round(factor * T / E)
+
+
+def _floor_without_k(T: int, E: int, k: float, factor: float) -> int:
+    return math.floor(round(T * factor / E, 9))
+
+
+def _multiple_of_4_without_k(T: int, E: int, k: float, factor: float) -> int:
+    return 4 * math.ceil(_floor_without_k(T, E, k, factor) / 4)
+
+
 ROUNDINGS: dict[str, Callable[[int, int, float, float], int]] = {
     "ceil": _ceil,  # Megatron-Core
-    "floor": _floor,  # Tutel, MegaBlocks, MaxText
+    "floor": _floor,  # MegaBlocks; often the same as Tutel and MaxText, which round twice
     "multiple_of_4": _multiple_of_4,  # V-MoE
-    "without_k": _without_k,  # Flaxformer
+    "without_k": _without_k,  # Switch eq. 3, at least 4
+    "k_times_floor": _k_times_floor,  # k floor(factor ceil(T / E)): Tutel
+    "floor_of_ceil": _floor_of_ceil,  # floor(factor ceil(T k / E)): MaxText
+    "round_without_k": _round_without_k,  # round(factor T / E), halves to even: Flaxformer
+    "floor_without_k": _floor_without_k,  # floor(factor T / E): Mesh TensorFlow
+    "multiple_of_4_without_k": _multiple_of_4_without_k,  # the same, up to 4 n: Lingvo
 }
 
 

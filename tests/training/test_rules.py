@@ -11,7 +11,7 @@ from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import GShard, Mixtral, Switch, TopK
-from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
+from moe_jax.routing.losses import DeviceBalance, LoadBalance, RouterZ, RoutingLosses
 from moe_jax.training.experiment import EvalConfig, Experiment
 from moe_jax.training.rules import cross_check, warnings
 
@@ -62,6 +62,11 @@ BROKEN = {
         {"moe__num_experts": 9},
         "moe.num_experts",
         ["mesh.expert = 2", "9 = 4 x 2 + 1"],
+    ),
+    "blocks of experts against the experts": (
+        {"moe__losses": RoutingLosses(device_balance=DeviceBalance(groups=3))},
+        "moe.losses.device_balance.groups",
+        ["3", "must divide moe.num_experts = 8"],
     ),
     "dense layout with an expert axis": ({"moe__layout": "dense"}, "moe.layout", ["mesh.expert"]),
     "no transport with an expert axis": (
