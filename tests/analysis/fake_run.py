@@ -148,6 +148,10 @@ def lines(
             line = {"step": step, "split": "eval", **learning(rng, step, progress, quality, 0.01)}
             if routing is not None:
                 line |= routing.metrics(load_LE, progress) | lists("load", load_LE)
+                line |= lists("gate_mass", load_LE**2 / (load_LE**2).sum(1, keepdims=True))
+                if routing.factor is not None:
+                    line |= lists("dropped_by_rank", 0.1 * load_LE[:, : routing.k])
+                    line |= lists("dropped_by_position", 0.2 * rng.random((len(load_LE), 8)))
             yield line
 
 

@@ -243,6 +243,20 @@ def test_columns_average_points_and_leave_gaps_empty():
     np.testing.assert_allclose(many.relative_EC, 1)
 
 
+def test_shares_of_drops_are_tables(tmp_path):
+    """By rank and place where something was dropped; a column that says nothing is no table."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    line = {"step": 1, "split": "eval", "moe/layer_03/load": [0.5, 0.5]}
+    line |= {"moe/layer_03/dropped_by_rank": [0.125, 0.25]}
+    line |= {"moe/layer_03/dropped_by_position": [0.0] * 8}
+    line |= {"moe/layer_03/experts_histogram": [0.0, 0.0, 1.0]}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = write_report([folder]).read_text()
+    assert "rank of choice" in text and "12.5" in text and "layer 3" in text
+    assert "place in the row" not in text and "Experts that a token got" not in text
+
+
 def test_a_layer_without_any_load_is_no_data(tmp_path):
     folder = write_run(tmp_path / "run", steps=20)
     zeros = {"step": 30, "split": "train", "moe/layer_00/load": [0.0] * 8}

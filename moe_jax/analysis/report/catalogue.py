@@ -85,6 +85,17 @@ ROUTING = {
         include=(0.0,),
         reference=("ln E", "undecided: ln E"),
     ),
+    "moe/largest_logit": Metric(
+        title="Largest router logit",
+        meaning="The greatest absolute logit in any layer. Steady growth announces trouble.",
+        include=(0.0,),
+        worst=True,
+    ),
+    "moe/experts_per_token": Metric(
+        title="Experts per token",
+        meaning="Wanted, on average: k, or what a router with a dynamic number asks for.",
+        include=(0.0,),
+    ),
     "moe/dropped_fraction": Metric(
         title="Dropped assignments",
         meaning="Share of wanted (token, expert) pairs that found their expert full. 0 where "

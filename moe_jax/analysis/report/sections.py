@@ -26,15 +26,24 @@ from moe_jax.analysis.report.tables import (
     chip,
     difference_table,
     facts,
+    last_lists,
     layer_metrics,
     ordered,
+    shares_table,
     summary_table,
     tiles,
 )
 
 CELLS = 150_000  # of all heat maps over time together: keeps the page below a megabyte
 COLUMNS = (24, 120)  # fewest and most of one heat map
-PER_EXPERT = {"load": "Load", "expert_grad_norm": "Gradient norm"}  # lists of a number per expert
+# Lists of a number per expert, shown as layers by experts.
+PER_EXPERT = {"load": "Load", "gate_mass": "Gate mass", "expert_grad_norm": "Gradient norm"}
+# Lists of shares by something else: what the columns are.
+PER_PLACE = {
+    "dropped_by_rank": ("Dropped, by rank of choice", "choice"),
+    "dropped_by_position": ("Dropped, by place in the row", "eighth of the row"),
+    "experts_histogram": ("Experts that a token got", "experts"),
+}
 BY_LAYER = ("moe/max_violation", "moe/router_entropy", "moe/dropped_fraction", "moe/probe/churn")
 
 
@@ -160,7 +169,8 @@ def _load(runs: Sequence[RunRecord]) -> str:
         "cold ones starve, and one warm stripe among cold ones is a collapse.</p>"
     )
     scale = heat_map.scale("times the even share")
-    return intro + scale + _at_the_end(runs, sparse) + _over_time(runs, sparse)
+    maps = _at_the_end(runs, sparse) + _over_time(runs, sparse)
+    return intro + scale + maps + _places(runs)
 
 
 def _at_the_end(runs: Sequence[RunRecord], sparse: Sequence[tuple[int, RunRecord]]) -> str:
@@ -192,7 +202,23 @@ def _names_per_expert(runs: Sequence[RunRecord]) -> list[str]:
         for layer, name in [layer_of(full)]
         if layer is not None and run[full].values.ndim > 1
     }
-    return sorted(names, key=lambda name: (name != "load", name))
+    return sorted(names - set(PER_PLACE), key=lambda name: (name != "load", name))
+
+
+def _places(runs: Sequence[RunRecord]) -> str:
+    """Shares by rank of choice, place in the row, number of experts: a table each, where it says
+    anything (nothing is dropped, or every token got k experts: it does not)."""
+    html = []
+    for name, (title, what) in PER_PLACE.items():
+        for number, run in enumerate(runs):
+            shares = last_lists(run, name)
+            if not shares or all(np.ptp(row) == 0 or max(row) == 1 for row in shares.values()):
+                continue
+            heading = f"<h3>{escape(title)}</h3>"
+            own = None if len(runs) == 1 else number
+            first = 0 if name == "experts_histogram" else 1
+            html.append(heading + _titled(what, shares_table(shares, first), run, own))
+    return "".join(html)
 
 
 def _matrix(run: RunRecord, name: str, number: int | None, beside: int) -> str:

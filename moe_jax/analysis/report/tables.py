@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.analysis.read_run import SPLITS, RunRecord, layer_of
+from moe_jax.analysis.read_run import SPLITS, RunRecord, layer_name, layer_of
 from moe_jax.analysis.report.catalogue import METRICS, SPEED, metric
 from moe_jax.analysis.report.curves import experts_of
 from moe_jax.analysis.report.numbers import told
@@ -161,6 +161,22 @@ def layer_metrics(run: RunRecord) -> str:
         for name in names
     ]
     return table(["layer", *map(str, layers)], rows, kind="numbers")
+
+
+def last_lists(run: RunRecord, name: str) -> dict[int, list[float]]:
+    """By layer the last list of a metric, of the evaluation where it is there."""
+    found = {layer: run.at_the_end(layer_name(layer, name)) for layer in run.layers(name)}
+    return {layer: series.values[-1].tolist() for layer, series in found.items() if series}
+
+
+def shares_table(shares: Mapping[int, Sequence[float]], first: int) -> str:
+    """Layers by columns, numbered from `first`, in percent."""
+    width = max(map(len, shares.values()))
+    rows = [
+        [f"layer {layer}", *(told(value, True) for value in row), *["–"] * (width - len(row))]
+        for layer, row in shares.items()
+    ]
+    return table(["", *(str(first + i) for i in range(width))], rows, kind="numbers")
 
 
 def ordered(names: Iterable[str]) -> list[str]:
