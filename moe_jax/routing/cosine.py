@@ -14,7 +14,6 @@ from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import (
     LinearChoice,
     add_bias,
-    admissible,
     best,
     jitter,
     renormalize,
@@ -87,7 +86,8 @@ class Cosine(LinearChoice):
         scaled_TE = cosine_TE / jnp.maximum(params["temperature"], 0.01)[None, :]
         logits_TE = add_bias(scaled_TE, params)
         score_TE = SCORES[self.score](logits_TE)
-        weight_TK, expert_TK = best(score_TE, self.k, admissible(score_TE, logits_TE))
+        # By logit: a sigmoid rounds to 1 where logits still differ.
+        weight_TK, expert_TK = best(score_TE, self.k, logits_TE)
         if self.renormalize:
             weight_TK = renormalize(weight_TK)
         return self.decide(weight_TK, expert_TK, inputs, logits_TE, renormalize(score_TE))

@@ -12,15 +12,15 @@ import scipy.special
 from flax import nnx
 
 from moe_jax.nn.context import Context, TokenBatch
-from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer
+from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer, _group_ids
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.routing import GShard, Mixtral, NoisyTopK, Switch, VMoE
+from moe_jax.routing import GShard, Mixtral, NoisyTopK, Switch, TopK, VMoE
 
 B, S, D, F, E = 3, 8, 6, 5, 4
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1] * S, [1] * 4 + [2] * 4], np.int32)
 
 
-def make(config):
+def make(config, mesh=None):
     layer = MoELayer(
         config,
         model_dim=D,
@@ -28,7 +28,7 @@ def make(config):
         init_scale=1.0,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+        mesh=mesh or make_mesh(MeshConfig(), jax.devices()[:1]),
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
     graph, params = nnx.split(layer)
@@ -178,3 +178,64 @@ def test_grouping(size, rows, pieces):
 def test_a_group_that_does_not_fit_rows_is_refused():
     with pytest.raises(ValueError, match="neither divides"):
         Grouping.of(12, 8)
+
+
+def test_group_numbers_are_distinct_and_of_the_rows_alone():
+    """Rows 5, 2, 7 of a batch: numbers row * pieces + piece, or row // rows of a group."""
+    row_B = jnp.asarray([5, 2, 7], jnp.int32)
+    np.testing.assert_array_equal(
+        _group_ids(row_B, Grouping.of(4, 8)), [[10, 11], [4, 5], [14, 15]]
+    )
+    pair = Grouping.of(16, 8)
+    np.testing.assert_array_equal(_group_ids(jnp.arange(4, 8, dtype=jnp.int32), pair), [[2], [3]])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_after_drops(scaled):
+    """Where drops took some of a token's experts, the weights of the others stay or, if asked, are
+    scaled to the sum of all."""
+    config = noisy(
+        TopK(k=2), capacity_factor=0.75, renormalize_after_drop=scaled, capacity_rounding="floor"
+    )
+    layer, apply = make(config)
+    x_BSD = inputs()
+    context = Context(capacity_factor=0.75)
+    y_BSD, report = apply(jnp.asarray(x_BSD), batch_of(range(B)), context, jnp.int32(0))
+    (kernel,) = float64(layer.router.kernel)
+    gate, up, down = float64(layer.experts.w_gate, layer.experts.w_up, layer.experts.w_down)
+    room, halves = int(S * 2 * 0.75 / E), 0
+    for b in range(B):
+        queues = np.zeros(E, int)
+        for s in np.flatnonzero(SEGMENTS[b]):
+            x_D = x_BSD[b, s].astype(np.float64)
+            weights_E = scipy.special.softmax(x_D @ kernel)
+            best = np.argsort(-weights_E)[:2]
+            kept = [e for e in best if queues[e] < room]
+            queues[best] += 1
+            factor = weights_E[best].sum() / weights_E[kept].sum() if kept and scaled else 1.0
+            terms = [factor * weights_E[e] * swiglu(x_D, gate[e], up[e], down[e]) for e in kept]
+            np.testing.assert_allclose(y_BSD[b, s], sum(terms, np.zeros(D)), rtol=1e-4, atol=1e-5)
+            halves += len(kept) == 1
+    assert halves > 2 and int(report.traffic.dropped.sum()) >= halves
+
+
+def test_capacity_is_the_context_s():
+    """Evaluation has its own factor: 8 tokens of 4 experts, all to one, by 0.5 and by 2."""
+    _, apply = make(noisy(Switch(), capacity_factor=1.0))
+    batch = dataclasses.replace(batch_of(range(B)), segment_BS=jnp.ones((B, S), jnp.int32))
+    for factor, dropped in ((0.5, 7), (2.0, 4), (None, 0)):
+        context = Context(capacity_factor=factor)
+        _, report = apply(jnp.ones((B, S, D)), batch, context, jnp.int32(0))
+        np.testing.assert_array_equal(report.traffic.dropped, [dropped] * B)
+
+
+def test_overflow_is_no_drop():
+    """Two devices along `expert`, all tokens to one expert: of 8 rows a buffer of the even load
+    takes 4. The others are overflow, and nothing is dropped."""
+    mesh = make_mesh(MeshConfig(data=1, expert=2), jax.devices()[:2])
+    _, apply = make(noisy(Switch(), receive_factor=1.0), mesh)
+    rows = dataclasses.replace(batch_of(range(2)), segment_BS=jnp.ones((2, S), jnp.int32))
+    _, report = apply(jnp.ones((2, S, D)), rows, Context(), jnp.int32(0))
+    np.testing.assert_array_equal(report.traffic.overflow, [4, 4])
+    np.testing.assert_array_equal(report.traffic.dropped, [0, 0])
+    np.testing.assert_array_equal(report.traffic.accepted_E.sum(1), [S, S])

@@ -120,6 +120,15 @@ def test_v_moe_position_and_batch_priority(order, published):
     assert plan.kept_R.tolist() == [slot < 2 for _, slot in found]
 
 
+def test_batch_priority_never_serves_a_second_choice_before_a_first():
+    """C=1, a sure token and an unsure one that want each other's experts second: only among equal
+    ranks does the weight count."""
+    expert_TK = jnp.asarray([[0, 1], [1, 0]], jnp.int32)
+    weight_TK = jnp.asarray([[0.99, 0.98], [0.01, 0.005]])
+    a = choose(weight_TK, expert_TK, inputs(jnp.zeros((2, 1))), 2, "batch_priority")
+    assert make_plan(a, 1).kept_R.tolist() == [True, False, True, False]
+
+
 def test_drop_order_of_two_tokens():
     """C=1, choices [[0, 1], [1, 0]]: choice-major keeps both firsts, token-major all of token 0."""
     expert_TK = jnp.asarray([[0, 1], [1, 0]], jnp.int32)

@@ -4,6 +4,7 @@ collectives of the compiled step of a run."""
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.routing import VMoE
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
 from tests.training.test_invariance import (
     GSHARD,
@@ -82,6 +84,59 @@ def test_reported_norms_and_the_other_layout_and_remat_policy():
     _, other, found = step_of(einsum, remat="dots")
     np.testing.assert_allclose(found.loss, result.loss, rtol=1e-5)
     assert gap(other, after) < 2e-5
+
+
+def test_a_global_loss_that_is_not_linear_in_its_sums_under_accumulation():
+    """CV^2 of the importance of the whole batch: not <gradient, sums>, which is 0 for it."""
+    losses = RoutingLosses(importance=Importance(coefficient=1.0))
+    moe = dataclasses.replace(MIXTRAL, losses=losses)
+    _, params, result = step_of(moe, num_layers=1)
+    _, other, found = step_of(moe, num_layers=1, accumulation=2)
+    np.testing.assert_allclose(found.loss, result.loss, rtol=1e-5)
+    assert gap(other, params) < 2e-5
+    task = result.sums.task
+    assert float(result.loss) - float(task.nats) / int(task.tokens) > 1e-2
+
+
+def test_micro_batches_take_turns_among_the_groups_of_rows():
+    """Groups of two rows, four micro-batches: number m has the groups m, m + 4, ... so that every
+    shard of the batch has its part of each."""
+    step, _ = make(GSHARD, accumulation=4)
+    split = jax.tree.map(np.asarray, step._split(raw_batch()))
+    rows = [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
+    np.testing.assert_array_equal(split["row"], rows)
+    np.testing.assert_array_equal(split["tokens"], raw_batch()["tokens"][rows])
+
+
+def test_noise_and_capacity_of_training_and_evaluation():
+    """Training has other noise at every step and its own capacity; evaluation no noise, and the
+    capacity that it is given."""
+    moe = dataclasses.replace(NOISY, router=VMoE(k=2, noise_std=80.0), capacity_factor=1.0)
+    step, state = make(moe, optimizer=optax.sgd(0.0))  # the parameters stay
+    train = jax.jit(step.train)
+    later, first = train(state, raw_batch(), {})
+    _, second = train(later, raw_batch(), {})
+    assert not np.array_equal(first.sums.routing.wanted_E, second.sums.routing.wanted_E)
+    again = train(state, raw_batch(), {})[1]
+    np.testing.assert_array_equal(first.sums.routing.wanted_E, again.sums.routing.wanted_E)
+
+    def evaluated(moe, factor):
+        step, _ = make(moe)
+        run = jax.jit(lambda state: step.evaluate(state.params, {}, raw_batch(), {}, factor))
+        return run(state)
+
+    quiet = dataclasses.replace(moe, router=VMoE(k=2, noise_std=0.0))
+    tight, calm = evaluated(moe, 0.5), evaluated(quiet, 0.5)
+    np.testing.assert_array_equal(tight.routing.wanted_E, calm.routing.wanted_E)
+    roomy = evaluated(moe, None)
+    assert int(tight.traffic.dropped.sum()) > 0 == int(roomy.traffic.dropped.sum())
+    np.testing.assert_array_equal(tight.traffic.slots, roomy.traffic.slots + tight_slots(0.5))
+
+
+def tight_slots(factor):
+    """Slots of each layer: of every group of 16 tokens E * ceil(16 * 2 * factor / E)."""
+    tokens = raw_batch()["tokens"][:, :-1].size
+    return tokens // 16 * 8 * math.ceil(16 * 2 * factor / 8)
 
 
 # --- the loss, and what makes a step bad ---

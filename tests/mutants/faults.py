@@ -1,0 +1,892 @@
+"""The faults: each a plausible mistake of one line, and the tests that must notice it.
+
+`old` stands exactly once in `file`. The tests are node ids, few and fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROUTING = "moe_jax/routing/"
+DISPATCH = "moe_jax/dispatch/"
+TRANSPORT = DISPATCH + "transport/"
+STEP = "moe_jax/training/step.py"
+LAYER = "moe_jax/nn/moe_layer.py"
+
+ORACLES = "tests/routing/test_oracles.py::test_"
+BIASED = "tests/routing/test_biased_top_k.py::test_"
+CONTRACT = "tests/routing/test_contract.py::test_"
+SUMS = "tests/routing/test_sums.py::test_"
+NOISE = "tests/routing/test_noise.py::test_"
+COSINE = "tests/routing/test_cosine.py::test_"
+PERMUTE = "tests/ops/test_permute.py::test_"
+MOVES = "tests/dispatch/test_contract.py::test_"
+LAYERS = "tests/nn/test_moe_layer.py::test_"
+STEPS = "tests/training/test_step.py::test_"
+SAME = "tests/training/test_invariance.py::test_"
+TASK = "tests/tasks/test_language_model.py::test_"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` becomes `new` in `file`; at least one of `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _fault(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, file, old, new, tests)
+
+
+CHOICES = (
+    _fault(
+        "switch: softmax after the choice",
+        ROUTING + "switch.py",
+        "self.decide(weight_TK,",
+        "self.decide(softmax(weight_TK),",
+        ORACLES + "switch_router_keeps_its_gradient_and_mixtral_with_one_does_not",
+    ),
+    _fault(
+        "gshard: second expert with probability p2, not 2 p2",
+        ROUTING + "gshard.py",
+        "< 2 * weight_TK[:, 1]",
+        "< weight_TK[:, 1]",
+        ORACLES + "gshard_second_expert_at_random_has_probability_twice_its_weight",
+    ),
+    _fault(
+        "gshard: second expert at random in evaluation",
+        ROUTING + "gshard.py",
+        "inputs.train and inputs.key is not None",
+        "inputs.key is not None",
+        ORACLES + "gshard_second_expert_at_random_has_probability_twice_its_weight",
+    ),
+    _fault(
+        "gshard: weights not renormalised",
+        ROUTING + "gshard.py",
+        "renormalize(best_TK)",
+        "best_TK",
+        CONTRACT + "weights_sum_to_one_where_the_paper_says_so[gshard]",
+    ),
+    _fault(
+        "gshard: tokens served one after the other",
+        ROUTING + "gshard.py",
+        '"choice_major"',
+        '"token_major"',
+        "tests/models/test_decoder.py::test_causality_and_the_leak_of_choice_major_capacity",
+    ),
+    _fault(
+        "mixtral: softmax over all experts, not over the chosen",
+        ROUTING + "mixtral.py",
+        "weight_TK = softmax(best_TK)",
+        "weight_TK = softmax(logits_TE)[:, : self.k]",
+        ORACLES + "mixtral_is_renormalised_softmax",
+    ),
+    _fault(
+        "top_k: renormalised by default",
+        ROUTING + "top_k.py",
+        "renormalize: bool = False",
+        "renormalize: bool = True",
+        CONTRACT + "weights_sum_to_one_where_the_paper_says_so[top_k]",
+    ),
+    _fault(
+        "noisy top-k: noise in evaluation",
+        ROUTING + "noisy_top_k.py",
+        "inputs.train and inputs.key is not None",
+        "inputs.key is not None",
+        ORACLES + "noise_only_in_training_and_by_key",
+    ),
+    _fault(
+        "noisy top-k: softmax of all noisy logits",
+        ROUTING + "noisy_top_k.py",
+        "weight_TK = softmax(best_TK)",
+        "weight_TK = softmax(logits_TE)[:, : self.k]",
+        CONTRACT + "weights_sum_to_one_where_the_paper_says_so[noisy_top_k]",
+    ),
+    _fault(
+        "noisy top-k: threshold counts the expert itself",
+        ROUTING + "noisy_top_k.py",
+        "jnp.where(noisy_TE >= kth_T1, next_T1, kth_T1)",
+        "jnp.where(noisy_TE >= kth_T1, kth_T1, kth_T1)",
+        ORACLES + "noisy_top_k_load_is_the_probability_under_fresh_noise",
+    ),
+    _fault(
+        "noisy top-k: load with the noise drawn, not afresh",
+        ROUTING + "noisy_top_k.py",
+        "gap_TE = jnp.where(clean_TE > -jnp.inf, clean_TE, 0)",
+        "gap_TE = jnp.where(clean_TE > -jnp.inf, noisy_TE, 0)",
+        ORACLES + "noisy_top_k_load_is_the_probability_under_fresh_noise",
+    ),
+    _fault(
+        "noisy top-k: learned noise without softplus",
+        ROUTING + "noisy_top_k.py",
+        "jax.nn.softplus(raw_TE)",
+        "jnp.abs(raw_TE)",
+        NOISE + "noisy_top_k_against_float64",
+    ),
+    _fault(
+        "v-moe: noise not divided by the number of experts",
+        ROUTING + "v_moe.py",
+        "jnp.float32) / E, 1e-6",
+        "jnp.float32), 1e-6",
+        ORACLES + "v_moe_load_against_scipy",
+    ),
+    _fault(
+        "v-moe: importance of the noisy probabilities",
+        ROUTING + "v_moe.py",
+        "gate_TE=prob_TE",
+        "gate_TE=noisy_prob_TE",
+        NOISE + "v_moe_importance_is_of_the_probabilities_without_noise",
+    ),
+    _fault(
+        "v-moe: weights renormalised",
+        ROUTING + "v_moe.py",
+        "            weight_TK, expert_TK, inputs",
+        "            weight_TK / jnp.sum(weight_TK, axis=1, keepdims=True), expert_TK, inputs",
+        CONTRACT + "weights_sum_to_one_where_the_paper_says_so[v_moe]",
+    ),
+    _fault(
+        "biased top-k: the bias enters the weights",
+        ROUTING + "biased_top_k.py",
+        "best(score_TE, self.k, limited_TE)",
+        "best(limited_TE, self.k, limited_TE)",
+        BIASED + "the_router_limits_groups_and_weighs_without_the_bias",
+    ),
+    _fault(
+        "biased top-k: the bias is not used in the choice",
+        ROUTING + "biased_top_k.py",
+        'by_TE = by_TE + state["bias"][None, :]',
+        'by_TE = by_TE + 0 * state["bias"][None, :]',
+        BIASED + "the_router_limits_groups_and_weighs_without_the_bias",
+    ),
+    _fault(
+        "biased top-k: the scale of DeepSeek is missing",
+        ROUTING + "biased_top_k.py",
+        "self.scale * weight_TK",
+        "1.0 * weight_TK",
+        BIASED + "the_router_limits_groups_and_weighs_without_the_bias",
+    ),
+    _fault(
+        "biased top-k: groups by their best expert, not two",
+        ROUTING + "biased_top_k.py",
+        '"top2_sum": 2',
+        '"top2_sum": 1',
+        BIASED + "group_limited_selection",
+    ),
+    _fault(
+        "biased top-k: not renormalised",
+        ROUTING + "biased_top_k.py",
+        "weight_TK = renormalize(weight_TK)",
+        "weight_TK = weight_TK * 1.0",
+        CONTRACT + "weights_sum_to_one_where_the_paper_says_so[deepseek_v3]",
+    ),
+    _fault(
+        "biased top-k: probabilities of losses not normalised",
+        ROUTING + "biased_top_k.py",
+        "            renormalize(score_TE),",
+        "            score_TE,",
+        CONTRACT + "shapes_dtypes_and_ranges[deepseek_v3]",
+    ),
+    _fault(
+        "sqrt-softplus without the root",
+        ROUTING + "scores.py",
+        "jnp.sqrt(jax.nn",
+        "1.0 * (jax.nn",
+        BIASED + "scores",
+    ),
+    _fault(
+        "cosine: no normalisation",
+        ROUTING + "cosine.py",
+        'unit(x_TP), unit(params["directions"])',
+        'x_TP, params["directions"]',
+        COSINE + "cosine_router_against_float64",
+    ),
+    _fault(
+        "cosine: times the temperature",
+        ROUTING + "cosine.py",
+        "cosine_TE / jnp.maximum(",
+        "cosine_TE * jnp.maximum(",
+        COSINE + "cosine_router_against_float64",
+    ),
+    _fault(
+        "jitter in evaluation",
+        ROUTING + "token_choice.py",
+        "if not inputs.train or inputs.key is None or (",
+        "if inputs.key is None or (",
+        NOISE + "jitter_is_uniform_around_one_and_only_in_training",
+    ),
+    _fault(
+        "jitter only upward",
+        ROUTING + "token_choice.py",
+        "jnp.float32, -1.0, 1.0)",
+        "jnp.float32, 0.0, 1.0)",
+        NOISE + "jitter_is_uniform_around_one_and_only_in_training",
+    ),
+    _fault(
+        "logits of bfloat16 inputs",
+        ROUTING + "token_choice.py",
+        "jitter(inputs.x_TD.astype(jnp.float32)",
+        "jitter(inputs.x_TD.astype(jnp.bfloat16).astype(jnp.float32)",
+        ORACLES + "mixtral_is_renormalised_softmax",
+    ),
+    _fault(
+        "ties to the higher expert",
+        ROUTING + "token_choice.py",
+        "by_TK, expert_TK = jax.lax.top_k(by_TE, k)",
+        "by_TK, expert_TK = (lambda v, i: (v, by_TE.shape[1] - 1 - i))"
+        "(*jax.lax.top_k(by_TE[:, ::-1], k))",
+        CONTRACT + "ties_go_to_the_lower_expert[mixtral]",
+    ),
+)
+
+ORDER = (
+    _fault(
+        "priority ignored",
+        ROUTING + "plan.py",
+        "if a.priority_R is None:",
+        "if True:",
+        ORACLES + "v_moe_position_and_batch_priority",
+    ),
+    _fault(
+        "ties of priority to the later row",
+        ROUTING + "plan.py",
+        "jnp.argsort(a.priority_R, stable=True)",
+        "jnp.argsort(a.priority_R[::-1], stable=True)[::-1]",
+        CONTRACT + "plan_serves_in_order_and_counts[gshard]",
+    ),
+    _fault(
+        "choice-major for token-major",
+        ROUTING + "token_choice.py",
+        "priority_R = None",
+        "priority_R = rank_TK.reshape(-1)",
+        ORACLES + "drop_order_of_two_tokens",
+    ),
+    _fault(
+        "batch priority: the least confident first",
+        ROUTING + "token_choice.py",
+        "(rank_TK - (best_T",
+        "(rank_TK + (best_T",
+        ORACLES + "v_moe_position_and_batch_priority",
+    ),
+    _fault(
+        "batch priority before the rank of choice",
+        ROUTING + "token_choice.py",
+        "(rank_TK - (best_T / (1 + best_T))",
+        "(0.1 * rank_TK - (best_T / (1 + best_T))",
+        ORACLES + "batch_priority_never_serves_a_second_choice_before_a_first",
+    ),
+    _fault(
+        "one row too many for each expert",
+        ROUTING + "plan.py",
+        "slot_R < capacity",
+        "slot_R <= capacity",
+        ORACLES + "drop_order_of_two_tokens",
+    ),
+    _fault(
+        "places in the queue counted from one",
+        ROUTING + "plan.py",
+        "jnp.cumsum(is_expert_RE, axis=0) - is_expert_RE",
+        "jnp.cumsum(is_expert_RE, axis=0)",
+        ORACLES + "v_moe_position_and_batch_priority",
+    ),
+    _fault(
+        "padding is routed",
+        ROUTING + "token_choice.py",
+        "inputs.valid_T[:, None] & (expert_TK",
+        "(expert_TK",
+        CONTRACT + "padding_is_inert[mixtral]",
+    ),
+    _fault(
+        "weights scaled after drops although not asked",
+        LAYER,
+        "if config.renormalize_after_drop else",
+        "if not config.renormalize_after_drop else",
+        LAYERS + "weights_after_drops",
+    ),
+    _fault(
+        "weights after drops scaled to the kept, not to all",
+        ROUTING + "plan.py",
+        "all_T / jnp.where(",
+        "1 / jnp.where(",
+        LAYERS + "weights_after_drops",
+    ),
+    _fault(
+        "capacity: k is missing",
+        ROUTING + "capacity.py",
+        "math.ceil(round(T * k * factor / E, 9))",
+        "math.ceil(round(T * factor / E, 9))",
+        ORACLES + "capacity_of_each_codebase",
+    ),
+    _fault(
+        "capacity: floor for ceil",
+        ROUTING + "capacity.py",
+        "math.ceil(round(T * k * factor / E, 9))",
+        "math.floor(round(T * k * factor / E, 9))",
+        ORACLES + "capacity_of_each_codebase",
+    ),
+    _fault(
+        "capacity: 1.1 x 10 becomes 12",
+        ROUTING + "capacity.py",
+        "math.ceil(round(T * k * factor / E, 9))",
+        "math.ceil(T * k * factor / E)",
+        ORACLES + "capacity_bounds",
+    ),
+    _fault(
+        "capacity: more slots than tokens",
+        ROUTING + "capacity.py",
+        "min(max(ROUNDINGS[rounding](T, E, k, factor), minimum), T)",
+        "max(ROUNDINGS[rounding](T, E, k, factor), minimum)",
+        ORACLES + "capacity_bounds",
+    ),
+    _fault(
+        "capacity: the minimum is ignored",
+        ROUTING + "capacity.py",
+        "factor), minimum), T)",
+        "factor), 1), T)",
+        ORACLES + "capacity_bounds",
+    ),
+)
+
+BALANCE = (
+    _fault(
+        "the bias moves the wrong way",
+        ROUTING + "balancing_bias.py",
+        "bias_E + rate * (below_E",
+        "bias_E - rate * (below_E",
+        BIASED + "sign_update_of_the_paper",
+    ),
+    _fault(
+        "the bias moves against a mean rounded down",
+        ROUTING + "balancing_bias.py",
+        "(wanted_E == total // E) & (total % E > 0)",
+        "(wanted_E == total // E) & (total % E < 0)",
+        BIASED + "sign_update_is_exact_for_large_counts",
+    ),
+    _fault(
+        "the proportional bias moves the wrong way",
+        ROUTING + "balancing_bias.py",
+        "rate * (mean - counts_E)",
+        "rate * (counts_E - mean)",
+        BIASED + "sign_update_of_the_paper",
+    ),
+    _fault(
+        "the quantile bias has the wrong sign",
+        ROUTING + "balancing_bias.py",
+        "jnp.mean(quantile_E) - quantile_E",
+        "quantile_E - jnp.mean(quantile_E)",
+        BIASED + "quantile_bias_against_numpy[2]",
+    ),
+    _fault(
+        "quantile: the cutoff is the k-th score",
+        ROUTING + "balancing_bias.py",
+        "k + 1)[0][:, k:]",
+        "k)[0][:, k - 1 :]",
+        BIASED + "quantile_bias_against_numpy[2]",
+    ),
+    _fault(
+        "quantile: padding is counted",
+        ROUTING + "balancing_bias.py",
+        "valid_T[:, None].astype",
+        "(valid_T | True)[:, None].astype",
+        BIASED + "quantile_bias_against_numpy[2]",
+    ),
+    _fault(
+        "variance of a sample for that of a population",
+        ROUTING + "balance.py",
+        'variance == "population"',
+        'variance == "unbiased"',
+        ORACLES + "squared_cv_against_numpy",
+    ),
+    _fault(
+        "mean of each group instead of a sum",
+        ROUTING + "token_choice.py",
+        "jnp.sum(jnp.where(mask_T1, x_TE, 0), axis=0)",
+        "jnp.mean(jnp.where(mask_T1, x_TE, 0), axis=0)",
+        CONTRACT + "shapes_dtypes_and_ranges[mixtral]",
+    ),
+    _fault(
+        "padding in the probabilities",
+        ROUTING + "token_choice.py",
+        "jnp.where(mask_T1, x_TE, 0)",
+        "x_TE",
+        CONTRACT + "padding_is_inert[mixtral]",
+    ),
+    _fault(
+        "padding in the z-loss",
+        ROUTING + "token_choice.py",
+        "valid_z_T = valid_T & routable_T",
+        "valid_z_T = routable_T",
+        CONTRACT + "padding_is_inert[mixtral]",
+    ),
+    _fault(
+        "padding in the entropy",
+        ROUTING + "token_choice.py",
+        "jnp.where(valid_T, entropy_T, 0)",
+        "jnp.where(valid_T | True, entropy_T, 0)",
+        CONTRACT + "padding_is_inert[mixtral]",
+    ),
+    _fault(
+        "z-loss without the square",
+        ROUTING + "token_choice.py",
+        "jnp.square(lse_T)",
+        "lse_T",
+        ORACLES + "z_loss_of_zero_logits",
+    ),
+    _fault(
+        "entropy with the wrong sign",
+        ROUTING + "token_choice.py",
+        "entropy_T = -jnp.sum(",
+        "entropy_T = jnp.sum(",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "load balance: a gradient through soft counts",
+        ROUTING + "balance.py",
+        "share_E = _ratio(counts_E, total)",
+        "share_E = _ratio(sums.importance_E, jnp.sum(sums.importance_E))",
+        ORACLES + "gshard_balance_loss_counts_first_choices",
+    ),
+    _fault(
+        "load balance: no gradient through the probabilities",
+        ROUTING + "balance.py",
+        "    prob_E = _ratio(sums.prob_E, sums.valid)",
+        "    prob_E = _ratio(jax.lax.stop_gradient(sums.prob_E), sums.valid)",
+        SUMS + "gradient_of_the_load_balance_loss",
+    ),
+    _fault(
+        "load balance: all choices for the first",
+        ROUTING + "balance.py",
+        "counts_E = sums.wanted_E if count",
+        "counts_E = sums.wanted_E if True or count",
+        ORACLES + "gshard_balance_loss_counts_first_choices",
+    ),
+    _fault(
+        "load balance: levanter's normalisation the other way",
+        ROUTING + "balance.py",
+        '"levanter": lambda k: 1 / k',
+        '"levanter": lambda k: k',
+        ORACLES + "balanced_router_by_normalization[2]",
+    ),
+    _fault(
+        "importance loss of the load",
+        ROUTING + "balance.py",
+        "squared_cv(sums.importance_E, variance)",
+        "squared_cv(sums.load_E, variance)",
+        ORACLES + "importance_loss_of_both_variances",
+    ),
+    _fault(
+        "load loss of the importance",
+        ROUTING + "balance.py",
+        "squared_cv(sums.load_E, variance)",
+        "squared_cv(sums.importance_E, variance)",
+        SUMS + "losses_of_v_moe_against_float64",
+    ),
+    _fault(
+        "max violation of the smallest load",
+        ROUTING + "balance.py",
+        "jnp.max(load_E) - jnp.mean(load_E)",
+        "jnp.mean(load_E) - jnp.min(load_E)",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "load_cv without the root",
+        ROUTING + "balance.py",
+        "jnp.sqrt(squared_cv(sums.wanted_E))",
+        "squared_cv(sums.wanted_E)",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "dead experts: the live ones counted",
+        ROUTING + "balance.py",
+        "jnp.sum(sums.wanted_E == 0)",
+        "jnp.sum(sums.wanted_E > 0)",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "dropped fraction of the accepted",
+        ROUTING + "balance.py",
+        "_ratio(traffic.dropped, wanted)",
+        "_ratio(traffic.dropped, jnp.sum(traffic.accepted_E))",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "dropped tokens: those that kept an expert",
+        ROUTING + "plan.py",
+        "(served_T == 0) & valid_T",
+        "(served_T > 0) & valid_T",
+        CONTRACT + "plan_serves_in_order_and_counts[gshard]",
+    ),
+    _fault(
+        "dropped counts the kept rows",
+        ROUTING + "plan.py",
+        "wanted_R & ~plan.kept_R",
+        "wanted_R & plan.kept_R",
+        CONTRACT + "plan_serves_in_order_and_counts[mixtral]",
+    ),
+    _fault(
+        "capacity utilization of the wanted",
+        ROUTING + "balance.py",
+        "_ratio(jnp.sum(traffic.accepted_E), traffic.slots)",
+        "_ratio(wanted, traffic.slots)",
+        SUMS + "sums_and_metrics_against_float64",
+    ),
+    _fault(
+        "losses: a row is a group",
+        ROUTING + "losses.py",
+        'if scope == "group":',
+        'if scope in ("group", "row"):',
+        SUMS + "scopes_against_float64",
+    ),
+    _fault(
+        "losses: summed over groups, not averaged",
+        ROUTING + "losses.py",
+        "jnp.mean(value_LU, axis=1)",
+        "jnp.sum(value_LU, axis=1)",
+        SUMS + "scopes_against_float64",
+    ),
+    _fault(
+        "losses: mean over layers for the sum",
+        ROUTING + "losses.py",
+        'losses.over_layers == "sum"',
+        'losses.over_layers == "mean"',
+        SUMS + "scopes_against_float64",
+    ),
+)
+
+TWO_LOADS = "equals_dense_on_every_load[rows-all_to_all-3-data 2, expert 4]"
+
+MOVEMENT = (
+    _fault(
+        "combine: weights not applied",
+        "moe_jax/ops/permute.py",
+        "rows_TKD * weight_TK[..., None]",
+        "rows_TKD",
+        PERMUTE + "combine_rows_and_its_gradients",
+    ),
+    _fault(
+        "combine: weights applied twice",
+        "moe_jax/ops/permute.py",
+        "rows_TKD * weight_TK[..., None]",
+        "rows_TKD * weight_TK[..., None] ** 2",
+        PERMUTE + "combine_rows_and_its_gradients",
+    ),
+    _fault(
+        "combine backward: weight missing",
+        "moe_jax/ops/permute.py",
+        "(dout_MD * weight_M[:, None])",
+        "(dout_MD * (weight_M[:, None] != 0))",
+        PERMUTE + "combine_rows_and_its_gradients",
+    ),
+    _fault(
+        "combine backward: weights get no gradient",
+        "moe_jax/ops/permute.py",
+        "dot_M.at[place_TK]",
+        "(0 * dot_M).at[place_TK]",
+        PERMUTE + "combine_rows_and_its_gradients",
+    ),
+    _fault(
+        "gather backward: first choice only",
+        "moe_jax/ops/permute.py",
+        "jnp.sum(dx_NKD.astype(jnp.float32), axis=1)",
+        "dx_NKD.astype(jnp.float32)[:, 0]",
+        PERMUTE + "gather_rows_and_its_gradient",
+    ),
+    _fault(
+        "index past the end reads the last row",
+        "moe_jax/ops/permute.py",
+        'x_ND.at[index].get(mode="fill", fill_value=0)',
+        'x_ND.at[index].get(mode="clip")',
+        PERMUTE + "combine_rows_and_its_gradients",
+    ),
+    _fault(
+        "slots: dropped rows keep a place",
+        DISPATCH + "slots.py",
+        "jnp.where(plan.kept_R, a.expert_R * C + plan.slot_R, M)",
+        "jnp.where(a.expert_R < a.E, a.expert_R * C + plan.slot_R, M)",
+        MOVES + "equals_dense_on_every_load[slots_scatter-gather-3-data 8]",
+    ),
+    _fault(
+        "slots: off by one",
+        DISPATCH + "slots.py",
+        "a.expert_R * C + plan.slot_R",
+        "a.expert_R * C + plan.slot_R + 1",
+        MOVES + "equals_dense_on_every_load[slots_scatter-gather-3-data 8]",
+    ),
+    _fault(
+        "slots einsum: combine by 1",
+        DISPATCH + "slots.py",
+        'at.add(a.weight_R, mode="drop")',
+        'at.add(a.weight_R * 0 + 1, mode="drop")',
+        MOVES + "equals_dense_on_every_load[slots_einsum-all_to_all-3-data 8]",
+    ),
+    _fault(
+        "rows: an expert starts where it ends",
+        DISPATCH + "rows.py",
+        "start_E = jnp.cumsum(sizes_E) - sizes_E",
+        "start_E = jnp.cumsum(sizes_E)",
+        MOVES + "equals_dense_on_every_load[rows-all_to_all-3-data 8]",
+    ),
+    _fault(
+        "rows: groups start where they end",
+        DISPATCH + "rows.py",
+        "jnp.cumsum(sizes_gE, axis=0) - sizes_gE",
+        "jnp.cumsum(sizes_gE, axis=0)",
+        MOVES + "chunks[gather]",
+    ),
+    _fault(
+        "rows: dropped rows keep a place",
+        DISPATCH + "rows.py",
+        "fits_gR = plan_g.kept_R & (place_gR < M)",
+        "fits_gR = place_gR < M",
+        MOVES + "equals_dense_on_every_load[rows-all_to_all-3-data 8]",
+    ),
+    _fault(
+        "tensor: no sum of the partial outputs",
+        DISPATCH + "sharded.py",
+        'return jax.lax.psum(y_gTD, "tensor"), lost_g',
+        "return y_gTD, lost_g",
+        MOVES + "tensor_parallel_without_expert_parallel",
+    ),
+    _fault(
+        "tensor: every rank sends the first columns",
+        DISPATCH + "sharded.py",
+        'jax.lax.axis_index("tensor") * d',
+        'jax.lax.axis_index("tensor") * 0',
+        MOVES + "equals_dense_on_every_load[rows-all_to_all-3-expert 4, tensor 2]",
+    ),
+    _fault(
+        "fsdp: weights gathered along the hidden axis",
+        DISPATCH + "sharded.py",
+        "whole(experts.w_up_EDF, 1)",
+        "whole(experts.w_up_EDF.swapaxes(1, 2), 2).swapaxes(1, 2)[:, ::-1]",
+        MOVES + "equals_dense_on_every_load[rows-all_to_all-3-fsdp 2, expert 4]",
+    ),
+    _fault(
+        "all-to-all: counts of the sender for the receiver",
+        TRANSPORT + "all_to_all.py",
+        "received_ne = jax.lax.all_to_all(sent_ne, axis, 0, 0)",
+        "received_ne = sent_ne",
+        MOVES + TWO_LOADS,
+    ),
+    _fault(
+        "all-to-all: receive buffer off by one",
+        TRANSPORT + "all_to_all.py",
+        "used_M & (j_M < B)",
+        "used_M & (j_M <= B)",
+        MOVES + "overflow_is_counted_and_nothing_else_is_lost[all_to_all]",
+    ),
+    _fault(
+        "all-to-all: lost rows not counted",
+        TRANSPORT + "all_to_all.py",
+        "return y_MD, used_M & ~fits_M",
+        "return y_MD, used_M & fits_M & ~fits_M",
+        MOVES + "overflow_is_counted_and_nothing_else_is_lost[all_to_all]",
+    ),
+    _fault(
+        "all-to-all: counts beyond the buffer are sent",
+        TRANSPORT + "all_to_all.py",
+        "jnp.minimum(jnp.cumsum(sizes_ne, axis=1), B)",
+        "jnp.cumsum(sizes_ne, axis=1)",
+        MOVES + "overflow_is_counted_and_nothing_else_is_lost[all_to_all]",
+    ),
+    _fault(
+        "all-to-all: slots come back transposed",
+        TRANSPORT + "all_to_all.py",
+        "y_necD.reshape(E, g, C, D).transpose(1, 0, 2, 3)",
+        "y_necD.reshape(g, E, C, D)",
+        MOVES + "equals_dense_on_every_load[slots_einsum-all_to_all-3-expert 4, tensor 2]",
+    ),
+    _fault(
+        "gather: experts of lower devices are mine",
+        TRANSPORT + "gather.py",
+        "own_GR = (expert_GR >= 0) & (expert_GR < e)",
+        "own_GR = expert_GR < e",
+        MOVES + "equals_dense_on_every_load[rows-gather-3-data 2, expert 4]",
+    ),
+    _fault(
+        "ragged: buffer one row short",
+        TRANSPORT + "ragged.py",
+        "jnp.clip(N - arrival_nn, 0, wanted_nn)",
+        "jnp.clip(N - 1 - arrival_nn, 0, wanted_nn)",
+        MOVES + "overflow_is_counted_and_nothing_else_is_lost[ragged]",
+    ),
+    _fault(
+        "ragged: rows arrive where others end",
+        TRANSPORT + "ragged.py",
+        "jnp.cumsum(wanted_nn, axis=0) - wanted_nn",
+        "jnp.cumsum(wanted_nn, axis=0)",
+        MOVES + "equals_dense_on_every_load[rows-ragged-3-data 2, expert 4]",
+    ),
+    _fault(
+        "received rows: sources of one expert overlap",
+        TRANSPORT + "receive.py",
+        "jnp.cumsum(sizes_ne, axis=0) - sizes_ne",
+        "jnp.cumsum(sizes_ne, axis=0)",
+        MOVES + TWO_LOADS,
+    ),
+)
+
+IN_THE_LAYER = (
+    _fault(
+        "the same noise for all groups",
+        LAYER,
+        "jax.random.fold_in(key, group)",
+        "jax.random.fold_in(key, 0 * group)",
+        LAYERS + "noise_hangs_on_step_layer_and_group_alone[NoisyTopK]",
+    ),
+    _fault(
+        "the same noise for all layers",
+        LAYER,
+        "jax.random.fold_in(context.key, layer)",
+        "jax.random.fold_in(context.key, 0 * layer)",
+        LAYERS + "noise_hangs_on_step_layer_and_group_alone[NoisyTopK]",
+    ),
+    _fault(
+        "pieces of two rows share a group number",
+        LAYER,
+        "row_B[:, None] * grouping.pieces + piece_P",
+        "row_B[:, None] + piece_P",
+        LAYERS + "group_numbers_are_distinct_and_of_the_rows_alone",
+    ),
+    _fault(
+        "padding is taken for text",
+        LAYER,
+        "cut(batch.segment_BS) > 0",
+        "cut(batch.segment_BS) >= 0",
+        LAYERS + "dropless_layer_with_shared_experts[rows]",
+    ),
+    _fault(
+        "shared experts take the place of the routed ones",
+        LAYER,
+        "y_BSD = y_BSD + self.shared(x_BSD)",
+        "y_BSD = self.shared(x_BSD)",
+        LAYERS + "dropless_layer_with_shared_experts[rows]",
+    ),
+    _fault(
+        "counts after the drops",
+        LAYER,
+        "return plan, sums, plan_traffic(",
+        "return plan, dataclasses.replace(sums, wanted_E=plan.accepted_E), plan_traffic(",
+        LAYERS + "routes_are_what_was_counted",
+    ),
+    _fault(
+        "evaluation has the capacity of training",
+        LAYER,
+        "self.context.capacity_factor",
+        "self.config.capacity_factor",
+        LAYERS + "capacity_is_the_context_s",
+    ),
+    _fault(
+        "overflow is counted as dropped",
+        LAYER,
+        "dataclasses.replace(traffic_g, overflow=overflow_g)",
+        "dataclasses.replace(traffic_g, dropped=traffic_g.dropped + overflow_g)",
+        LAYERS + "overflow_is_no_drop",
+    ),
+)
+
+IN_THE_STEP = (
+    _fault(
+        "accumulation: losses not divided",
+        STEP,
+        "local / self.accumulation",
+        "local / 1",
+        STEPS + "every_additive_scope_under_accumulation",
+    ),
+    _fault(
+        "accumulation: the gradient of the global batch twice",
+        STEP,
+        "loss += _inner(global_gradient",
+        "loss += 2 * _inner(global_gradient",
+        SAME + "micro_batches",
+    ),
+    _fault(
+        "accumulation: the loss is the surrogate",
+        STEP,
+        "loss - surrogate + global_loss",
+        "loss + 0 * surrogate",
+        STEPS + "a_global_loss_that_is_not_linear_in_its_sums_under_accumulation",
+    ),
+    _fault(
+        "accumulation: a mean of the micro-batches' means",
+        STEP,
+        "sums.task.nats / targets",
+        "sums.task.nats / jnp.maximum(sums.task.tokens, 1) / self.accumulation",
+        SAME + "micro_batches",
+    ),
+    _fault(
+        "accumulation: groups of rows are torn",
+        STEP,
+        "M, n = self.accumulation, self._grouping(raw).rows",
+        "M, n = self.accumulation, 1",
+        SAME + "micro_batches",
+    ),
+    _fault(
+        "accumulation: micro-batches of neighbouring rows",
+        STEP,
+        "jnp.moveaxis(cut, 1, 0)",
+        "jnp.moveaxis(cut, 0, 0)",
+        STEPS + "micro_batches_take_turns_among_the_groups_of_rows",
+    ),
+    _fault(
+        "a skipped step updates the router",
+        STEP,
+        "router_state=kept[2]",
+        "router_state=new_state.router_state",
+        STEPS + "loss_knobs_and_bad_losses",
+    ),
+    _fault(
+        "a skipped step updates the optimizer",
+        STEP,
+        "opt_state=kept[1]",
+        "opt_state=new_state.opt_state",
+        STEPS + "loss_knobs_and_bad_losses",
+    ),
+    _fault(
+        "the same noise at every step",
+        STEP,
+        "jax.random.fold_in(jax.random.key(self.noise_seed), state.step)",
+        "jax.random.key(self.noise_seed)",
+        STEPS + "noise_and_capacity_of_training_and_evaluation",
+    ),
+    _fault(
+        "no noise in training",
+        STEP,
+        "            train=True,",
+        "            train=False,",
+        STEPS + "noise_and_capacity_of_training_and_evaluation",
+    ),
+    _fault(
+        "evaluation: the capacity factor is training's",
+        STEP,
+        "            capacity_factor=capacity_factor,",
+        "            capacity_factor=self.moe.capacity_factor,",
+        STEPS + "noise_and_capacity_of_training_and_evaluation",
+    ),
+    _fault(
+        "norm of an expert's gradient without the root",
+        STEP,
+        "jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))",
+        "jnp.sum(jnp.stack(squares), axis=0)",
+        STEPS + "reported_norms_and_the_other_layout_and_remat_policy",
+    ),
+    _fault(
+        "targets across documents",
+        "moe_jax/tasks/language_model.py",
+        "(here == following) & (following > 0)",
+        "(here >= 0) & (following > 0)",
+        TASK + "sums_are_those_of_the_counted_targets",
+    ),
+    _fault(
+        "padding in the cross-entropy",
+        "moe_jax/tasks/language_model.py",
+        "jnp.where(self.target_mask(raw), lse_BS - hit_BS, 0)",
+        "lse_BS - hit_BS",
+        TASK + "sums_are_those_of_the_counted_targets",
+    ),
+)
+
+FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP
