@@ -180,6 +180,11 @@ class LoadedRun:
         """Tokens of the prompt, which is taken as the start of a document, and its continuation.
         UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
         moe, tokenizer = self.config.moe, self.rows.tokenizer
+        if not self.config.model.causal:
+            raise UserError(
+                "this model's blocks choose among all tokens of a row, later ones too, so it "
+                "cannot generate (config.model.depth)"
+            )
         if moe.every and not moe.causal:
             raise UserError(
                 "this model's routing lets a token see later ones, so it cannot generate "

@@ -23,12 +23,12 @@ from moe_jax.checking.trial import (
     run,
     synthetic_rows,
 )
-from moe_jax.checking.variants import Skipped, Variant, layout_problem, reference, variants
+from moe_jax.checking.variants import Skipped, Variant, reference, variants
 from moe_jax.config.errors import ConfigError, UserError
 from moe_jax.config.knobs import KnobSchedules
 from moe_jax.training.build import Program
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.rules import cross_check
+from moe_jax.training.rules import cross_check, layout_problem
 
 Knobs = Mapping[str, np.float32]
 

@@ -99,11 +99,16 @@ def _layers(e: Experiment) -> Iterator[Change]:
     """One dense layer at most before the pattern, a pattern of two layers at most, twice."""
     every, first = min(e.moe.every, 2), min(e.moe.first, 1)
     prologue = first if every == 1 else 0
-    layers = min(e.model.num_layers, prologue + 2 * max(every, 1))
+    depth = e.model.depth
+    few = min(depth.every, 2)
+    layers = min(e.model.num_layers, prologue + 2 * max(every, few, 1))
     yield Change("model.num_layers", e.model.num_layers, layers)
     if e.moe.every:
         yield Change("moe.every", e.moe.every, every)
         yield Change("moe.first", e.moe.first, min(first, layers - 1))
+    if depth.every:
+        yield Change("model.depth.every", depth.every, few)
+        yield Change("model.depth.first", depth.first, min(depth.first, few - 1))
 
 
 def _experts(e: Experiment) -> Iterator[Change]:
@@ -112,12 +117,18 @@ def _experts(e: Experiment) -> Iterator[Change]:
     yield Change("moe.num_experts", moe.num_experts, E)
     yield Change("moe.expert_dim", moe.expert_dim, min(moe.expert_dim, 16))
     yield Change("moe.num_shared", moe.num_shared, min(moe.num_shared, 2))
+    if moe.latent_dim is not None:
+        yield Change("moe.latent_dim", moe.latent_dim, min(moe.latent_dim, 8))
     if moe.shared_dim is not None:
         yield Change("moe.shared_dim", moe.shared_dim, min(moe.shared_dim, 16))
     k = getattr(moe.router, "k", None)
     if isinstance(k, int) and moe.num_experts > E:
         why = f"{E} experts are left"
         yield Change("moe.router.k", k, min(k, max(E // 2, 1)), why)
+    for name in ("k_max", "max_experts"):
+        most = getattr(moe.router, name, None)
+        if isinstance(most, int) and most > E:
+            yield Change(f"moe.router.{name}", most, E, f"{E} experts are left")
     yield Change("moe.matmul", moe.matmul, "reference", "compiles fastest")
 
 
@@ -127,7 +138,9 @@ def _batch(e: Experiment) -> Iterator[Change]:
     rows, group, why = ROWS, None, ""
     if e.moe.every:
         T = e.moe.group_size or S
-        if T > S:
+        if e.model.depth.every and e.moe.group_size is None:
+            pass  # there a group is the chosen tokens of a row
+        elif T > S:
             rows, group = 2 * ROWS, 2 * length
         elif T == S:
             group, why = length // 2, "half a row, so that mesh.sequence = 2 can be tried"

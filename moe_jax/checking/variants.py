@@ -7,23 +7,15 @@ of recomputation; and a few meshes and settings together.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from moe_jax.config.errors import Problem
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
 from moe_jax.models.decoder import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES, MeshConfig
-from moe_jax.routing.types import Router, RouterInputs, SoftPlan
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
-
-SOFT_LAYOUTS = ("slots_einsum", "dense")  # those that can carry a SoftPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,55 +114,9 @@ def variants(experiment: Experiment, num_devices: int) -> tuple[list[Variant], l
     return list(found.values()), list(skipped.values())
 
 
-def layout_problem(experiment: Experiment) -> Problem | None:
-    """A router that mixes tokens into slots needs another layout than the config's."""
-    layout = experiment.moe.layout
-    if not experiment.moe.every or layout in SOFT_LAYOUTS or not _is_soft(experiment):
-        return None
-    rule = f"this router mixes tokens into slots: must be {' or '.join(SOFT_LAYOUTS)}"
-    return Problem("moe.layout", layout, rule)
-
-
 def _impossible(experiment: Experiment, variant: Variant) -> str | None:
-    small = variant.apply(experiment)
-    problems: list[Problem | None] = [*cross_check(small, variant.devices), layout_problem(small)]
-    return next((str(problem) for problem in problems if problem is not None), None)
-
-
-def _is_soft(experiment: Experiment) -> bool:
-    moe, D = experiment.moe, experiment.model.model_dim
-    router: Any = moe.router  # a frozen dataclass, hence hashable
-    return _gives_soft_plan(
-        router, moe.group_size or experiment.data.sequence_length, D, moe.num_experts
-    )
-
-
-@functools.cache
-def _gives_soft_plan(router: Router, T: int, D: int, E: int) -> bool:
-    """Whether the router gives a SoftPlan, by tracing it on a group of tokens. False for a router
-    that cannot be traced alone (it may use collectives): its variants tell what is wrong."""
-
-    def decide() -> Any:
-        params = {
-            name: jnp.zeros(spec.shape, jnp.float32) for name, spec in router.params(D, E).items()
-        }
-        place_T = jnp.arange(T, dtype=jnp.int32)
-        inputs = RouterInputs(
-            x_TD=jnp.zeros((T, D)),
-            valid_T=place_T >= 0,
-            id_T=place_T,
-            position_T=place_T,
-            segment_T=place_T,
-            key=jax.random.key(0),
-            E=E,
-            train=True,
-        )
-        return router.route(params, router.state(E), inputs)[0]
-
-    try:
-        return isinstance(jax.eval_shape(decide), SoftPlan)
-    except Exception:
-        return False
+    problems = cross_check(variant.apply(experiment), variant.devices)
+    return str(problems[0]) if problems else None
 
 
 def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
@@ -180,7 +126,7 @@ def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
         return
     own, transport = moe.layout, moe.transport
     if own == "dense":
-        own = "slots_einsum" if _is_soft(experiment) else "rows"
+        own = "slots_einsum" if getattr(moe.router, "soft", False) else "rows"
     if transport == "local":
         transport = "all_to_all"
     usual = Variant(layout=own)

@@ -20,6 +20,8 @@ LAYOUTS = {
     "dense": "every expert on every token: the oracle, one device along `expert` only",
 }
 
+SOFT_LAYOUTS = ("slots_einsum", "dense")  # those that can carry a SoftPlan
+
 
 def dispatch(
     x_gTD: Float[Array, "g T D"],

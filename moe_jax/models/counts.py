@@ -35,40 +35,54 @@ def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts
     embedding's look-up) + 12 * layers * heads * head_dim * S for non-causal attention; k experts
     per token, no padding, no recomputation. Mixtral 8x7B at S=4096: 76.49 + 6.44 = 82.93 GFLOP.
     iso_flop_dense_dim: hidden width of a dense layer with the arithmetic of the sparse one
-    (k experts and the shared ones; the router's D * E is left out).
+    (k experts, the shared ones, latent projections; the router's D * E is left out).
+    Experts of latent width L have L in the place of D, and 2 D L for the projections.
+    In a layer where c of S tokens take part (mixture of depths) a token uses c / S of the layer's
+    parameters on average, and attention, c queries on c keys, takes (c / S)^2 of its FLOPs.
     """
     D, V = config.model_dim, config.vocab_size
     matrices = 3 if config.activation in GATED else 2
-    layout = layout_of(config.num_layers, moe)
+    layout = layout_of(config.num_layers, moe, config.depth)
     sparse = len(layout.moe_layers)
-    dense = config.num_layers - sparse
+    c = config.depth.tokens(sequence_length)
 
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     attention = D * config.head_dim * heads
     norms = 2 * D + (2 * config.head_dim if config.qk_norm else 0)
     specs = moe.router.params(D, moe.num_experts)
     router = sum(_size(spec.shape) for spec in specs.values())
-    expert = matrices * D * moe.expert_dim
+    L = moe.latent_dim or D
+    expert = matrices * L * moe.expert_dim
+    latent = 2 * D * L if moe.latent_dim else 0
     shared = matrices * D * moe.num_shared * (moe.shared_dim or moe.expert_dim)
+    depth = D * len(layout.depth_layers)
     used = round(moe.experts_per_token(sequence_length) * expert)
     embedding = V * D * (1 if config.tie_embeddings else 2)
 
-    common = config.num_layers * (attention + norms) + D + embedding
-    common += dense * matrices * D * config.mlp_dim
-    total = common + sparse * (router + moe.num_experts * expert + shared)
-    active = common + sparse * (router + used + shared)
-    matmul = active - config.num_layers * norms - D
+    common = config.num_layers * (attention + norms) + D + embedding + depth
+    common += (config.num_layers - sparse) * matrices * D * config.mlp_dim
+    total = common + sparse * (router + moe.num_experts * expert + shared + latent)
+    active = common + sparse * (router + used + shared + latent)
+    # What those do not use that pass a block by.
+    passed = 0.0
+    for layer in layout.depth_layers:
+        of_chosen = of_all = matrices * D * config.mlp_dim
+        if layer in layout.moe_layers:
+            of_all = router + used + shared + latent
+            of_chosen = of_all - used + round(moe.experts_per_token(c) * expert)
+        passed += attention + of_all - (attention + of_chosen) * c / sequence_length
+    matmul = active - passed - config.num_layers * norms - D
     matmul -= 0 if config.tie_embeddings else V * D
-    width = moe.experts_per_token(sequence_length) * moe.expert_dim
-    width += moe.num_shared * (moe.shared_dim or moe.expert_dim)
+    width = moe.experts_per_token(sequence_length) * moe.expert_dim * L / D
+    width += moe.num_shared * (moe.shared_dim or moe.expert_dim) + latent / (matrices * D)
     return Counts(
         total=total,
-        active=active,
-        router=sparse * router,
+        active=round(active - passed),
+        router=sparse * router + depth,
         embedding=embedding,
         matmul_flops=6.0 * matmul,
         attention_flops=12.0
-        * config.num_layers
+        * (config.num_layers - len(layout.depth_layers) * (1 - (c / sequence_length) ** 2))
         * config.num_heads
         * config.head_dim
         * sequence_length,

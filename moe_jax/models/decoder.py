@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.nn.attention import KeyValueCache
 from moe_jax.nn.block import Block
-from moe_jax.nn.context import Context, LayerReport, TokenBatch
+from moe_jax.nn.context import Context, DepthReport, LayerReport, TokenBatch
+from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
@@ -46,9 +48,9 @@ class DecoderConfig:
     """Dimensions and numerics of the decoder.
 
     vocab_size may exceed the tokenizer's (a multiple of 8 shards better). mlp_dim is the hidden
-    width of the dense layers. init_scale: variance * fan_in of every matrix but the router's
-    (Switch: 0.1). Parameters are param_dtype, matmuls dtype; norms, router, softmax and losses
-    are float32 always.
+    width of the dense layers. depth: layers in which only some tokens take part. init_scale:
+    variance * fan_in of every matrix but the router's (Switch: 0.1). Parameters are param_dtype,
+    matmuls dtype; norms, router, softmax and losses are float32 always.
     """
 
     vocab_size: int = 264
@@ -66,6 +68,7 @@ class DecoderConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    depth: MixtureOfDepths = field(default_factory=MixtureOfDepths)
 
     def check(self) -> Iterator[Rule]:
         sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
@@ -80,6 +83,11 @@ class DecoderConfig:
         if self.init_scale <= 0:
             yield "init_scale", "must be above 0"
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on later tokens through the blocks themselves."""
+        return self.depth.every == 0
+
 
 def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
     """Whether layer number `layer` (from 0) is sparse."""
@@ -88,12 +96,16 @@ def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers first, first + step, ...: `count` layers of one kind that scan treats as one."""
+    """Layers first, first + step, ...: `count` layers of one kind that scan treats as one.
+
+    moe: a sparse layer. depth: only some tokens take part.
+    """
 
     first: int
     step: int
     count: int
     moe: bool
+    depth: bool = False
 
     @property
     def name(self) -> str:
@@ -125,13 +137,26 @@ class Layout:
     def moe_stacks(self) -> tuple[Stack, ...]:
         return tuple(stack for stack in self.stacks if stack.moe)
 
-    def in_layer_order(self, by_stack: Mapping[str, Any]) -> Any:
-        """Trees of the sparse stacks, leaves (count, ...), as one with leaves (L, ...)."""
-        numbers = [layer for stack in self.moe_stacks for layer in stack.layers]
-        order = jnp.asarray([numbers.index(layer) for layer in self.moe_layers], jnp.int32)
+    @property
+    def depth_stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for stack in self.stacks if stack.depth)
+
+    @property
+    def depth_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers with a router of depths, in the order of their reports."""
+        return tuple(sorted(layer for stack in self.depth_stacks for layer in stack.layers))
+
+    def in_layer_order(
+        self, by_stack: Mapping[str, Any], stacks: tuple[Stack, ...] | None = None
+    ) -> Any:
+        """Trees of the stacks (None: the sparse ones), leaves (count, ...), as one with leaves
+        (L, ...)."""
+        stacks = self.moe_stacks if stacks is None else stacks
+        numbers = [layer for stack in stacks for layer in stack.layers]
+        order = jnp.asarray([numbers.index(layer) for layer in sorted(numbers)], jnp.int32)
         return jax.tree.map(
             lambda *leaves: jnp.concatenate(leaves, axis=0)[order],
-            *[by_stack[stack.name] for stack in self.moe_stacks],
+            *[by_stack[stack.name] for stack in stacks],
         )
 
     def by_stack(self, tree: Any) -> dict[str, Any]:
@@ -144,30 +169,42 @@ class Layout:
         return parts
 
 
-def layout_of(num_layers: int, moe: MoEConfig) -> Layout:
-    """Cuts the layers into a prologue and a repeated pattern of length moe.every.
+ALL_TOKENS = MixtureOfDepths()
 
-    The prologue is what does not fit: dense layers well before moe.first, and the remainder.
+
+def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKENS) -> Layout:
+    """Cuts the layers into a prologue and a repeated pattern, as long as the least common multiple
+    of moe.every and depth.every.
+
+    The prologue is what does not fit: layers well before moe.first or depth.first, and the
+    remainder.
     """
-    period = moe.every or 1
-    # Dense layers before moe.first belong to the pattern as far as it reaches back.
-    start = max(moe.first - period + 1, 0) if moe.every else 0
+    period = math.lcm(moe.every or 1, depth.every or 1)
+    # Layers before the first of a kind belong to the pattern as far as it reaches back.
+    start = max([0] + [kind.first - kind.every + 1 for kind in (moe, depth) if kind.every])
     start += (num_layers - start) % period if start < num_layers else 0
     start = min(start, num_layers)
-    prologue = tuple(Stack(layer, 1, 1, is_moe_layer(moe, layer)) for layer in range(start))
+
+    def stack(first: int, step: int, count: int) -> Stack:
+        return Stack(first, step, count, is_moe_layer(moe, first), depth.chooses_in(first))
+
     repeats = (num_layers - start) // period
     places = range(start, start + period if repeats else start)
-    pattern = tuple(Stack(at, period, repeats, is_moe_layer(moe, at)) for at in places)
-    return Layout(prologue, pattern)
+    return Layout(
+        prologue=tuple(stack(layer, 1, 1) for layer in range(start)),
+        pattern=tuple(stack(at, period, repeats) for at in places),
+    )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class DecoderOutput:
-    """logits float32. report: leaves (L, G, ...) over the sparse layers; None in a dense model."""
+    """logits float32. report: leaves (L, G, ...) over the sparse layers; None in a dense model.
+    depth: leaves (L, B) over the layers in which some tokens take part; None without any."""
 
     logits_BSV: Float[Array, "B S V"]
     report: LayerReport | None
+    depth: DepthReport | None
     cache: dict[str, KeyValueCache] | None
 
 
@@ -178,7 +215,7 @@ class Decoder(nnx.Module):
         D, V = config.model_dim, config.vocab_size
         self.param_dtype, self.dtype = DTYPES[config.param_dtype], DTYPES[config.dtype]
         self.config, self.moe, self.mesh = config, moe, mesh
-        self.layout = layout_of(config.num_layers, moe)
+        self.layout = layout_of(config.num_layers, moe, config.depth)
         # Unit-variance logits at the start: rows of the embedding have norm 1 (variance 1 / D).
         init = jax.nn.initializers.normal(D**-0.5)
         self.embedding = parameter(rngs, init, (V, D), ("vocab", "embed"), self.param_dtype)
@@ -219,6 +256,8 @@ class Decoder(nnx.Module):
                 attention=attention,
                 feed_forward=MoELayer if stack.moe else MLP,
                 feed_forward_options=options,
+                depth=config.depth if stack.depth else None,
+                mesh=self.mesh,
                 rngs=nnx.Rngs(params=key),
             )
 
@@ -256,12 +295,14 @@ class Decoder(nnx.Module):
         # Embedding rows have norm 1; the blocks expect elements of variance 1.
         x_BSD = self._constrain(x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype))
         reports: dict[str, LayerReport] = {}
+        depths: dict[str, DepthReport] = {}
         caches: dict[str, KeyValueCache] = {}
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
-            x_BSD, new_reports, new_caches = self._run(
+            x_BSD, (new_reports, new_depths, new_caches) = self._run(
                 stacks, x_BSD, batch, context, router_state, cache
             )
             reports |= new_reports
+            depths |= new_depths
             caches |= new_caches
         x_BSD = self.final_norm(x_BSD)
         head = self.embedding[...].T if self.head is None else self.head[...]
@@ -271,6 +312,7 @@ class Decoder(nnx.Module):
         return DecoderOutput(
             logits_BSV=logits_BSV,
             report=self.layout.in_layer_order(reports) if reports else None,
+            depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
             cache=caches if cache is not None else None,
         )
 
@@ -293,10 +335,11 @@ class Decoder(nnx.Module):
         context: Context,
         router_state: Mapping[str, Mapping[str, Array]],
         cache: Mapping[str, KeyValueCache] | None,
-    ) -> tuple[Array, dict[str, LayerReport], dict[str, KeyValueCache]]:
-        """Scans over the repeats of a pattern whose places are `stacks`."""
+    ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], dict[str, Any]]]:
+        """Scans over the repeats of a pattern whose places are `stacks`: the activations, and by
+        stack what was reported of sparse layers, of depths, and the caches."""
         if not stacks:
-            return x_BSD, {}, {}
+            return x_BSD, ({}, {}, {})
         split = {stack.name: nnx.split(self.layers[stack.name]) for stack in stacks}
         graphs = {name: graph for name, (graph, _) in split.items()}
         per_layer = {
@@ -311,6 +354,7 @@ class Decoder(nnx.Module):
 
         def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
             reports: dict[str, LayerReport] = {}
+            depths: dict[str, DepthReport] = {}
             caches: dict[str, KeyValueCache] = {}
             for name, layer in layers.items():
                 block = nnx.merge(graphs[name], layer["params"])
@@ -318,12 +362,12 @@ class Decoder(nnx.Module):
                     x_BSD, batch, context, layer["state"], layer["number"], layer["cache"]
                 )
                 x_BSD = self._constrain(x_BSD)
-                reports |= {name: report} if report is not None else {}
+                reports |= {name: report.moe} if report.moe is not None else {}
+                depths |= {name: report.depth} if report.depth is not None else {}
                 caches |= {name: new_cache} if new_cache is not None else {}
-            return x_BSD, (reports, caches)
+            return x_BSD, (reports, depths, caches)
 
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        x_BSD, (reports, caches) = jax.lax.scan(body, x_BSD, per_layer)
-        return x_BSD, reports, caches
+        return jax.lax.scan(body, x_BSD, per_layer)

@@ -60,6 +60,16 @@ class Routes:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class DepthReport:
+    """Statistics of one block with a mixture of depths, additive over rows."""
+
+    chosen: Int[Array, "*L B"]  # valid tokens that take part
+    valid: Int[Array, "*L B"]
+    weight: Float[Array, "*L B"]  # sum of the weights of the chosen
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """Statistics of one MoE layer, additive over the G groups of its leading axis."""
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind, one_of
 from moe_jax.config.knobs import bind
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
@@ -45,6 +46,8 @@ class MoEConfig:
     every, first: MoE in layers first, first + every, ... (counting from 0), dense elsewhere;
       every=0: nowhere, a dense model.
     expert_dim: hidden width F of one expert. num_shared, shared_dim: experts that see every token.
+    latent_dim: width L in which the routed experts work and tokens travel (`Latent`); None: the
+      model's width D.
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
     layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
@@ -58,6 +61,7 @@ class MoEConfig:
     expert_dim: int = 256
     num_shared: int = 0
     shared_dim: int | None = None  # width of one shared expert; None: expert_dim
+    latent_dim: int | None = None
     router: Router = kind(ROUTERS, Mixtral)
     losses: RoutingLosses = field(default_factory=RoutingLosses)
     capacity_factor: float | None = None
@@ -73,7 +77,7 @@ class MoEConfig:
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "num_experts", "expert_dim", "shared_dim", "group_size")
-        yield from at_least(self, 1, "min_capacity", "overlap_chunks")
+        yield from at_least(self, 1, "min_capacity", "overlap_chunks", "latent_dim")
         yield from at_least(self, 0, "every", "first", "num_shared")
         for name in ("capacity_factor", "receive_factor"):
             if (value := getattr(self, name)) is not None and value <= 0:
@@ -93,6 +97,28 @@ class MoEConfig:
         only the choice itself matters, not the order of service."""
         dropless = self.capacity_factor is None
         return self.router.causal_choice if dropless else self.router.causal
+
+
+def fine_grained(moe: MoEConfig, m: int) -> MoEConfig:
+    """Each expert cut into m: E m experts of width F / m, of which a token chooses k m.
+
+    Fine-grained segmentation, DeepSeekMoE (2401.06066) section 3.1: total and active parameters,
+    FLOPs and slots stay as they are, but for the router's E m columns. Shared experts keep their
+    width, groups of experts their number. UserError where m does not divide F, and for a router
+    without a `k`.
+    """
+    if m < 1 or moe.expert_dim % m:
+        raise UserError(f"moe.expert_dim = {moe.expert_dim} cannot be cut into {m} equal parts")
+    router: Any = moe.router
+    if "k" not in {f.name for f in dataclasses.fields(router)}:
+        raise UserError(f"{type(router).__name__} has no k to multiply by {m}")
+    return dataclasses.replace(
+        moe,
+        num_experts=moe.num_experts * m,
+        expert_dim=moe.expert_dim // m,
+        shared_dim=moe.shared_dim or moe.expert_dim,
+        router=dataclasses.replace(router, k=router.k * m),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +153,38 @@ class RouterParams(nnx.Module):
         return {name: getattr(self, name)[...] for name in self.names}
 
 
+class Latent(nnx.Module):
+    """The two projections around the routed experts: down (D, L) before dispatch, up (L, D) behind
+    the weighted sum. Neither has a bias, a norm or an activation, as in Nemotron 3.
+
+    LatentMoE, Elango et al. (2601.18089). Kimi K3 has an RMS norm before `up`; we have none.
+    """
+
+    def __init__(
+        self,
+        D: int,
+        L: int,
+        *,
+        init_scale: float,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = fan_in(init_scale)
+        self.down = parameter(rngs, init, (D, L), ("embed", "latent"), param_dtype)
+        self.up = parameter(rngs, init, (L, D), ("latent", "embed"), param_dtype)
+        self.dtype = dtype
+
+    def inward(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S L"]:
+        return x_BSD @ self.down[...].astype(self.dtype)
+
+    def outward(self, z_BSL: Float[Array, "B S L"]) -> Float[Array, "B S D"]:
+        return z_BSL @ self.up[...].astype(self.dtype)
+
+
 class Experts(nnx.Module):
-    """The weights of all experts: w_gate, w_up (E, D, F), w_down (E, F, D)."""
+    """The weights of all experts: w_gate, w_up (E, D, F), w_down (E, F, D). D is the latent width
+    where there is one."""
 
     def __init__(
         self,
@@ -162,7 +218,11 @@ EXPERT_SPECS = {
 
 
 class MoELayer(nnx.Module):
-    """y = sum over the chosen experts of weight * expert(x), plus the shared experts."""
+    """y = sum over the chosen experts of weight * expert(x), plus the shared experts.
+
+    With `latent_dim` = L: y = (sum of weight * expert(x W_down)) W_up + shared(x). The router, the
+    shared experts and what is computed at home (null, copy experts) see the whole width.
+    """
 
     def __init__(
         self,
@@ -177,14 +237,15 @@ class MoELayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         D, E = model_dim, config.num_experts
-        common: dict[str, Any] = dict(
-            activation=activation, init_scale=init_scale, param_dtype=param_dtype, rngs=rngs
-        )
+        created: dict[str, Any] = dict(init_scale=init_scale, param_dtype=param_dtype, rngs=rngs)
+        common = dict(activation=activation, **created)
         self.router = RouterParams(config.router, D, E, rngs)
-        self.experts = Experts(E, D, config.expert_dim, **common)
+        self.experts = Experts(E, config.latent_dim or D, config.expert_dim, **common)
         # Shared experts that all see every token are one wider MLP.
         width = config.num_shared * (config.shared_dim or config.expert_dim)
         self.shared = MLP(model_dim=D, hidden_dim=width, dtype=dtype, **common) if width else None
+        L = config.latent_dim
+        self.latent = Latent(D, L, dtype=dtype, **created) if L else None
         self.config, self.activation, self.dtype, self.mesh = config, activation, dtype, mesh
 
     def __call__(
@@ -204,10 +265,11 @@ class MoELayer(nnx.Module):
         whole = PartitionSpec()
         body = _ShardBody(self.config, self.activation, self.dtype, grouping, self.mesh, context)
         experts = {n: w for n, w in self.experts.arrays().items() if w is not None}
-        y_BSD, report = jax.shard_map(
+        y_BSD, home_BSD, report = jax.shard_map(
             body,
             mesh=self.mesh,
             in_specs=(
+                TOKENS,
                 TOKENS,
                 BATCH_SPECS,
                 TOKENS,
@@ -218,10 +280,11 @@ class MoELayer(nnx.Module):
                 whole,
                 TOKENS,
             ),
-            out_specs=(TOKENS, TOKENS),
+            out_specs=(TOKENS, TOKENS, TOKENS),
             check_vma=False,
         )(
             x_BSD,
+            x_BSD if self.latent is None else self.latent.inward(x_BSD),
             batch,
             group_BP,
             experts,
@@ -231,6 +294,10 @@ class MoELayer(nnx.Module):
             key,
             jax.tree.map(lambda leaf: leaf[layer], context.recorded),
         )
+        if self.latent is not None:
+            y_BSD = self.latent.outward(y_BSD)
+        if home_BSD is not None:
+            y_BSD = y_BSD + home_BSD
         if self.shared is not None:
             y_BSD = y_BSD + self.shared(x_BSD)
         return y_BSD, _flatten_groups(report)
@@ -255,7 +322,9 @@ def _flatten_groups(report: LayerReport) -> LayerReport:
 
 @dataclass(frozen=True)
 class _ShardBody:
-    """What one device does. All collectives are `sharded_dispatch`'s."""
+    """What one device does: the outputs of the matrix experts, of those at home (None without
+    any), statistics. x: what routers and experts at home see; z: what the matrix experts see. All
+    collectives are `sharded_dispatch`'s."""
 
     config: MoEConfig
     activation: str
@@ -265,13 +334,12 @@ class _ShardBody:
     context: Context
 
     def __call__(
-        self, x_bsD, batch, group_bP, experts, router_params, state, knobs, key, recorded_bs
+        self, x_bsD, z_bsL, batch, group_bP, experts, router_params, state, knobs, key, recorded_bs
     ):
         config = bind(self.config, knobs, prefix="moe")
         cut = self.grouping.cut
-        x_gTD = cut(x_bsD)
         inputs = RouterInputs(
-            x_TD=x_gTD,
+            x_TD=cut(x_bsD),
             valid_T=cut(batch.segment_BS) > 0,
             id_T=cut(batch.token_BS),
             position_T=cut(batch.position_BS),
@@ -287,8 +355,8 @@ class _ShardBody:
         plan_g, sums_g, traffic_g, home_gTD = jax.vmap(
             lambda inputs, recorded: self._route(config, router_params, state, inputs, recorded)
         )(inputs, jax.tree.map(cut, recorded_bs))
-        y_gTD, overflow_g = sharded_dispatch(
-            x_gTD,
+        y_gTL, overflow_g = sharded_dispatch(
+            cut(z_bsL),
             plan_g,
             self._weights(experts),
             layout=config.layout,
@@ -296,18 +364,21 @@ class _ShardBody:
             receive_factor=config.receive_factor,
             chunks=config.overlap_chunks,
         )
+        home_bsD = None
         if home_gTD is not None:
-            y_gTD = y_gTD + home_gTD.astype(y_gTD.dtype)
+            home_bsD = home_gTD.astype(x_bsD.dtype).reshape(x_bsD.shape)
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = None
         if self.context.capture:
             prob_gTE = jax.vmap(
                 lambda inputs: token_probabilities(config.router, router_params, state, inputs)
             )(inputs)
-            routes = _routes(plan_g, prob_gTE, x_bsD.shape[:2])
+            most = config.router.choices(config.num_experts)
+            routes = _routes(plan_g, prob_gTE, x_bsD.shape[:2], most)
         report = LayerReport(sums=sums_g, traffic=traffic_g)
         report = jax.tree.map(lambda leaf: leaf.reshape(*group_bP.shape, *leaf.shape[1:]), report)
-        return y_gTD.reshape(x_bsD.shape), dataclasses.replace(report, routes=routes)
+        report = dataclasses.replace(report, routes=routes)
+        return y_gTL.reshape(z_bsL.shape), home_bsD, report
 
     def _route(self, config, router_params, state, inputs, recorded):
         """One group: router, capacity, statistics, and what is computed at home."""
@@ -353,8 +424,8 @@ def _places(b: int, s: int) -> Int[Array, "b s"]:
     return jnp.broadcast_to((position_s * PLACES // S)[None, :], (b, s))
 
 
-def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) -> Routes:
-    """The plan of g groups as K choices for each token of a (b, s) shard."""
+def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], most: int) -> Routes:
+    """The plan of g groups as K choices for each token of a (b, s) shard, K = `most`."""
     g, _, E = prob_gTE.shape
     unused = E
     if isinstance(plan_g, SoftPlan):
@@ -366,7 +437,7 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) ->
         expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
         unused = a.unused
     else:
-        # No fixed number of choices: every expert is a column, E marks the ones not chosen.
+        # Not in order of tokens: every expert is a column, E marks the ones not chosen.
         group_g1 = jnp.arange(g, dtype=jnp.int32)[:, None]
         at = (group_g1, a.token_R, a.expert_R)
         column_E = jnp.arange(E, dtype=jnp.int32)
@@ -375,6 +446,12 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int]) ->
         expert = jnp.where(wanted, column_E[None, None, :], E)
         weight = jnp.zeros((g, a.T, E), jnp.float32).at[at].add(a.weight_R, mode="drop")
         kept = empty.at[at].set(plan_g.kept_R, mode="drop")
+        if most < E:
+            # A token has at most so many: those to the front.
+            order = jnp.argsort(expert, axis=2)[:, :, :most]
+            expert, weight, kept = (
+                jnp.take_along_axis(x, order, axis=2) for x in (expert, weight, kept)
+            )
     return Routes(
         expert_BSK=expert.reshape(*shape, -1),
         weight_BSK=weight.reshape(*shape, -1),

@@ -16,6 +16,7 @@ RULES: Mapping[str, MeshAxes] = {
     "expert": "expert",
     "embed": "fsdp",
     "mlp": "tensor",
+    "latent": "tensor",  # of the projections around latent experts; inside experts it is "embed"
     "heads": "tensor",
     "kv_heads": "tensor",
     "vocab": "tensor",

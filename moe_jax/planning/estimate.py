@@ -74,12 +74,13 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
     counts = count(experiment.model, experiment.moe, experiment.data.sequence_length)
     model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
     gradients = parameters * (2 if experiment.accumulation > 1 else 1)
-    saved = shape.saved(experiment.model.remat) * shape.layers
+    saved = sum(part.saved(experiment.model.remat) * part.layers for part in shape.parts)
     again = experiment.model.remat != "none"
     passes = shape.micro_batches * (2 + again + shape.extra_passes)
     weights = shape.weight_bytes(parameters - experts) + shape.whole_expert_bytes * shape.sparse
     memory_traffic = passes * weights + 2.0 * (parameters + optimizer) + gradients
-    memory_traffic += 3.0 * shape.micro_batches * shape.layers * shape.saved("none")
+    touched = sum(part.layers * part.saved("none") for part in shape.parts)
+    memory_traffic += 3.0 * shape.micro_batches * touched
     return Estimate(
         sizes=shape.sizes,
         counts=counts,
@@ -92,7 +93,7 @@ def estimate(experiment: Experiment, num_devices: int) -> Estimate:
         workspace=round(max(shape.saved("none") * 2 + shape.whole_expert_bytes, shape.logits)),
         model_flops=model_flops,
         hardware_flops=model_flops * (shape.recomputation(counts) + shape.extra_passes / 3)
-        + shape.padding_flops,
+        + sum(part.padding_flops for part in shape.parts),
         memory_traffic=memory_traffic,
         traffic=tuple(shape.traffic(layers, parameters - experts - layers, experts)),
     )
@@ -142,13 +143,18 @@ def _on_one_device(experiment: Experiment) -> Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes that the formulas are made of, for one device and one micro-batch."""
+    """The sizes that the formulas are made of, for one device and one micro-batch.
+
+    With a mixture of depths `parts` are the layers in which all tokens take part and those in which
+    few do, each with its own tokens and row length; properties of tokens are those of one part.
+    """
 
     experiment: Experiment
     sizes: dict[str, int]
     layers: int
     sparse: int  # sparse layers
     tokens: int  # T: of one device, in one micro-batch
+    row: int  # tokens of a row
 
     @classmethod
     def of(cls, experiment: Experiment, num_devices: int) -> Shape:
@@ -162,7 +168,26 @@ class Shape:
             layers=layers,
             sparse=len(layout_of(layers, experiment.moe).moe_layers),
             tokens=batch // shards,
+            row=experiment.data.sequence_length,
         )
+
+    @functools.cached_property
+    def parts(self) -> tuple[Shape, ...]:
+        """Layers in which all tokens take part, and those of a mixture of depths."""
+        model = self.experiment.model
+        layout = layout_of(self.layers, self.experiment.moe, model.depth)
+        few = layout.depth_layers
+        if not few:
+            return (self,)
+        sparse = len(set(layout.moe_layers) & set(few))
+        c = model.depth.tokens(self.row)
+        whole = dataclasses.replace(
+            self, layers=self.layers - len(few), sparse=self.sparse - sparse
+        )
+        part = dataclasses.replace(
+            self, layers=len(few), sparse=sparse, tokens=self.tokens * c // self.row, row=c
+        )
+        return whole, part
 
     @property
     def micro_batches(self) -> int:
@@ -192,12 +217,17 @@ class Shape:
         return 3 if self.experiment.model.activation in GATED else 2
 
     @property
+    def width(self) -> int:
+        """Width in which the routed experts work and tokens travel: D, or the latent L."""
+        return self.experiment.moe.latent_dim or self.experiment.model.model_dim
+
+    @property
     def whole_expert_bytes(self) -> float:
         """One layer's experts of this device, gathered over fsdp, in the compute type."""
         moe, s = self.experiment.moe, self.sizes
         if not self.sparse:
             return 0.0
-        size = moe.num_experts // s["expert"] * self.experiment.model.model_dim
+        size = moe.num_experts // s["expert"] * self.width
         return self.matrices * size * moe.expert_dim // s["tensor"] * self.b
 
     def weight_bytes(self, parameters: int) -> float:
@@ -207,18 +237,17 @@ class Shape:
 
     @property
     def experts_per_token(self) -> float:
-        e = self.experiment
-        return e.moe.experts_per_token(e.data.sequence_length)
+        return self.experiment.moe.experts_per_token(self.row)
 
     @property
     def slots(self) -> float:
         """k T rows, or the slots of a capacity, that this device's tokens take."""
-        e, moe = self.experiment, self.experiment.moe
+        moe = self.experiment.moe
         k = self.experts_per_token
         own = getattr(moe.router, "own_capacity", False)
         if moe.layout == "rows" or moe.capacity_factor is None or own:
             return k * self.tokens
-        T = moe.group_size or e.data.sequence_length
+        T = moe.group_size or self.row
         C = expert_capacity(
             T, moe.num_experts, k, moe.capacity_factor, moe.capacity_rounding, moe.min_capacity
         )
@@ -242,7 +271,7 @@ class Shape:
         if not self.sparse or moe.layout == "rows":
             return 0.0
         empty = max(self.slots - self.experts_per_token * self.tokens, 0.0)
-        width = self.experiment.model.model_dim * moe.expert_dim / self.sizes["tensor"]
+        width = self.width * moe.expert_dim / self.sizes["tensor"]
         return 6 * self.matrices * width * empty * self.sparse * self.micro_batches
 
     def recomputation(self, counts: Counts) -> float:
@@ -253,8 +282,8 @@ class Shape:
         total = counts.flops_per_token
         head = 6.0 * model.model_dim * model.vocab_size
         again = (total - head) / 3
-        k = self.experts_per_token if self.sparse else 0
-        one = 2.0 * model.model_dim * moe.expert_dim * k * self.sparse
+        rows = sum(p.experts_per_token * p.sparse * p.tokens / self.tokens for p in self.parts)
+        one = 2.0 * self.width * moe.expert_dim * rows
         if remat == "received":
             again -= one  # the outputs of w_down are kept
         if remat == "expert_hidden":
@@ -266,12 +295,12 @@ class Shape:
     def saved(self, remat: str) -> float:
         """Bytes of one layer that the backward pass keeps; for "none" also what a recomputed
         layer needs while it is worked on."""
-        e, s, b = self.experiment, self.sizes, self.b
-        model, moe, T = e.model, e.moe, self.tokens
+        s, b, T = self.sizes, self.b, self.tokens
+        model, moe = self.experiment.model, self.experiment.moe
         x = T * model.model_dim * b
-        rows = self.buffer * model.model_dim * b if self.sparse else 0.0
+        rows = self.buffer * self.width * b if self.sparse else 0.0
         sent = rows / (s["tensor"] if s["expert"] > 1 else 1)
-        back = self.slots * model.model_dim * b / (s["tensor"] if s["expert"] > 1 else 1)
+        back = self.slots * self.width * b / (s["tensor"] if s["expert"] > 1 else 1)
         named = x + (sent + back if s["expert"] > 1 and self.sparse else 0.0)
         width = moe.expert_dim * self.buffer if self.sparse else model.mlp_dim * T
         hidden = (self.matrices - 1) * width / s["tensor"] * b
@@ -285,8 +314,9 @@ class Shape:
         projected = T * heads * b
         if remat == "dots":
             return x + projected + hidden
-        logits = T * e.data.sequence_length * model.num_heads / s["tensor"] * (4 + b)
-        return 4 * x + projected + logits + 2 * rows + 2 * hidden
+        logits = T * self.row * model.num_heads / s["tensor"] * (4 + b)
+        latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0
+        return 4 * x + projected + logits + 2 * rows + 2 * hidden + latent
 
     @property
     def logits(self) -> float:
@@ -306,7 +336,7 @@ class Shape:
         """Bytes of one exchange of one layer over `expert` (docs/transports.md), of the two that
         a forward and the two that a backward pass has."""
         moe, n = self.experiment.moe, self.sizes["expert"]
-        row = self.experiment.model.model_dim / self.sizes["tensor"] * self.b
+        row = self.width / self.sizes["tensor"] * self.b
         if n == 1 or not self.sparse:
             return 0.0
         if moe.transport == "gather":
@@ -318,7 +348,8 @@ class Shape:
         remat, transport = self.experiment.model.remat, self.experiment.moe.transport
         # "full" and "dots" know nothing of the rows kept by name: they communicate again.
         times = 4 + 2 * self.extra_passes + (2 if remat in ("full", "dots") else 0)
-        sent = times * self.sparse * self.micro_batches * self.exchanged()
+        exchanged = sum(part.sparse * part.exchanged() for part in self.parts)
+        sent = times * self.micro_batches * exchanged
         op = {"all_to_all": "all-to-all", "ragged": "ragged-all-to-all"}.get(
             transport, "all-gather"
         )
@@ -327,17 +358,14 @@ class Shape:
     def _over_tensor(self) -> list[Traffic]:
         """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradient of
         their inputs (attention's in two sums). Sparse layers: docs/transports.md. Once each:
-        the embedding's rows and the gradient of the head's input."""
-        t, n = self.sizes["tensor"], self.sizes["expert"]
+        the embedding's rows and the gradient of the head's input. Latent projections: the input
+        of dispatch, gathered, and their weights, thrice (XLA's choice)."""
+        sums = sum(part.summed_over_tensor() for part in self.parts)
+        sums += 2 * self.tokens * self.experiment.model.model_dim * self.b
+        t = self.sizes["tensor"]
         share = (t - 1) / t
-        row = self.experiment.model.model_dim * self.b
-        forward = 1 + self.extra_passes + (self.experiment.model.remat != "none")
-        dense, sparse = self.layers - self.sparse, self.sparse
-        sums = self.layers * (forward + 2) + dense * (forward + 1) + 2
-        sums += sparse * (1 if n > 1 else forward + 1)
-        reduced = 2 * share * sums * self.tokens * row
-        columns = (2 * (forward + 1) * self.buffer + forward * self.tokens) * row
-        gathered = share * sparse * columns if n > 1 else 0.0
+        reduced = 2 * share * sums
+        gathered = share * sum(part.gathered_over_tensor() for part in self.parts)
         return [
             Traffic(
                 op="all-reduce",
@@ -352,6 +380,25 @@ class Shape:
                 bytes_sent=self.micro_batches * gathered,
             ),
         ]
+
+    @property
+    def forward_passes(self) -> int:
+        return 1 + self.extra_passes + (self.experiment.model.remat != "none")
+
+    def summed_over_tensor(self) -> float:
+        """Bytes of the sums of these layers."""
+        forward, dense, n = self.forward_passes, self.layers - self.sparse, self.sizes["expert"]
+        full = self.layers * (forward + 2) + dense * (forward + 1) + self.sparse
+        latent = self.sparse * forward if n == 1 else 0
+        return (full * self.experiment.model.model_dim + latent * self.width) * self.tokens * self.b
+
+    def gathered_over_tensor(self) -> float:
+        """Bytes of what the sparse ones of these layers gather and scatter."""
+        forward, tokens, n = self.forward_passes, self.tokens, self.sizes["expert"]
+        rows = 2 * (forward + 1) * self.buffer + forward * tokens if n > 1 else 0.0
+        if self.experiment.moe.latent_dim is not None:
+            rows += forward * tokens + (forward + 2) * self.experiment.model.model_dim
+        return self.sparse * rows * self.width * self.b
 
     def _over_sequence(self) -> list[Traffic]:
         s, model = self.sizes["sequence"], self.experiment.model

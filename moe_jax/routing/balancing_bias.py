@@ -47,11 +47,9 @@ def margin_histogram(
     if k >= E:
         return jnp.zeros((E, BINS), jnp.float32)
     cutoff_T1 = jax.lax.top_k(by_TE, k + 1)[0][:, k:]
-    margin_TE = jnp.clip(score_TE - cutoff_T1, -1, 1)
-    bin_TE = jnp.clip(jnp.floor((margin_TE + 1) * (BINS / 2)), 0, BINS - 1).astype(jnp.int32)
-    counted_TE = jnp.broadcast_to(valid_T[:, None].astype(jnp.float32), score_TE.shape)
-    expert_TE = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[None, :], score_TE.shape)
-    return jnp.zeros((E, BINS), jnp.float32).at[expert_TE, bin_TE].add(counted_TE)
+    part_TE = (jnp.clip(score_TE - cutoff_T1, -1, 1) + 1) / 2
+    counted_TE = jnp.broadcast_to(valid_T[:, None].astype(bool), score_TE.shape)
+    return count_in_bins(part_TE, counted_TE, BINS)
 
 
 def quantile_bias(histogram_EN: Float[Array, "E N"], k: int) -> Float[Array, "E"]:
@@ -61,14 +59,35 @@ def quantile_bias(histogram_EN: Float[Array, "E N"], k: int) -> Float[Array, "E"
     of the balanced assignment (quantile balancing; Su, 2026); read off a histogram, so exact to
     the width of a bin, with linear interpolation within one.
     """
-    E, N = histogram_EN.shape
+    E = histogram_EN.shape[0]
+    quantile_E = histogram_quantile(histogram_EN, 1 - k / E) * 2 - 1
+    bias_E = jnp.mean(quantile_E) - quantile_E
+    return jnp.where(jnp.sum(histogram_EN) > 0, bias_E, jnp.zeros_like(bias_E))
+
+
+def histogram_quantile(histogram_EN: Float[Array, "E N"], below: float) -> Float[Array, "E"]:
+    """Where in [0, 1], cut into N equal bins, the share `below` of each row's counts lies below.
+
+    Exact to the width of a bin, with linear interpolation within one. Of an empty row: 0.
+    """
+    N = histogram_EN.shape[1]
     total_E1 = jnp.sum(histogram_EN, axis=1, keepdims=True)
     below_EN = jnp.cumsum(histogram_EN, axis=1)
-    target_E1 = total_E1 * (1 - k / E)
+    target_E1 = total_E1 * below
     bin_E1 = jnp.argmax(below_EN >= target_E1, axis=1, keepdims=True)
     inside_E1 = jnp.take_along_axis(histogram_EN, bin_E1, axis=1)
     before_E1 = jnp.take_along_axis(below_EN, bin_E1, axis=1) - inside_E1
     part_E1 = (target_E1 - before_E1) / jnp.where(inside_E1 > 0, inside_E1, 1)
-    quantile_E = ((bin_E1.astype(jnp.float32) + part_E1) * (2 / N) - 1)[:, 0]
-    bias_E = jnp.mean(quantile_E) - quantile_E
-    return jnp.where(jnp.sum(histogram_EN) > 0, bias_E, jnp.zeros_like(bias_E))
+    return ((bin_E1.astype(jnp.float32) + part_E1) / N)[:, 0]
+
+
+def count_in_bins(
+    value_TE: Float[Array, "T E"], counted_TE: Bool[Array, "T E"], bins: int
+) -> Float[Array, "E {bins}"]:
+    """How many of each expert's counted values, in [0, 1], lie in each of equal bins."""
+    bin_TE = jnp.clip(jnp.floor(value_TE * bins), 0, bins - 1).astype(jnp.int32)
+    expert_TE = jnp.broadcast_to(
+        jnp.arange(value_TE.shape[1], dtype=jnp.int32)[None, :], value_TE.shape
+    )
+    empty_EN = jnp.zeros((value_TE.shape[1], bins), jnp.float32)
+    return empty_EN.at[expert_TE, bin_TE].add(counted_TE.astype(jnp.float32))

@@ -29,6 +29,8 @@ class BaseRouter:
     # Whether the router itself gives every expert its number of tokens, so that
     # moe.capacity_factor has nothing to say.
     own_capacity = False
+    # Whether `route` gives a SoftPlan, which few layouts can carry (dispatch.SOFT_LAYOUTS).
+    soft = False
 
     def check(self) -> Iterator[Rule]:
         yield from ()

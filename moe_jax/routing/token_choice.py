@@ -70,8 +70,8 @@ class TokenChoice(BaseRouter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearChoice(TokenChoice):
-    """Token choice by logits x W.
+class LinearLogits(BaseRouter):
+    """What routers have whose logits are x W.
 
     jitter: input noise, uniform(1 - jitter, 1 + jitter), in training.
     init_scale: the kernel's initial variance is init_scale / D; 0 starts from zeros.
@@ -93,6 +93,11 @@ class LinearChoice(TokenChoice):
             zeros = jax.nn.initializers.zeros
             specs["bias"] = ParamSpec(shape=(E,), init=zeros, axes=(None,))
         return specs
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearChoice(LinearLogits, TokenChoice):
+    """Token choice by logits x W."""
 
 
 def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:

@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-
 PLACES = 8  # parts of a row by which drops are counted
 MOST_SERVED = 16  # a token with more experts counts as one with so many
 

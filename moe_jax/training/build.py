@@ -263,7 +263,7 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
     mesh = make_mesh(experiment.mesh, devices)
     network = Network(lambda rngs: Decoder(experiment.model, experiment.moe, mesh, rngs=rngs), mesh)
     optimizer, schedule = make_optimizer(experiment.optimizer, network.abstract, experiment.steps)
-    layout = layout_of(experiment.model.num_layers, experiment.moe)
+    layout = layout_of(experiment.model.num_layers, experiment.moe, experiment.model.depth)
     bytes_V = np.zeros(experiment.model.vocab_size, np.int32)
     bytes_V[: tokenizer.vocab_size] = tokenizer.bytes_per_token_V
     step = Step(

@@ -47,6 +47,7 @@ def evaluate(
     layers = program.step.layer_metrics(_narrow(total), state.router_state)
     metrics |= routing_report(program, jax.device_get(layers), factor)
     metrics |= load_report(program, total)
+    metrics |= depth_report(program, total)
     return metrics
 
 
@@ -75,6 +76,25 @@ def routing_report(
             report[f"moe/layer_{layer:02d}/{name}"] = float(value)
     if capacity_factor is not None:
         report["moe/capacity_factor"] = float(capacity_factor)
+    return report
+
+
+def depth_report(program: Program, sums: BatchSums) -> dict[str, float]:
+    """Of layers with a mixture of depths, `depth/NAME` over all and `depth/layer_07/NAME`:
+
+    passed_fraction  share of the tokens that pass the block by
+    weight           mean weight of those that take part
+    """
+    if sums.depth is None:
+        return {}
+    found = {
+        "passed_fraction": 1 - _ratio(sums.depth.chosen, sums.depth.valid),
+        "weight": _ratio(sums.depth.weight, sums.depth.chosen),
+    }
+    report = {f"depth/{name}": float(np.mean(values)) for name, values in found.items()}
+    for name, values in found.items():
+        for layer, value in zip(program.layout.depth_layers, values, strict=True):
+            report[f"depth/layer_{layer:02d}/{name}"] = float(value)
     return report
 
 

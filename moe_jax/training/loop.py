@@ -32,7 +32,7 @@ from moe_jax.parallel.hosts import is_primary, several
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program, build, data_seed, require_not_empty
 from moe_jax.training.checkpoint import Checkpoints, Restored, warm_start
-from moe_jax.training.evaluation import evaluate, load_report, routing_report
+from moe_jax.training.evaluation import depth_report, evaluate, load_report, routing_report
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.peaks import peak_flops
 from moe_jax.training.probe import Probe
@@ -326,6 +326,7 @@ class Run:
         metrics["learning_rate"] = float(program.schedule(max(step - 1 - int(host.skipped), 0)))
         metrics |= clock.rates(step)
         metrics |= routing_report(program, host.layers, experiment.moe.capacity_factor)
+        metrics |= depth_report(program, host.sums)
         every = experiment.logging.load_every
         if every and step % every == 0:
             metrics |= load_report(program, host.sums)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from moe_jax.config.errors import Problem
 from moe_jax.config.knobs import parse_schedules
+from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.decoder import layout_of
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.losses import global_terms
@@ -21,7 +22,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
-    rules = (_routing, _groups, _batches, _chunks, _divisions)
+    rules = (_routing, _groups, _depth, _batches, _chunks, _divisions)
     return [problem for rule in rules for problem in rule(experiment, sizes)]
 
 
@@ -38,7 +39,8 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     router: Router = moe.router
     k = router.choices(max(moe.num_experts, 1))
     if k > moe.num_experts:
-        path = "moe.router.k" if hasattr(router, "k") else "moe.router.kind"
+        limits = [n for n in ("k", "k_max", "max_experts") if getattr(router, n, None) == k]
+        path = f"moe.router.{limits[0] if limits else 'kind'}"
         yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
     else:
         for name, rule in getattr(router, "check_experts", lambda E: ())(moe.num_experts):
@@ -46,6 +48,10 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     if getattr(router, "own_capacity", False) and moe.capacity_factor is not None:
         rule = "must be none: this router gives every expert its number of tokens itself"
         yield Problem("moe.capacity_factor", moe.capacity_factor, rule)
+    rows, ids = getattr(router, "vocab_size", None), experiment.model.vocab_size
+    if rows is not None and ids is not None and 0 < rows < ids:
+        rule = f"must be at least model.vocab_size = {ids}: each id has a row of the table"
+        yield Problem("moe.router.vocab_size", rows, rule)
     if moe.first >= experiment.model.num_layers:
         rule = f"must be below model.num_layers = {experiment.model.num_layers}"
         yield Problem("moe.first", moe.first, rule)
@@ -56,11 +62,24 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
         yield Problem("moe.losses.device_balance.groups", groups, rule)
     if moe.transport == "ragged" and moe.layout != "rows":
         yield Problem("moe.layout", moe.layout, 'must be "rows" with moe.transport = "ragged"')
+    if (problem := layout_problem(experiment)) is not None:
+        yield problem
     if sizes["expert"] > 1:
         if moe.layout == "dense":
             yield Problem("moe.layout", moe.layout, "needs mesh.expert = 1: it moves no tokens")
         if moe.transport == "local":
             yield Problem("moe.transport", moe.transport, "needs mesh.expert = 1")
+
+
+def layout_problem(experiment: Experiment) -> Problem | None:
+    """A router that mixes tokens into slots needs a layout that carries mixtures."""
+    moe = experiment.moe
+    if not moe.every or not getattr(moe.router, "soft", False) or moe.layout in SOFT_LAYOUTS:
+        return None
+    names = " or ".join(f'"{name}"' for name in SOFT_LAYOUTS)
+    return Problem(
+        "moe.layout", moe.layout, f"this router mixes tokens into slots: must be {names}"
+    )
 
 
 def rows_per_group(experiment: Experiment) -> int:
@@ -98,6 +117,23 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
             yield Problem(f"moe.losses.{name}.scope", "row", rule)
 
 
+def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """A mixture of depths chooses among the tokens of a whole row."""
+    model, moe = experiment.model, experiment.moe
+    if not model.depth.every:
+        return
+    if model.depth.first >= model.num_layers:
+        rule = f"must be below model.num_layers = {model.num_layers}"
+        yield Problem("model.depth.first", model.depth.first, rule)
+    if sizes["sequence"] > 1:
+        rule = f"needs mesh.sequence = 1, not {sizes['sequence']}: it chooses among a whole row"
+        yield Problem("model.depth.every", model.depth.every, rule)
+    layout = layout_of(max(model.num_layers, 0), moe, model.depth)
+    if moe.group_size is not None and set(layout.moe_layers) & set(layout.depth_layers):
+        rule = "must be none: in a block of model.depth a group is the chosen tokens of a row"
+        yield Problem("moe.group_size", moe.group_size, rule)
+
+
 def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
     rows = rows_per_group(experiment)
@@ -125,7 +161,7 @@ def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 
 def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     model, moe = experiment.model, experiment.moe
-    layout = layout_of(model.num_layers, moe)
+    layout = layout_of(model.num_layers, moe, model.depth)
     for name in ("num_heads", "num_kv_heads", "vocab_size"):
         yield from _divides(f"model.{name}", getattr(model, name), sizes["tensor"], "mesh.tensor")
     if len(layout.moe_layers) < model.num_layers:
@@ -138,9 +174,12 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
         by = "mesh.tensor / gcd(mesh.tensor, moe.num_shared)"
         yield from _divides("moe.shared_dim", moe.shared_dim, parts, by)
     parts, by = sizes["fsdp"], "mesh.fsdp"
-    if layout.moe_layers and sizes["expert"] > 1 and sizes["tensor"] > 1:
-        # Each rank along tensor sends its columns of a token.
-        parts, by = math.lcm(parts, sizes["tensor"]), "lcm(mesh.fsdp, mesh.tensor)"
+    both = math.lcm(parts, sizes["tensor"]), "lcm(mesh.fsdp, mesh.tensor)"
+    if layout.moe_layers and moe.latent_dim is not None:
+        # The projections are split over tensor, the experts' L over fsdp.
+        yield from _divides("moe.latent_dim", moe.latent_dim, *both)
+    elif layout.moe_layers and sizes["expert"] > 1 and sizes["tensor"] > 1:
+        parts, by = both  # each rank along tensor sends its columns of a token
     yield from _divides("model.model_dim", model.model_dim, parts, by)
     S = experiment.data.sequence_length
     yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
@@ -148,10 +187,15 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
 
 def warnings(experiment: Experiment) -> list[str]:
     """What is allowed but perhaps not meant; printed at the start of a run."""
-    moe = experiment.moe
+    moe, found = experiment.moe, []
+    if not experiment.model.causal:
+        found.append(
+            "model.depth lets a token see later ones (which tokens take part), so the validation "
+            "loss of a causal model is flattered, and moe_jax.generate will refuse the model"
+        )
     if not moe.every:
-        return []
-    found = list(getattr(moe.router, "warn", lambda: ())())
+        return found
+    found += getattr(moe.router, "warn", lambda: ())()
     if not moe.causal:
         found.append(
             "this routing lets a token see later ones (drop order or router), so the validation "
@@ -165,9 +209,21 @@ def warnings(experiment: Experiment) -> list[str]:
                 "on the number of micro-batches; scope 'global_batch' does not"
             )
     scheduled = parse_schedules(experiment)
+    found += _idle_losses(experiment, scheduled)
     if M > 1 and global_terms(moe.losses, moe.router, moe.num_experts, scheduled):
         found.append(
             "routing losses over the global batch under accumulation take one more forward pass "
             "per micro-batch (about a third more FLOPs)"
         )
     return found
+
+
+def _idle_losses(experiment: Experiment, scheduled: Collection[str]) -> Iterator[str]:
+    """Losses of a router that has nothing to train."""
+    moe = experiment.moe
+    if moe.router.params(experiment.model.model_dim, moe.num_experts):
+        return
+    for name, term in moe.losses.terms().items():
+        path = f"moe.losses.{name}.coefficient"
+        if name != "router" and (term.coefficient or path in scheduled):
+            yield f"{path} does nothing: the router has no parameters, so this loss is a constant"

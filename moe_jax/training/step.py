@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from moe_jax.config.knobs import bind
 from moe_jax.models.decoder import Layout
 from moe_jax.models.network import Network
-from moe_jax.nn.context import Context, LayerReport, Routes
+from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.counterfactual import Counterfactual, Recorded
@@ -31,11 +31,13 @@ ADDITIVE_SCOPES = tuple(scope for scope in SCOPES if scope != "global_batch")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class BatchSums:
-    """Additive statistics of a batch: the task's, and per sparse layer (L, ...) the routing's."""
+    """Additive statistics of a batch: the task's, per sparse layer (L, ...) the routing's, and per
+    layer with a mixture of depths (L,) its own."""
 
     task: TaskSums
     routing: Sums | None
     traffic: Traffic | None
+    depth: DepthReport | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -162,11 +164,14 @@ class Step:
     ) -> tuple[BatchSums, LayerReport | None]:
         output = self.network.apply(params, self.task.inputs(raw), context, router_state)
         task = self.task.sums(output.logits_BSV, raw)
-        report = output.report
+        report, depth = output.report, None
+        if output.depth is not None:
+            depth = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=1), output.depth)
         if report is None:
-            return BatchSums(task=task, routing=None, traffic=None), None
+            return BatchSums(task=task, routing=None, traffic=None, depth=depth), None
         sums = BatchSums(
             task=task,
+            depth=depth,
             routing=reduce_sums(report.sums, axis=1),
             traffic=reduce_sums(report.traffic, axis=1),
         )

@@ -140,6 +140,8 @@ def test_says_that_a_micro_batch_scope_is_not_compared(capsys):
 class Soft(Mixtral):
     """Every expert has two slots, a softmax over the group's tokens each."""
 
+    soft = True
+
     def route(self, params, state, inputs):
         _, sums = super().route(params, state, inputs)
         logits_TE = router_logits(params, inputs)

@@ -213,23 +213,45 @@ def test_chunks(transport):
         check_equal(run(x, w, weight, expert), expected(None, load))
 
 
+def test_tensor_parallel_without_expert_parallel():
+    """Every rank has all experts and a part of their hidden width: the outputs are summed."""
+    x, w, weight = arrays()
+    run = on_mesh("rows", "all_to_all", {"data": 4, "tensor": 2})
+    expert = jnp.asarray(choices("skewed"), jnp.int32)
+    check_equal(run(x, w, weight, expert), expected(None, "skewed"))
+
+
 @pytest.mark.parametrize("transport", ["all_to_all", "gather"])
 def test_soft_plan(transport):
-    """Soft MoE: the slots layout with other maps."""
+    """Soft MoE: the slots layout with other maps; values and all gradients."""
     x, w, _ = arrays()
     logits = jax.random.normal(jax.random.key(9), (G, T, E, 2))
-    by_slot = jax.nn.softmax(logits.reshape(G, T, E * 2), -1).reshape(logits.shape)
-    plan_G = SoftPlan(dispatch_TEC=jax.nn.softmax(logits, 1), combine_TEC=by_slot)
-    y_GTD, _ = jax.shard_map(
-        lambda x, w, p: sharded_dispatch(
+
+    def on_devices(x, p, w):
+        return sharded_dispatch(
             x, p, experts(w), layout="slots_einsum", transport=transport, receive_factor=1.0
-        ),
-        mesh=make_mesh({"data": 2, "expert": 4}),
-        in_specs=(TOKENS, WEIGHTS, TOKENS),
-        out_specs=(TOKENS, TOKENS),
-        check_vma=False,
-    )(x, w, plan_G)
-    check_equal(y_GTD, dense(x, plan_G, experts(w)))
+        )[0]
+
+    def run(x, p, w):
+        return jax.shard_map(
+            on_devices,
+            mesh=make_mesh({"data": 2, "expert": 4}),
+            in_specs=(TOKENS, TOKENS, WEIGHTS),
+            out_specs=TOKENS,
+            check_vma=False,
+        )(x, p, w)
+
+    def gradients(dispatched):
+        def loss(x, w, logits):
+            by_slot = jax.nn.softmax(logits.reshape(G, T, E * 2), -1).reshape(logits.shape)
+            plan_G = SoftPlan(dispatch_TEC=jax.nn.softmax(logits, 1), combine_TEC=by_slot)
+            y_GTD = dispatched(x, plan_G, w)
+            slope_D = jnp.arange(1, D + 1, dtype=jnp.float32)[None, None]
+            return jnp.sum(jnp.square(y_GTD) * slope_D), y_GTD
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(x, w, logits)
+
+    check_equal(gradients(run), gradients(lambda x, p, w: dense(x, p, experts(w))))
 
 
 # All tokens want expert 3 of device 1; of T = 12 rows of each of 8 devices in 2 x 4, a buffer of

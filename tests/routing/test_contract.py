@@ -66,8 +66,10 @@ SOFT = [kind for kind in ROUTERS if decides_softly(kind)]
 HARD = [kind for kind in ROUTERS if kind not in SOFT]
 # Tokens want as many experts as they like, up to `choices`.
 VARIABLE = {kind for kind in HARD if "k_max" in fields_of(kind)}
+# Have experts that are computed at home, which compete for the choices.
+AT_HOME = {kind for kind in HARD if getattr(make(kind), "Z", 0)}
 # Choices do not come from comparing the logits of one token: ties have another rule.
-NOT_BY_LOGITS: set[str] = set()
+NOT_BY_LOGITS = {"hash", "random", "uniform", "round_robin", "expert_choice"}
 
 
 @pytest.fixture(params=HARD)
@@ -188,7 +190,7 @@ def test_one_expert_and_all_experts(kind):
             continue
         a, sums = router.route(parameters(router, num_experts), router.state(num_experts), inputs())
         assert np.all(np.isfinite(a.weight_R))
-        by_logits = kind not in VARIABLE | NOT_BY_LOGITS | {"gshard"}
+        by_logits = kind not in VARIABLE | NOT_BY_LOGITS | AT_HOME | {"gshard"}
         if router.choices(num_experts) == num_experts and by_logits:
             assert np.array_equal(sums.wanted_E, [T] * num_experts)
 
@@ -202,10 +204,15 @@ RENORMALIZED = {
     "deepseek_v3",
     "quantile_balancing",
     "sqrt_softplus",
+    "dense_mixture",
+    "hash",
+    "random",
+    "uniform",
+    "round_robin",
 }
-UNBOUNDED = {"loss_free"}  # each weight is below 1
-UNLIMITED: set[str] = set()  # weights may be any number from 0 on
-NO_GRADIENT: set[str] = set()  # constant weights
+UNBOUNDED = {"loss_free", "expert_threshold"}  # each weight is below 1
+UNLIMITED = {"remoe"}  # weights may be any number from 0 on
+NO_GRADIENT = {"hash", "random", "uniform", "round_robin"}  # constant weights
 
 
 def test_weights_sum_to_one_where_the_paper_says_so(kind):
@@ -233,11 +240,12 @@ def test_inadmissible_experts(kind):
             batch = inputs(train=train)
             a, sums = router.route(masked, router.state(E), batch)
             expert_R = np.asarray(a.expert_R)
-            assert not np.isin(expert_R, np.arange(E)[off]).any()
-            left = E - len(np.arange(E)[off])
+            every = np.arange(a.unused)  # also those computed at home
+            assert not np.isin(expert_R, every[off]).any()
+            left = len(every) - len(every[off])
             # GShard's second expert may not be wanted.
             if kind not in VARIABLE | NOT_BY_LOGITS and (kind != "gshard" or not train):
-                assert np.sum(expert_R < E) == T * min(left, router.choices(E))
+                assert np.sum(expert_R < a.unused) == T * min(left, router.choices(E))
             assert np.all(np.asarray(a.weight_R)[expert_R == a.unused] == 0)
 
             def total(params, batch=batch):
@@ -272,20 +280,24 @@ def test_bfloat16_inputs_are_routed_in_float32(kind):
 def test_weight_gradient_against_finite_differences(kind):
     """d(sum c_r weight_r) / d kernel along a direction, away from ties."""
     router = make(kind)
-    params, batch = parameters(router), inputs(train=False)
+    # With seed 3 no score is so near 0 or the threshold that a step takes it across.
+    params = parameters(router, seed=3 if kind in {"remoe", "threshold"} else 1)
+    batch = inputs(train=False)
     a0, _ = router.route(params, router.state(E), batch)
-    coefficient_R = jax.random.normal(jax.random.key(5), a0.weight_R.shape)
+    # By pair, not by row: experts that choose have their tokens in the order of the scores.
+    coefficient_TE = jax.random.normal(jax.random.key(5), (T, a0.unused + 1))
     direction = jax.random.normal(jax.random.key(6), params["kernel"].shape)
 
     def value(step):
         kernel = params["kernel"] + step * direction
         a, _ = router.route({**params, "kernel": kernel}, router.state(E), batch)
-        return jnp.sum(a.weight_R * coefficient_R), a.expert_R
+        pairs = jnp.zeros(coefficient_TE.shape, jnp.int32).at[a.token_R, a.expert_R].add(1)
+        return jnp.sum(a.weight_R * coefficient_TE[a.token_R, a.expert_R]), pairs
 
-    slope, expert_R = jax.grad(value, has_aux=True)(0.0)
+    slope, pairs = jax.grad(value, has_aux=True)(0.0)
     steps = 2e-3 * np.array([-2, -1, 1, 2])
     found = [value(float(step)) for step in steps]
-    assert all(np.array_equal(expert_R, other) for _, other in found)  # no choice flipped
+    assert all(np.array_equal(pairs, other) for _, other in found)  # no choice flipped
     v = [np.float64(x) for x, _ in found]
     numeric = (v[0] - 8 * v[1] + 8 * v[2] - v[3]) / (12 * 2e-3)
     np.testing.assert_allclose(slope, numeric, rtol=5e-3, atol=5e-3)
@@ -325,3 +337,112 @@ def test_plan_serves_in_order_and_counts(kind):
     full = make_plan(a, None)
     assert int(plan_traffic(full, inputs(padding=3).valid_T).dropped) == 0
     assert np.array_equal(full.kept_R, expert < E)
+
+
+# --- routers that mix tokens into slots ---
+
+
+@pytest.fixture(params=SOFT)
+def soft(request):
+    router = make(request.param)
+    return router, parameters(router)
+
+
+def test_soft_shapes_and_sums(soft):
+    router, params = soft
+    plan, sums = router.route(params, router.state(E), inputs())
+    assert type(router).soft and type(router).own_capacity and not router.causal
+    for share_TEC in (plan.dispatch_TEC, plan.combine_TEC):
+        assert share_TEC.shape[:2] == (T, E) and share_TEC.dtype == jnp.float32
+        assert np.all(share_TEC >= 0)
+    np.testing.assert_allclose(np.sum(plan.dispatch_TEC, axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(plan.combine_TEC, axis=(1, 2)), 1, rtol=1e-5)
+    C = plan.dispatch_TEC.shape[2]
+    assert router.experts_per_token(E, T) == pytest.approx(E * C / T)
+    assert sums.wanted_E.dtype == sums.first_E.dtype == sums.valid.dtype == jnp.int32
+    assert int(sums.valid) == T == int(np.sum(sums.first_E))
+    np.testing.assert_allclose(np.sum(sums.prob_E), T, rtol=1e-5)
+    traffic = plan_traffic(plan, inputs().valid_T)
+    assert int(traffic.slots) == int(np.sum(traffic.accepted_E)) == E * C
+
+
+def test_soft_deterministic_and_quiet_outside_training(soft):
+    router, params = soft
+    for train in (True, False):
+        one, two = (router.route(params, router.state(E), inputs(train=train)) for _ in range(2))
+        assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+    loud = dataclasses.replace(inputs(train=False), key=jax.random.key(3))
+    one, two = (router.route(params, router.state(E), x)[0] for x in (loud, inputs(train=False)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+def test_soft_padding_is_inert(soft):
+    """As if the group were shorter, whatever stands in the padding."""
+    router, params = soft
+    clean = inputs(padding=5, train=False)
+    dirty = dataclasses.replace(clean, x_TD=clean.x_TD.at[-5:].set(1e3))
+    found, other = (router.route(params, router.state(E), x) for x in (clean, dirty))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, other))
+    short = jax.tree.map(lambda leaf: leaf[: T - 5], inputs(train=False))
+    plan, sums = router.route(params, router.state(E), short)
+    for name in ("dispatch_TEC", "combine_TEC"):
+        padded = getattr(found[0], name)
+        np.testing.assert_allclose(padded[: T - 5], getattr(plan, name), rtol=1e-5)
+        assert np.all(np.asarray(padded[T - 5 :]) == 0)
+    for padded, cut in zip(jax.tree.leaves(found[1]), jax.tree.leaves(sums), strict=True):
+        np.testing.assert_allclose(padded, cut, rtol=1e-5)
+
+
+def test_soft_all_padding(soft):
+    router, params = soft
+
+    def total(params):
+        found = router.route(params, router.state(E), inputs(padding=T))
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(found)), found
+
+    slope, found = jax.grad(total, has_aux=True)(params)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves((slope, found)))
+
+
+def test_soft_one_token(soft):
+    router, params = soft
+    plan, sums = router.route(params, router.state(E), inputs(tokens=1))
+    assert np.all(np.asarray(plan.dispatch_TEC) == 1)
+    np.testing.assert_allclose(np.sum(sums.prob_E), 1, rtol=1e-5)
+
+
+def test_soft_probabilities_are_of_each_token(soft):
+    """`Sums.prob_E` of a group is the sum of those of its tokens alone."""
+    router, params = soft
+    batch = inputs(train=False)
+    alone = jax.tree.map(lambda leaf: leaf[:, None], batch)
+    each_TE = jax.vmap(lambda token: router.route(params, router.state(E), token)[1].prob_E)(alone)
+    _, sums = router.route(params, router.state(E), batch)
+    np.testing.assert_allclose(np.sum(each_TE, axis=0), sums.prob_E, rtol=1e-5)
+
+
+def test_soft_bfloat16_inputs_are_routed_in_float32(soft):
+    router, params = soft
+    rounded = inputs(dtype=jnp.bfloat16, train=False)
+    same = dataclasses.replace(rounded, x_TD=rounded.x_TD.astype(jnp.float32))
+    a, b = (router.route(params, router.state(E), x) for x in (rounded, same))
+    assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_soft_gradient_against_finite_differences(soft):
+    router, params = soft
+    plan, _ = router.route(params, router.state(E), inputs(train=False))
+    keys = iter(jax.random.split(jax.random.key(5), 2 + len(params)))
+    c1, c2 = (jax.random.normal(next(keys), plan.combine_TEC.shape) for _ in range(2))
+    direction = {name: jax.random.normal(next(keys), x.shape) for name, x in params.items()}
+
+    def value(step):
+        moved = {name: x + step * direction[name] for name, x in params.items()}
+        plan, _ = router.route(moved, router.state(E), inputs(train=False))
+        return jnp.sum(plan.dispatch_TEC * c1) + jnp.sum(plan.combine_TEC * c2)
+
+    slope = jax.grad(value)(0.0)
+    v = [np.float64(value(float(step))) for step in 1e-2 * np.array([-2, -1, 1, 2])]
+    numeric = (v[0] - 8 * v[1] + 8 * v[2] - v[3]) / (12 * 1e-2)
+    np.testing.assert_allclose(slope, numeric, rtol=5e-3, atol=5e-3)
+    assert abs(slope) > 0.05

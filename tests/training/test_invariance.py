@@ -89,7 +89,7 @@ def make(moe, mesh=None, accumulation=1, optimizer=None, **model):
         task=LanguageModel(np.ones(V)),
         optimizer=optimizer or optax.adamw(1e-2),
         moe=moe,
-        layout=layout_of(config.num_layers, moe),
+        layout=layout_of(config.num_layers, moe, config.depth),
         accumulation=accumulation,
         noise_seed=1,
     )

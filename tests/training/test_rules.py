@@ -10,7 +10,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
-from moe_jax.routing import GShard, Mixtral, Switch, TopK
+from moe_jax.routing import ExpertChoice, GShard, Hash, Mixtral, SoftMoE, Switch, TopK
 from moe_jax.routing.losses import DeviceBalance, LoadBalance, RouterZ, RoutingLosses
 from moe_jax.training.experiment import EvalConfig, Experiment
 from moe_jax.training.rules import cross_check, warnings
@@ -57,6 +57,11 @@ BROKEN = {
         "moe.router.kind",
         ["number of experts, 1"],
     ),
+    "a table of ids against the vocabulary": (
+        {"moe__router": Hash(table="balanced", vocab_size=200), "model__vocab_size": 264},
+        "moe.router.vocab_size",
+        ["200", "model.vocab_size = 264"],
+    ),
     "no layer is sparse": ({"moe__first": 4}, "moe.first", ["model.num_layers = 4"]),
     "experts against the expert axis": (
         {"moe__num_experts": 9},
@@ -67,6 +72,16 @@ BROKEN = {
         {"moe__losses": RoutingLosses(device_balance=DeviceBalance(groups=3))},
         "moe.losses.device_balance.groups",
         ["3", "must divide moe.num_experts = 8"],
+    ),
+    "mixtures in a layout of rows": (
+        {"moe__router": SoftMoE()},
+        "moe.layout",
+        ["mixes tokens", '"slots_einsum" or "dense"'],
+    ),
+    "a capacity besides the router's own": (
+        {"moe__router": ExpertChoice(), "moe__capacity_factor": 1.25},
+        "moe.capacity_factor",
+        ["must be none"],
     ),
     "dense layout with an expert axis": ({"moe__layout": "dense"}, "moe.layout", ["mesh.expert"]),
     "no transport with an expert axis": (
@@ -242,3 +257,18 @@ def test_warnings():
     assert "scope" not in told()
     rises = "moe.losses.load_balance.coefficient = linear(0, 0.01, 100)"
     assert "one more forward pass" in told(schedules=(rises,))
+
+
+def test_losses_of_a_router_without_parameters():
+    """They are told, also where only a schedule gives them a value."""
+    balance = {"moe__losses__load_balance": LoadBalance(coefficient=0.1)}
+
+    def told(router, **changes):
+        return " ".join(warnings(experiment(moe__router=router, accumulation=1, **changes)))
+
+    assert "moe.losses.load_balance.coefficient does nothing" in told(Hash(), **balance)
+    assert "does nothing" not in told(Hash())
+    assert "does nothing" not in told(Mixtral(), **balance)
+    rises = "moe.losses.router_z.coefficient = linear(0, 0.01, 100)"
+    assert "moe.losses.router_z.coefficient does nothing" in told(Hash(), schedules=(rises,))
+    assert "does nothing" not in told(Mixtral(), schedules=(rises,))

@@ -1,0 +1,169 @@
+"""Mixture of depths: which tokens of a row take part in a block."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.nn.context import DepthReport, Routes, TokenBatch
+from moe_jax.nn.param import parameter
+from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.routing.token_choice import kernel_spec
+
+WEIGHTS = ("linear", "sigmoid")
+ROWS = PartitionSpec(ROW_AXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfDepths:
+    """In layers first, first + every, ... only c tokens of a row take part; every=0: in none.
+
+    capacity: c = ceil(capacity S) of a row of S. The router scores each token, r_t = w x_t, and
+    the c highest of a row are chosen; ties go to the earlier token.
+    weight: what the block's contribution is multiplied by, r_t (`linear`) or its `sigmoid`.
+    init_scale: the router's initial variance is init_scale / D.
+
+    Raposo et al. (2404.02258) eq. 1; they find every second block and 0.125 best. The choice looks
+    at later tokens, so such a model cannot generate; their predictor, which could, is not here.
+    """
+
+    every: int = 0
+    first: int = 1
+    capacity: float = 0.125
+    weight: str = "linear"
+    init_scale: float = 1.0
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 0, "every", "first", "init_scale")
+        yield from one_of(self, WEIGHTS, "weight")
+        if not 0 < self.capacity <= 1:
+            yield "capacity", "must be above 0 and at most 1"
+
+    def chooses_in(self, layer: int) -> bool:
+        """Whether layer number `layer` (from 0) has a router of depths."""
+        return self.every > 0 and layer >= self.first and (layer - self.first) % self.every == 0
+
+    def tokens(self, S: int) -> int:
+        """c, how many of the S tokens of a row take part."""
+        return max(math.ceil(self.capacity * S - 1e-9), 1)
+
+
+def choose_tokens(
+    score_T: Float[Array, "T"], valid_T: Bool[Array, "T"], c: int
+) -> Int[Array, "{c}"]:
+    """The places of the c highest scores, ascending. Padding comes last: it is among them only
+    where fewer than c tokens are valid."""
+    _, place_C = jax.lax.top_k(jnp.where(valid_T, score_T, -jnp.inf), c)
+    return jnp.sort(place_C).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The tokens of a batch that take part: their places in the row, ascending, and the weights of
+    the block's contribution (float32; 0 for padding)."""
+
+    place_BC: Int[Array, "B C"]
+    weight_BC: Float[Array, "B C"]
+
+
+class DepthRouter(nnx.Module):
+    """Chooses the tokens of a row, gathers them and scatters what the block adds to them.
+
+    Each device does it for its own rows: no collective.
+    """
+
+    def __init__(self, config: MixtureOfDepths, D: int, mesh: Mesh, rngs: nnx.Rngs):
+        spec = kernel_spec(D, 1, config.init_scale)
+        self.kernel = parameter(rngs, spec.init, spec.shape, spec.axes)
+        self.config, self.mesh = config, mesh
+
+    def gather(
+        self, x_BSD: Float[Array, "B S D"], batch: TokenBatch
+    ) -> tuple[Float[Array, "B C D"], TokenBatch, Chosen, DepthReport]:
+        """The chosen tokens in the order of the row, with their positions and segments."""
+        return self._on_rows(self._gather, x_BSD, batch, whole=(self.kernel[...],))
+
+    def scatter_add(
+        self, x_BSD: Float[Array, "B S D"], update_BCD: Float[Array, "B C D"], chosen: Chosen
+    ) -> Float[Array, "B S D"]:
+        """x with weight * update added at the chosen places."""
+
+        def add(x_bsD: Array, update_bcD: Array, chosen: Chosen) -> Array:
+            weighted_bcD = chosen.weight_BC[:, :, None] * update_bcD.astype(jnp.float32)
+            row_b1 = jnp.arange(x_bsD.shape[0], dtype=jnp.int32)[:, None]
+            return x_bsD.at[row_b1, chosen.place_BC].add(weighted_bcD.astype(x_bsD.dtype))
+
+        return self._on_rows(add, x_BSD, update_BCD, chosen)
+
+    def spread(self, routes: Routes, chosen: Chosen, S: int) -> Routes:
+        """The routes of the chosen tokens as routes of whole rows: the others have no expert."""
+
+        def rows(leaf_bcN: Array, place_bc: Array, empty: int) -> Array:
+            b, _, N = leaf_bcN.shape
+            row_b1 = jnp.arange(b, dtype=jnp.int32)[:, None]
+            return jnp.full((b, S, N), empty, leaf_bcN.dtype).at[row_b1, place_bc].set(leaf_bcN)
+
+        def whole(leaf: Array, empty: int) -> Array:
+            return self._on_rows(lambda x, place: rows(x, place, empty), leaf, chosen.place_BC)
+
+        return dataclasses.replace(
+            routes,
+            expert_BSK=whole(routes.expert_BSK, routes.unused),
+            weight_BSK=whole(routes.weight_BSK, 0),
+            kept_BSK=whole(routes.kept_BSK, 0),
+            prob_BSE=whole(routes.prob_BSE, 0),
+        )
+
+    def _gather(
+        self, kernel_D1: Array, x_bsD: Array, batch: TokenBatch
+    ) -> tuple[Array, TokenBatch, Chosen, DepthReport]:
+        score_bs = jnp.einsum(
+            "bsD,D->bs",
+            x_bsD.astype(jnp.float32),
+            kernel_D1[:, 0].astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        valid_bs = batch.segment_BS > 0
+        c = self.config.tokens(x_bsD.shape[1])
+        place_bc = jax.vmap(lambda score_s, valid_s: choose_tokens(score_s, valid_s, c))(
+            score_bs, valid_bs
+        )
+
+        def take(leaf_bs: Array) -> Array:
+            return jnp.take_along_axis(leaf_bs, place_bc, axis=1)
+
+        weight_bc, valid_bc = take(score_bs), take(valid_bs)
+        if self.config.weight == "sigmoid":
+            weight_bc = jax.nn.sigmoid(weight_bc)
+        weight_bc = jnp.where(valid_bc, weight_bc, 0)
+        batch = dataclasses.replace(
+            batch,
+            token_BS=take(batch.token_BS),
+            position_BS=take(batch.position_BS),
+            segment_BS=take(batch.segment_BS),
+        )
+        report = DepthReport(
+            chosen=jnp.sum(valid_bc, axis=1, dtype=jnp.int32),
+            valid=jnp.sum(valid_bs, axis=1, dtype=jnp.int32),
+            weight=jax.lax.stop_gradient(jnp.sum(weight_bc, axis=1)),
+        )
+        x_bcD = jnp.take_along_axis(x_bsD, place_bc[:, :, None], axis=1)
+        return x_bcD, batch, Chosen(place_BC=place_bc, weight_BC=weight_bc), report
+
+    def _on_rows(self, function: Any, *by_row: Any, whole: tuple[Any, ...] = ()) -> Any:
+        """function(*whole, *by_row) on each device's own rows."""
+        specs = tuple(PartitionSpec() for _ in whole) + tuple(ROWS for _ in by_row)
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=ROWS, check_vma=False
+        )(*whole, *by_row)
