@@ -117,6 +117,7 @@ def _experts(e: Experiment) -> Iterator[Change]:
     yield Change("moe.num_experts", moe.num_experts, E)
     yield Change("moe.expert_dim", moe.expert_dim, min(moe.expert_dim, 16))
     yield Change("moe.num_shared", moe.num_shared, min(moe.num_shared, 2))
+    yield Change("moe.ensemble", moe.ensemble, min(moe.ensemble, 2))
     if moe.latent_dim is not None:
         yield Change("moe.latent_dim", moe.latent_dim, min(moe.latent_dim, 8))
     if moe.shared_dim is not None:
@@ -124,7 +125,7 @@ def _experts(e: Experiment) -> Iterator[Change]:
     k = getattr(moe.router, "k", None)
     if isinstance(k, int) and moe.num_experts > E:
         why = f"{E} experts are left"
-        yield Change("moe.router.k", k, min(k, max(E // 2, 1)), why)
+        yield Change("moe.router.k", k, min(k, max(E // (2 * moe.ensemble), 1)), why)
     for name in ("k_max", "max_experts"):
         most = getattr(moe.router, name, None)
         if isinstance(most, int) and most > E:

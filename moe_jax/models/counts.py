@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moe_jax.models.decoder import DecoderConfig, layout_of
+from moe_jax.models.decoder import DecoderConfig, Layout, layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.ops.expert_ffn import GATED
 
@@ -73,6 +73,11 @@ def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts
         passed += attention + of_all - (attention + of_chosen) * c / sequence_length
     matmul = active - passed - config.num_layers * norms - D
     matmul -= 0 if config.tie_embeddings else V * D
+    # From the first sparse layer on an ensemble computes every token M times.
+    M = moe.ensemble if sparse else 1
+    once = _dense_before_sparse(layout)
+    matmul = M * matmul - (M - 1) * once * (attention + matrices * D * config.mlp_dim)
+    attended = config.num_layers - len(layout.depth_layers) * (1 - (c / sequence_length) ** 2)
     width = moe.experts_per_token(sequence_length) * moe.expert_dim * L / D
     width += moe.num_shared * (moe.shared_dim or moe.expert_dim) + latent / (matrices * D)
     return Counts(
@@ -82,12 +87,22 @@ def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts
         embedding=embedding,
         matmul_flops=6.0 * matmul,
         attention_flops=12.0
-        * (config.num_layers - len(layout.depth_layers) * (1 - (c / sequence_length) ** 2))
+        * (M * attended - (M - 1) * once)
         * config.num_heads
         * config.head_dim
         * sequence_length,
         iso_flop_dense_dim=round(width) if sparse else config.mlp_dim,
     )
+
+
+def _dense_before_sparse(layout: Layout) -> int:
+    """Layers of the prologue before the first part that has a sparse one."""
+    count = 0
+    for stack in layout.prologue:
+        if stack.moe:
+            return count
+        count += 1
+    return count
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -18,6 +18,7 @@ from moe_jax.nn.attention import KeyValueCache
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, DepthReport, LayerReport, TokenBatch
 from moe_jax.nn.depth import MixtureOfDepths
+from moe_jax.nn.ensemble import copies, join_members, mean_prediction, repeat_rows
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
@@ -273,9 +274,12 @@ class Decoder(nnx.Module):
 
     def make_cache(self, B: int, P: int) -> dict[str, KeyValueCache]:
         """An empty cache for B rows of up to P positions."""
-        config = self.config
+        config, copied = self.config, False
         caches = {}
         for stack in self.layout.stacks:
+            if not copied and (stack.moe or stack in self.layout.pattern):
+                copied = bool(self.layout.moe_layers)
+                B *= self.moe.ensemble if copied else 1
             shape = (stack.count, B, P, config.num_kv_heads, config.head_dim)
             caches[stack.name] = KeyValueCache(
                 key_BPMH=jnp.zeros(shape, self.dtype),
@@ -297,7 +301,11 @@ class Decoder(nnx.Module):
         reports: dict[str, LayerReport] = {}
         depths: dict[str, DepthReport] = {}
         caches: dict[str, KeyValueCache] = {}
+        members = 1
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
+            if members < self.moe.ensemble and any(stack.moe for stack in stacks):
+                members = self.moe.ensemble
+                x_BSD, batch = self._constrain(repeat_rows(x_BSD, members)), copies(batch, members)
             x_BSD, (new_reports, new_depths, new_caches) = self._run(
                 stacks, x_BSD, batch, context, router_state, cache
             )
@@ -309,9 +317,13 @@ class Decoder(nnx.Module):
         logits_BSV = jnp.einsum(
             "BSD,DV->BSV", x_BSD, head.astype(self.dtype), preferred_element_type=jnp.float32
         )
+        report = self.layout.in_layer_order(reports) if reports else None
+        if members > 1:
+            logits_BSV = logits_BSV if context.apart else mean_prediction(logits_BSV, members)
+            report = join_members(report, members)
         return DecoderOutput(
             logits_BSV=logits_BSV,
-            report=self.layout.in_layer_order(reports) if reports else None,
+            report=report,
             depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
             cache=caches if cache is not None else None,
         )

@@ -21,6 +21,7 @@ class TokenBatch:
     position_BS: Int[Array, "B S"]
     segment_BS: Int[Array, "B S"]
     row_B: Int[Array, "B"]  # the row's number in the global batch: routing keys hang on it
+    member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +35,7 @@ class Context:
     capture: also return the routes of every MoE layer.
     counterfactual: in place of the router. recorded: the routes that it replays, leaves
     (num_layers, B, S, K), dense layers included.
+    apart: the predictions of an ensemble's members each for itself, rows (B M, ...).
     """
 
     key: Key[Array, ""] | None = None
@@ -43,6 +45,7 @@ class Context:
     capacity_factor: float | None = field(default=None, metadata={"static": True})
     whole_rows: bool = field(default=False, metadata={"static": True})
     capture: bool = field(default=False, metadata={"static": True})
+    apart: bool = field(default=False, metadata={"static": True})
     counterfactual: Counterfactual | None = field(default=None, metadata={"static": True})
 
 

@@ -36,6 +36,7 @@ BATCH_SPECS: Any = TokenBatch(  # specs in the places of the arrays
     position_BS=TOKENS,  # type: ignore[arg-type]
     segment_BS=TOKENS,  # type: ignore[arg-type]
     row_B=PartitionSpec(ROW_AXES),  # type: ignore[arg-type]
+    member_B=PartitionSpec(ROW_AXES),  # type: ignore[arg-type]
 )
 
 
@@ -48,6 +49,7 @@ class MoEConfig:
     expert_dim: hidden width F of one expert. num_shared, shared_dim: experts that see every token.
     latent_dim: width L in which the routed experts work and tokens travel (`Latent`); None: the
       model's width D.
+    ensemble: M members, each with E / M of the experts (docs/layers.md); 1: none.
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
     layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
@@ -62,6 +64,7 @@ class MoEConfig:
     num_shared: int = 0
     shared_dim: int | None = None  # width of one shared expert; None: expert_dim
     latent_dim: int | None = None
+    ensemble: int = 1
     router: Router = kind(ROUTERS, Mixtral)
     losses: RoutingLosses = field(default_factory=RoutingLosses)
     capacity_factor: float | None = None
@@ -77,7 +80,7 @@ class MoEConfig:
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "num_experts", "expert_dim", "shared_dim", "group_size")
-        yield from at_least(self, 1, "min_capacity", "overlap_chunks", "latent_dim")
+        yield from at_least(self, 1, "min_capacity", "overlap_chunks", "latent_dim", "ensemble")
         yield from at_least(self, 0, "every", "first", "num_shared")
         for name in ("capacity_factor", "receive_factor"):
             if (value := getattr(self, name)) is not None and value <= 0:
@@ -90,6 +93,11 @@ class MoEConfig:
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
         return self.router.experts_per_token(self.num_experts, self.group_size or sequence_length)
+
+    @property
+    def choices(self) -> int:
+        """Experts that one token may want at the most, over all members of an ensemble."""
+        return self.ensemble * self.router.choices(self.num_experts)
 
     @property
     def causal(self) -> bool:
@@ -345,6 +353,7 @@ class _ShardBody:
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
             place_T=cut(_places(*x_bsD.shape[:2])),
+            allowed_E=self._allowed(batch.member_B, group_bP.shape[1]),
             E=config.num_experts,
             train=self.context.train,
         )
@@ -380,6 +389,14 @@ class _ShardBody:
         report = dataclasses.replace(report, routes=routes)
         return y_gTL.reshape(z_bsL.shape), home_bsD, report
 
+    def _allowed(self, member_b: Array | None, pieces: int) -> Array | None:
+        """(g, E): which experts each group's member of the ensemble has, contiguous ones."""
+        if member_b is None:
+            return None
+        E = self.config.num_experts
+        member_E = jnp.arange(E, dtype=member_b.dtype) // (E // self.config.ensemble)
+        return jnp.repeat(member_b, pieces)[:, None] == member_E[None, :]
+
     def _route(self, config, router_params, state, inputs, recorded):
         """One group: router, capacity, statistics, and what is computed at home."""
         router, T, home_TD = config.router, inputs.x_TD.shape[0], None
@@ -393,7 +410,7 @@ class _ShardBody:
                 home_TD = router.at_home(router_params, inputs, decision)
             capacity = expert_capacity(
                 T,
-                config.num_experts,
+                config.num_experts // config.ensemble,  # those that the group chooses among
                 router.experts_per_token(config.num_experts, T),
                 self.context.capacity_factor,
                 config.capacity_rounding,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from moe_jax.config.errors import ConfigError
+from moe_jax.config.errors import ConfigError, Problem
 from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
@@ -63,6 +63,9 @@ class Estimate:
 def estimate(experiment: Experiment, num_devices: int) -> Estimate:
     """The estimate of a config on `num_devices`; ConfigError where it does not fit the mesh."""
     problems = cross_check(experiment, num_devices)
+    if experiment.moe.ensemble > 1:
+        rule = "must be 1: a plan does not know ensembles"
+        problems.append(Problem("moe.ensemble", experiment.moe.ensemble, rule))
     if problems:
         raise ConfigError(problems)
     shape = Shape.of(experiment, num_devices)

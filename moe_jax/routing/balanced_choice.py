@@ -25,6 +25,8 @@ class BalancedChoice(LinearChoice):
     their largest logit.
     """
 
+    takes_mask = False
+
     evaluation: str = "greedy"
 
     def check(self) -> Iterator[Rule]:

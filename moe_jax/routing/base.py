@@ -31,6 +31,8 @@ class BaseRouter:
     own_capacity = False
     # Whether `route` gives a SoftPlan, which few layouts can carry (dispatch.SOFT_LAYOUTS).
     soft = False
+    # Whether `route` obeys `RouterInputs.allowed_E`, as ensembles of expert groups need.
+    takes_mask = False
 
     def check(self) -> Iterator[Rule]:
         yield from ()

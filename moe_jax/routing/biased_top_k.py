@@ -105,6 +105,11 @@ class BiasedTopK(LinearChoice):
                 "no gradient from the task"
             )
 
+    @property
+    def takes_mask(self) -> bool:  # type: ignore[override]
+        """Quantiles of margins are of all tokens, whichever experts they may choose."""
+        return self.bias_update != "quantile"
+
     def state(self, E: int) -> dict[str, Array]:
         return {} if self.bias_update == "none" else {"bias": jnp.zeros((E,), jnp.float32)}
 

@@ -46,6 +46,8 @@ class Cosine(LinearChoice):
     at 0.07 with softmax.
     """
 
+    takes_mask = False
+
     k: int = 2
     dim: int = 16
     score: str = "softmax"

@@ -145,10 +145,11 @@ def token_probabilities(
 ) -> Float[Array, "T E"]:
     """The router's probabilities of every token of a group, without noise: the prob_E of a group of
     that one token."""
-    quiet = dataclasses.replace(inputs, key=None, train=False)
+    quiet = dataclasses.replace(inputs, key=None, train=False, allowed_E=None)
 
     def one_token(token: RouterInputs) -> Array:
         alone = jax.tree.map(lambda leaf: leaf[None], token)
+        alone = dataclasses.replace(alone, allowed_E=inputs.allowed_E)
         return router.route(params, state, alone)[1].prob_E
 
     return jax.vmap(one_token)(quiet)

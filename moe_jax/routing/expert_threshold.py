@@ -49,6 +49,8 @@ class ExpertThreshold(LinearChoice):
       metric `over_k_max`. Ties go to the lower expert.
     """
 
+    takes_mask = False
+
     capacity_factor: float = 2.0
     k_max: int | None = None
     score: str = "sigmoid"

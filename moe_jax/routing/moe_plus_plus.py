@@ -63,6 +63,8 @@ class MoEPlusPlus(LinearChoice):
     Cost: O(T Z D) at home, for all tokens.
     """
 
+    takes_mask = False
+
     k: int = 2
     zero: int = 1
     copy: int = 1

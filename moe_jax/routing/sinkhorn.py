@@ -15,6 +15,9 @@ from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import admissible, best, router_logits, softmax
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
+# How much a choice leans to the token's own logits.
+LEANING = 1e-3
+
 
 def transport_plan(
     logits_TE: Float[Array, "T E"],
@@ -74,15 +77,19 @@ class Sinkhorn(BalancedChoice):
 
     S-BASE, Clark et al. (2202.01169): entropy-regularised transport (`transport_plan`) in place of
     the assignment of BASE layers, in training; the k largest logits in evaluation (`evaluation`).
-    No gradient through the plan. As in Megatron-Core's router the score is "sigmoid" with k = 1;
-    that takes "softmax" over all experts with k > 1 (`score`). Ties go to the lower expert.
+    The plan of a token alone in its group, or of tokens that are all equal, is 1 / E everywhere and
+    chooses nothing but rounding errors; entries are therefore compared by log P + 0.001 logit /
+    temperature. No gradient through the plan. Ties go to the lower expert.
+
+    As in Megatron-Core's router the score is "sigmoid" with k = 1; that takes "softmax" over all
+    experts with k > 1 (`score`).
 
     The plan is balanced, the choices are only nearly: the lower the `temperature` the nearer, and
     the more `iterations` it takes. A capacity therefore may drop. Cost: two logsumexps over T x E
     an iteration; nothing is differentiated.
 
-    Metrics besides `moved`: `plan_imbalance`, the largest column sum of the plans over the mean, less
-    1 (30 iterations leave under 1e-4 where logits range over 10 temperatures, more beyond).
+    Metrics besides `moved`: `plan_imbalance`, the largest column sum of the plans over the mean,
+    less 1 (30 iterations leave under 1e-4 where logits range over 10 temperatures, more beyond).
 
     Megatron-Core iterates until the columns' factors move by less than 1e-4 in the mean, without
     logarithms and without a temperature; a fixed number does not depend on rounding.
@@ -111,12 +118,14 @@ class Sinkhorn(BalancedChoice):
         by_TE, own = admissible(score_TE, logits_TE), {}
         if self.balances(inputs):
             fixed_TE = jax.lax.stop_gradient(logits_TE)
-            by_TE = _log_plan(fixed_TE, inputs.valid_T, self.iterations, self.temperature)
+            temperature = jnp.asarray(self.temperature, jnp.float32)
+            log_TE = _log_plan(fixed_TE, inputs.valid_T, self.iterations, temperature)
+            by_TE = log_TE + LEANING * fixed_TE / temperature
         weight_TK, expert_TK = best(score_TE, self.k, by_TE)
         if inputs.train:
             own = {
                 "moved": count_moved(fixed_TE, expert_TK[:, 0], inputs.valid_T),
-                "plan_E": jnp.sum(jnp.exp(by_TE), axis=0),
+                "plan_E": jnp.sum(jnp.exp(log_TE), axis=0),
             }
         return self.decide(weight_TK, expert_TK, inputs, logits_TE, softmax(logits_TE), own=own)
 

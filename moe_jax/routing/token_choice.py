@@ -99,6 +99,8 @@ class LinearLogits(BaseRouter):
 class LinearChoice(LinearLogits, TokenChoice):
     """Token choice by logits x W."""
 
+    takes_mask = True
+
 
 def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:
     """A router's matrix: truncated normal of variance scale / D (Switch: small is stabler)."""
@@ -125,11 +127,14 @@ def router_logits(
     params: RouterParams, inputs: RouterInputs, jitter_amount: float | Array = 0.0
 ) -> Float[Array, "T E"]:
     """x @ kernel (+ bias) in float32 whatever the compute type (ST-MoE: bfloat16 logits cost
-    quality)."""
+    quality); -inf for experts that the group may not choose."""
     x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, jitter_amount)
     kernel_DE = params["kernel"].astype(jnp.float32)
     logits_TE = jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
-    return add_bias(logits_TE, params)
+    logits_TE = add_bias(logits_TE, params)
+    if inputs.allowed_E is None:
+        return logits_TE
+    return jnp.where(inputs.allowed_E[None, :], logits_TE, -jnp.inf)
 
 
 def add_bias(logits_TE: Float[Array, "T E"], params: RouterParams) -> Float[Array, "T E"]:

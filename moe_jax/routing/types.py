@@ -133,6 +133,8 @@ class RouterInputs:
     key: Key[Array, "*G"] | None = None
     # Which of the PLACES parts of its row each token is in; None: all in the first.
     place_T: Int[Array, "*G T"] | None = None
+    # The experts that this group may choose (one member of an ensemble); None: all.
+    allowed_E: Bool[Array, "*G E"] | None = None
     E: int = _static()  # matrix experts
     train: bool = _static(default=False)
 
@@ -155,8 +157,9 @@ class Router(Protocol):
     """A frozen dataclass whose fields are its config; pure methods, no Flax, no collective.
 
     `causal`: a token's routing never depends on later tokens of its row, also where capacity
-    drops. Routers with causal=False refuse to generate. `causal_choice`: the same of what is wanted,
-    before capacity. `routing.base.BaseRouter` has defaults of all but `choices` and `route`.
+    drops. Routers with causal=False refuse to generate. `causal_choice`: the same of what is
+    wanted, before capacity. `routing.base.BaseRouter` has defaults of all but `choices` and
+    `route`.
     """
 
     @property

@@ -227,7 +227,7 @@ class Program:
         """(L, B, S, K) of the probe's expert choices; (1,) where there is nothing to probe (Orbax
         saves no empty arrays)."""
         layers = len(self.layout.moe_layers)
-        choices = self.experiment.moe.router.choices(self.experiment.moe.num_experts)
+        choices = self.experiment.moe.choices
         if not self.probes:
             return (1,)
         return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)

@@ -62,6 +62,8 @@ def trace(
 def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -> Iterator[Any]:
     """(batch, Recorded) for as many batches as the trace has. UserError where its layers, experts
     or tokens are not those of this run and data."""
+    if program.experiment.moe.ensemble > 1:
+        raise UserError("the routes of an ensemble (config.moe.ensemble) cannot be replayed")
     moe_layers, E = program.layout.moe_layers, program.experiment.moe.num_experts
     if tuple(trace.layers_L) != moe_layers or trace.num_experts != E:
         raise UserError(

@@ -22,7 +22,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
-    rules = (_routing, _groups, _depth, _batches, _chunks, _divisions)
+    rules = (_routing, _ensemble, _groups, _depth, _batches, _chunks, _divisions)
     return [problem for rule in rules for problem in rule(experiment, sizes)]
 
 
@@ -80,6 +80,24 @@ def layout_problem(experiment: Experiment) -> Problem | None:
     return Problem(
         "moe.layout", moe.layout, f"this router mixes tokens into slots: must be {names}"
     )
+
+
+def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """Each member chooses among E / M experts of its own."""
+    moe, M = experiment.moe, experiment.moe.ensemble
+    if not moe.every or M < 2:
+        return
+    if moe.num_experts % M:
+        yield Problem("moe.ensemble", M, f"must divide moe.num_experts = {moe.num_experts}")
+    elif (k := getattr(moe.router, "k", 1)) > (own := moe.num_experts // M):
+        rule = f"must be at most the {own} experts of one of the {M} members"
+        yield Problem("moe.router.k", k, rule)
+    if not getattr(moe.router, "takes_mask", False):
+        rule = "must be 1: this router cannot choose among some of the experts"
+        yield Problem("moe.ensemble", M, rule)
+    if (moe.group_size or 0) > experiment.data.sequence_length > 0:
+        rule = "must be at most one row in an ensemble: each copy of a row has its own experts"
+        yield Problem("moe.group_size", moe.group_size, rule)
 
 
 def rows_per_group(experiment: Experiment) -> int:

@@ -15,6 +15,7 @@ from moe_jax.config.knobs import bind
 from moe_jax.models.decoder import Layout
 from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
+from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.counterfactual import Counterfactual, Recorded
@@ -96,7 +97,9 @@ class Step:
             knobs=knobs,
             train=True,
             capacity_factor=self.moe.capacity_factor,
+            apart=True,
         )
+        targets *= self.members
         loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -126,6 +129,11 @@ class Step:
             expert_grad_norm=self._expert_grad_norm(grads),
         )
         return new_state, result
+
+    @property
+    def members(self) -> int:
+        """Copies of each row that have a loss of their own in training."""
+        return self.moe.ensemble if self.layout.moe_layers else 1
 
     def evaluate(
         self,
@@ -163,6 +171,8 @@ class Step:
         self, params: Any, router_state: Any, raw: RawBatch, context: Context
     ) -> tuple[BatchSums, LayerReport | None]:
         output = self.network.apply(params, self.task.inputs(raw), context, router_state)
+        if context.apart and self.members > 1:
+            raw = jax.tree.map(lambda leaf: repeat_rows(leaf, self.members), dict(raw))
         task = self.task.sums(output.logits_BSV, raw)
         report, depth = output.report, None
         if output.depth is not None:

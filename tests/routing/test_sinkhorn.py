@@ -147,6 +147,17 @@ def test_evaluation_is_greedy_or_balanced():
     assert not np.array_equal(balanced.expert_R, greedy.expert_R)
 
 
+def test_where_the_plan_does_not_tell_the_logits_do():
+    """The plan of one token, and of equal tokens, is uniform but for rounding errors."""
+    logits_TE = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    balanced = Sinkhorn(k=2, evaluation="balanced", temperature=0.7)
+    for t in range(20):
+        want = np.argsort(-logits_TE[t])[:2]
+        for tokens in (1, 7):
+            a, _ = identity_logits(balanced, jnp.asarray(np.tile(logits_TE[t], (tokens, 1))))
+            assert np.array_equal(a.expert_R, np.tile(want, tokens))
+
+
 def test_the_gradient_flows_by_the_score_alone():
     x = inputs(jax.random.normal(jax.random.key(0), (24, 8)), train=True)
     kernel_DE = jax.random.normal(jax.random.key(1), (8, 4))
