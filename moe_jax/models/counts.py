@@ -28,7 +28,9 @@ class Counts:
         return self.matmul_flops + self.attention_flops
 
 
-def count(config: DecoderConfig, moe: MoEConfig, sequence_length: int) -> Counts:
+def count(  # long: one formula, term by term
+    config: DecoderConfig, moe: MoEConfig, sequence_length: int
+) -> Counts:
     """Counts of one model.
 
     Training FLOPs per token = 6 * (active matrix parameters, with router and head, without the

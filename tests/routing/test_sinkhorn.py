@@ -164,8 +164,9 @@ def test_the_gradient_flows_by_the_score_alone():
     c_T = jax.random.normal(jax.random.key(2), (24,))
 
     def value(kernel_DE):
-        a, _ = Sinkhorn().route({"kernel": kernel_DE}, {}, x)
-        return jnp.sum(c_T * a.weight_R), a.expert_R
+        a, sums = Sinkhorn(iterations=3).route({"kernel": kernel_DE}, {}, x)
+        of_the_plan = jnp.sum(sums.own["plan_E"] * jnp.arange(4.0))
+        return jnp.sum(c_T * a.weight_R) + of_the_plan, a.expert_R
 
     found_DE, expert_T = jax.jit(jax.grad(value, has_aux=True))(kernel_DE)
     logits_TE = np.asarray(x.x_TD, np.float64) @ np.asarray(kernel_DE, np.float64)
