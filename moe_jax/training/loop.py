@@ -165,7 +165,8 @@ def resume(
     known = checkpoints.read_metadata()
     if known is None:
         return None
-    lines = difference(pinned(known.config), pinned(to_json_dict(program.experiment)))
+    before = pinned(with_new_fields(known.config))
+    lines = difference(before, pinned(to_json_dict(program.experiment)))
     lines += difference({"data": known.fingerprint}, {"data": dict(fingerprint)})
     if lines and not allow:
         told = "\n  ".join(lines)
@@ -174,6 +175,15 @@ def resume(
             f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
     return checkpoints.restore(program.abstract_state)
+
+
+def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved config with the defaults of fields that are younger than it; as it is where this
+    version cannot read it."""
+    try:
+        return to_json_dict(from_json_dict(config, Experiment))
+    except UserError:
+        return config
 
 
 def pinned(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ MESHES = {
 }
 
 # At capacity factor 1 exactly even loads lose nothing.
-EVEN = {"uniform", "round_robin", "base"}
+EVEN = {"uniform", "round_robin", "base", "dense_mixture"}
 
 
 def all_pairs(*choices):
