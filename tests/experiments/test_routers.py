@@ -1,0 +1,26 @@
+"""The arms of experiments/routers: every router, each a valid config; and the table in docs."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.routers import run
+from experiments.routers.arms import ARMS
+from experiments.routers.trial import experiment_of
+from moe_jax.routing import ROUTERS
+from moe_jax.training.rules import cross_check
+
+
+def test_every_router_is_an_arm():
+    assert {overrides["moe.router.kind"] for overrides in ARMS.values()} == set(ROUTERS)
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_arms_are_configs_that_hold(name):
+    assert cross_check(experiment_of(ARMS[name], 0, 200), 1) == []
+
+
+def test_the_table_in_docs_is_that_of_the_results():
+    text = run.DOCS.read_text("utf-8")
+    shown = text.split(run.BEGIN)[1].split(run.END)[0]
+    assert shown == run.table(run.read_results())
