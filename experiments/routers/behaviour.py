@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,6 @@ def dropped(seed: int) -> dict[str, Any]:
 
 
 def reordered(run: LoadedRun, order: str) -> LoadedRun:
-    from dataclasses import replace
-
     changed = apply_overrides(run.program.experiment, {"moe.router.drop_order": order})
     program = build(changed, run.rows.tokenizer, devices=jax.devices()[:1])
     return replace(run, program=program)

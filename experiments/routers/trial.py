@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.analysis.specialisation import specialisation
 from moe_jax.config.overrides import load_config
 from moe_jax.data.pipeline import Pipeline
 from moe_jax.notebook import LoadedRun
-from moe_jax.training.build import Program, build
+from moe_jax.training.build import build
 from moe_jax.training.experiment import Experiment
 
 CONFIG = "configs/quickstart.py"
@@ -102,13 +103,7 @@ def with_capacity(run: LoadedRun, factor: float | None) -> LoadedRun:
     """The run evaluated with another capacity factor."""
     e = run.program.experiment
     changed = replace(e, evaluation=replace(e.evaluation, capacity_factor=factor))
-    program = run.program
-    return replace(
-        run,
-        program=Program(
-            changed, program.mesh, program.network, program.step, program.schedule, program.layout
-        ),
-    )
+    return replace(run, program=replace(run.program, experiment=changed))
 
 
 def describe(run: LoadedRun) -> dict[str, Any]:
@@ -127,7 +122,5 @@ def describe(run: LoadedRun) -> dict[str, Any]:
     for name, train_routing in (("leak", False), ("training_leak", True)):
         leak = run.leak(LEAK_BATCHES, train=train_routing)
         found[name] = {key: leak[key] for key in ("routes_changed", "nats", "absolute_nats")}
-    from moe_jax.analysis.specialisation import specialisation
-
     found["specialisation"] = list(specialisation(run.trace()).values())
     return found

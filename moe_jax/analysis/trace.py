@@ -90,7 +90,7 @@ class Trace:
     def rows(self) -> int:
         return len(self.token_NS)
 
-    def gates(self, kept_only: bool = True) -> np.ndarray:
+    def gates(self) -> np.ndarray:
         """(L, N, S, E) float32: the weight of each matrix expert in each token's output."""
         return gates_of(self.expert_LNSK, self.weight_LNSK, self.kept_LNSK, self.num_experts)
 

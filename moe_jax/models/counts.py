@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moe_jax.models.decoder import DecoderConfig, Layout, layout_of
+from moe_jax.models.decoder import DecoderConfig, layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.ops.expert_ffn import GATED
 
@@ -77,7 +77,7 @@ def count(  # long: one formula, term by term
     matmul -= 0 if config.tie_embeddings else V * D
     # From the first sparse layer on an ensemble computes every token M times.
     M = moe.ensemble if sparse else 1
-    once = _dense_before_sparse(layout)
+    once = len(layout.before_sparse)
     matmul = M * matmul - (M - 1) * once * (attention + matrices * D * config.mlp_dim)
     attended = config.num_layers - len(layout.depth_layers) * (1 - (c / sequence_length) ** 2)
     width = moe.experts_per_token(sequence_length) * moe.expert_dim * L / D
@@ -95,16 +95,6 @@ def count(  # long: one formula, term by term
         * sequence_length,
         iso_flop_dense_dim=round(width) if sparse else config.mlp_dim,
     )
-
-
-def _dense_before_sparse(layout: Layout) -> int:
-    """Layers of the prologue before the first part that has a sparse one."""
-    count = 0
-    for stack in layout.prologue:
-        if stack.moe:
-            return count
-        count += 1
-    return count
 
 
 def _size(shape: tuple[int, ...]) -> int:

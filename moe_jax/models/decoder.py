@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,12 @@ class Layout:
         return tuple(stack for stack in self.stacks if stack.moe)
 
     @property
+    def before_sparse(self) -> tuple[Stack, ...]:
+        """The stacks before the first part, of the prologue or the pattern, with a sparse one: an
+        ensemble shares them."""
+        return tuple(itertools.takewhile(lambda stack: not stack.moe, self.prologue))
+
+    @property
     def depth_stacks(self) -> tuple[Stack, ...]:
         return tuple(stack for stack in self.stacks if stack.depth)
 
@@ -274,13 +281,11 @@ class Decoder(nnx.Module):
 
     def make_cache(self, B: int, P: int) -> dict[str, KeyValueCache]:
         """An empty cache for B rows of up to P positions."""
-        config, copied = self.config, False
+        config, members = self.config, self.moe.ensemble if self.layout.moe_layers else 1
         caches = {}
         for stack in self.layout.stacks:
-            if not copied and (stack.moe or stack in self.layout.pattern):
-                copied = bool(self.layout.moe_layers)
-                B *= self.moe.ensemble if copied else 1
-            shape = (stack.count, B, P, config.num_kv_heads, config.head_dim)
+            rows = B if stack in self.layout.before_sparse else B * members
+            shape = (stack.count, rows, P, config.num_kv_heads, config.head_dim)
             caches[stack.name] = KeyValueCache(
                 key_BPMH=jnp.zeros(shape, self.dtype),
                 value_BPMH=jnp.zeros(shape, self.dtype),
