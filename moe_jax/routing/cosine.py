@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.ops.precision import wide
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import (
     LinearChoice,
@@ -78,8 +79,8 @@ class Cosine(LinearChoice):
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
-        x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, self.jitter)
-        params = {name: array.astype(jnp.float32) for name, array in params.items()}
+        x_TD = jitter(wide(inputs.x_TD), inputs, self.jitter)
+        params = {name: wide(array) for name, array in params.items()}
         highest = jax.lax.Precision.HIGHEST
         x_TP = jnp.einsum("TD,DP->TP", x_TD, params["kernel"], precision=highest)
         cosine_TE = jnp.einsum(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.ops.precision import wide
 from moe_jax.routing.token_choice import (
     LinearChoice,
     admissible,
@@ -136,12 +137,12 @@ class MoEPlusPlus(LinearChoice):
         weight_TZ = jnp.zeros((a.T, a.Z), jnp.float32)
         weight_TZ = weight_TZ.at[a.token_R, home_R].add(a.weight_R, mode="drop")
         # Whatever stands in padding: 0 times inf is no 0.
-        x_TD = jnp.where(inputs.valid_T[:, None], inputs.x_TD.astype(jnp.float32), 0)
+        x_TD = jnp.where(inputs.valid_T[:, None], wide(inputs.x_TD), 0)
         copied_T = jnp.sum(weight_TZ[:, self.zero : self.zero + self.copy], axis=1)
         if not self.constant:
             return copied_T[:, None] * x_TD
         weight_TJ = weight_TZ[:, self.zero + self.copy :]
-        params = {name: params[name].astype(jnp.float32) for name in ("mix", "constant")}
+        params = {name: wide(params[name]) for name in ("mix", "constant")}
         highest = jax.lax.Precision.HIGHEST
         logits_TJA = jnp.einsum("TD,JDA->TJA", x_TD, params["mix"], precision=highest)
         alpha_TJA = weight_TJ[:, :, None] * jax.nn.softmax(logits_TJA, axis=2)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.ops.precision import wide
 from moe_jax.routing.balanced_choice import BalancedChoice, count_moved
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import admissible, best, router_logits, softmax
@@ -41,7 +42,7 @@ def _log_plan(
     logits_TE: Array, valid_T: Array, iterations: int, temperature: float | Array
 ) -> Float[Array, "T E"]:
     """The logarithm of `transport_plan`, in which small entries are still apart."""
-    logits_TE = logits_TE.astype(jnp.float32)
+    logits_TE = wide(logits_TE)
     open_TE = valid_T[:, None] & (logits_TE > -jnp.inf)
     open_T, open_E = jnp.any(open_TE, axis=1), jnp.any(open_TE, axis=0)
     best_T1 = jnp.max(logits_TE, axis=1, keepdims=True, where=open_TE, initial=-jnp.inf)
@@ -60,7 +61,7 @@ def _log_plan(
         lse_E = jax.nn.logsumexp(jnp.where(open_E[None, :], rows(g_E), 0), axis=0)
         return jnp.where(open_E, g_E + target - lse_E, 0)
 
-    return rows(jax.lax.fori_loop(0, iterations, step, jnp.zeros(open_E.shape, jnp.float32)))
+    return rows(jax.lax.fori_loop(0, iterations, step, jnp.zeros(open_E.shape, log_TE.dtype)))
 
 
 def _normalized(log_TE: Array, open_T: Array) -> Array:

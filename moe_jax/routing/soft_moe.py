@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.ops.precision import wide
 from moe_jax.routing.base import BaseRouter
 from moe_jax.routing.plan import one_hot
 from moe_jax.routing.types import (
@@ -93,10 +94,10 @@ class SoftMoE(BaseRouter):
         return plan, self._sums(logits_TEC, combine_TEC, inputs.valid_T, any_valid)
 
     def _logits(self, params: RouterParams, inputs: RouterInputs) -> Float[Array, "T E C"]:
-        x_TD = inputs.x_TD.astype(jnp.float32)
-        phi_DEC = params["phi"].astype(jnp.float32)
+        x_TD = wide(inputs.x_TD)
+        phi_DEC = wide(params["phi"])
         if self.normalize:
-            scale = params["scale"].astype(jnp.float32)
+            scale = wide(params["scale"])
             x_TD, phi_DEC = normalise(x_TD, 1), normalise(phi_DEC, 0) * scale[:, None, None]
         return jnp.einsum("TD,DEC->TEC", x_TD, phi_DEC, precision=jax.lax.Precision.HIGHEST)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.ops.precision import wide
 from moe_jax.routing.base import BaseRouter
 from moe_jax.routing.plan import count_experts, one_hot
 from moe_jax.routing.types import (
@@ -119,17 +120,17 @@ def jitter(x_TD: Float[Array, "T D"], inputs: RouterInputs, amount: float | Arra
     if not inputs.train or inputs.key is None or (isinstance(amount, float) and amount == 0):
         return x_TD
     key = jax.random.fold_in(inputs.key, 0)
-    noise_TD = jax.random.uniform(key, x_TD.shape, jnp.float32, -1.0, 1.0)
+    noise_TD = jax.random.uniform(key, x_TD.shape, x_TD.dtype, -1.0, 1.0)
     return x_TD * (1 + amount * noise_TD)
 
 
 def router_logits(
     params: RouterParams, inputs: RouterInputs, jitter_amount: float | Array = 0.0
 ) -> Float[Array, "T E"]:
-    """x @ kernel (+ bias) in float32 whatever the compute type (ST-MoE: bfloat16 logits cost
-    quality); -inf for experts that the group may not choose."""
-    x_TD = jitter(inputs.x_TD.astype(jnp.float32), inputs, jitter_amount)
-    kernel_DE = params["kernel"].astype(jnp.float32)
+    """x @ kernel (+ bias), -inf for experts that the group may not choose. In float32 where the
+    compute type is smaller (ST-MoE: bfloat16 logits cost quality)."""
+    x_TD = jitter(wide(inputs.x_TD), inputs, jitter_amount)
+    kernel_DE = wide(params["kernel"])
     logits_TE = jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
     logits_TE = add_bias(logits_TE, params)
     if inputs.allowed_E is None:
@@ -141,7 +142,7 @@ def add_bias(logits_TE: Float[Array, "T E"], params: RouterParams) -> Float[Arra
     """The logits with the router's trained bias, where it has one."""
     if "bias" not in params:
         return logits_TE
-    return logits_TE + params["bias"].astype(jnp.float32)[None, :]
+    return logits_TE + wide(params["bias"])[None, :]
 
 
 def softmax(logits: Float[Array, "T N"]) -> Float[Array, "T N"]:
@@ -212,7 +213,7 @@ def choose(
     return Assignments(
         token_R=jnp.repeat(jnp.arange(T, dtype=jnp.int32), K),
         expert_R=jnp.where(used_TK, expert_TK, E + Z).astype(jnp.int32).reshape(-1),
-        weight_R=jnp.where(used_TK, weight_TK, 0).astype(jnp.float32).reshape(-1),
+        weight_R=wide(jnp.where(used_TK, weight_TK, 0)).reshape(-1),
         priority_R=priority_R,
         T=T,
         E=E,
