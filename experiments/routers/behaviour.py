@@ -127,10 +127,11 @@ CLAIMS: dict[str, dict[str, Callable[[int], dict[str, Any]]]] = {
         "bias, rate 0.01": lambda seed: trained(bias(0.01), seed),
     },
     "collapse": {
-        "none": lambda seed: trained(of("mixtral"), seed),
-        "loss 0.01": lambda seed: trained(
-            of("mixtral", {"moe.losses.load_balance.coefficient": 0.01}), seed
-        ),
+        f"{kind}, {coefficient:g}": lambda seed, kind=kind, coefficient=coefficient: trained(
+            of(kind, {"moe.losses.load_balance.coefficient": coefficient}), seed
+        )
+        for kind in ("mixtral", "switch")
+        for coefficient in (0.0, 0.01)
     },
     "priority": {"v_moe": dropped},
     "remoe": {
@@ -141,22 +142,28 @@ CLAIMS: dict[str, dict[str, Callable[[int], dict[str, Any]]]] = {
 
 def main(arguments: Arguments) -> int:
     keep_freed_memory()
-    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    for claim in FLAGS.only or CLAIMS:
-        if FLAGS.table_only:
-            break
+    for claim in () if FLAGS.table_only else FLAGS.only or CLAIMS:
         for seed in FLAGS.seeds[:1] if claim == "remoe" else FLAGS.seeds:
             for arm, run in CLAIMS[claim].items():
-                done = figures.setdefault(claim, {}).setdefault(arm, {})
-                if seed not in done:
-                    done[seed] = run(int(seed))
-                    figures["steps"] = FLAGS.steps
-                    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
-                    print(claim, arm, seed, json.dumps(done[seed])[:300], flush=True)
+                if seed not in read_figures().get(claim, {}).get(arm, {}):
+                    keep(claim, arm, seed, run(int(seed)))
                     jax.clear_caches()
-    TEXT.write_text(text(figures))
-    print(text(figures))
+    TEXT.write_text(text(read_figures()))
+    print(text(read_figures()))
     return 0
+
+
+def read_figures() -> dict[str, Any]:
+    return json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+
+
+def keep(claim: str, arm: str, seed: str, found: dict[str, Any]) -> None:
+    """Read anew: another process may have added other claims meanwhile."""
+    figures = read_figures()
+    figures.setdefault(claim, {}).setdefault(arm, {})[seed] = found
+    figures["steps"] = FLAGS.steps
+    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    print(claim, arm, seed, json.dumps(found)[:300], flush=True)
 
 
 def text(figures: dict[str, Any]) -> str:
@@ -203,11 +210,20 @@ def _loss_free(arms: dict[str, Any]) -> list[str]:
 
 def _collapse(arms: dict[str, Any]) -> list[str]:
     rows = _arms(arms, ("max_violation", "load_cv", "dead_experts", "bits_per_byte"))
-    apart = min(x["max_violation"] for x in arms["none"].values()) > max(
-        x["max_violation"] for x in arms["loss 0.01"].values()
-    )
-    verdict = "Every seed without the loss is less balanced than every seed with it." * apart
-    return ["## Without a balance loss", "", *rows, "", verdict or "The seeds overlap."]
+    verdicts = []
+    for kind in sorted({arm.split(",")[0] for arm in arms}):
+        without, balanced = (arms[f"{kind}, {c:g}"] for c in (0.0, 0.01))
+        apart = min(x["max_violation"] for x in without.values()) > max(
+            x["max_violation"] for x in balanced.values()
+        )
+        found = (
+            "every seed without the loss is less balanced than every seed with it"
+            if apart
+            else "the seeds overlap"
+        )
+        verdicts.append(f"- {kind}: {found}")
+    head = ["## Without a balance loss", "", "Arms: router, coefficient of the balance loss.", ""]
+    return [*head, *rows, "", *verdicts]
 
 
 def _priority(arms: dict[str, Any]) -> list[str]:
