@@ -221,15 +221,15 @@ CHOICES = (
     _fault(
         "jitter only upward",
         ROUTING + "token_choice.py",
-        "jnp.float32, -1.0, 1.0)",
-        "jnp.float32, 0.0, 1.0)",
+        "x_TD.dtype, -1.0, 1.0)",
+        "x_TD.dtype, 0.0, 1.0)",
         NOISE + "jitter_is_uniform_around_one_and_only_in_training",
     ),
     _fault(
         "logits of bfloat16 inputs",
         ROUTING + "token_choice.py",
-        "jitter(inputs.x_TD.astype(jnp.float32)",
-        "jitter(inputs.x_TD.astype(jnp.bfloat16).astype(jnp.float32)",
+        "jitter(wide(inputs.x_TD)",
+        "jitter(wide(inputs.x_TD.astype(jnp.bfloat16))",
         ORACLES + "mixtral_is_renormalised_softmax",
     ),
     _fault(
