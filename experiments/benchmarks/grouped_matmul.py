@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks.timing import compiled, interleaved, machine
 from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.ops.grouped_matmul import grouped_matmul
 
@@ -43,11 +42,6 @@ flags.DEFINE_string("json", None, "write the figures to this file")
 
 
 def main(_: list[str]) -> None:
-    machine = {
-        "device": jax.devices()[0].device_kind,
-        "cpu": platform.processor(),
-        "jax": jax.__version__,
-    }
     results = []
     for case in FLAGS.case:
         R, D, F, E = map(int, case.split(","))
@@ -55,7 +49,7 @@ def main(_: list[str]) -> None:
         results.append(result)
         show(result)
     if FLAGS.json:
-        text = json.dumps({"machine": machine, "results": results}, indent=2)
+        text = json.dumps({"machine": machine(), "results": results}, indent=2)
         Path(FLAGS.json).write_text(text + "\n", "utf-8")
 
 
@@ -110,10 +104,10 @@ def measure(
     run: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, arm in arms(sizes, ragged).items():
         own = [w[:1] for w in weights] if name == "dense" else weights
-        run[name, "forward"] = compiled(arm, own, x)
+        run[name, "forward"] = compiled(arm, own, x).call
         run[name, "both"] = compiled(
             jax.grad(lambda w, x, dy, arm=arm: jnp.vdot(arm(w, x), dy), (0, 1)), own, x, dy
-        )
+        ).call
     seconds = interleaved(run, repeats)
     figures = {}
     for (name, passes), times in seconds.items():
@@ -125,25 +119,6 @@ def measure(
         }
     case = dict(R=R, D=D, F=F, E=E, skew=skew, dtype=dtype, repeats=repeats)
     return {**case, "smallest": int(sizes.min()), "largest": int(sizes.max()), "arms": figures}
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """A call that has been compiled and has run once."""
-    program = jax.jit(function).lower(*arguments).compile()
-    jax.block_until_ready(program(*arguments))
-    return lambda: jax.block_until_ready(program(*arguments))
-
-
-def interleaved(run: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
-    """For each call (repeats, 2): seconds by the clock, seconds of all processors."""
-    seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in run}
-    for _ in range(repeats):
-        for name, call in run.items():
-            start = time.perf_counter(), time.process_time()
-            call()
-            took = time.perf_counter() - start[0], time.process_time() - start[1]
-            seconds[name].append(took)
-    return {name: np.array(times) for name, times in seconds.items()}
 
 
 def show(result: dict[str, Any]) -> None:

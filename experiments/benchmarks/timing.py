@@ -1,0 +1,109 @@
+"""What the benchmarks share: compiled calls, interleaved repeats, and the machine's own limits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program that has run once, with what its compiler says of it.
+
+    compile_seconds: tracing, lowering and compiling. temporary_bytes: of the largest moment beside
+    arguments and outputs. flops: as XLA counts them, loop bodies once.
+    """
+
+    call: Callable[[], Any]
+    compile_seconds: float
+    temporary_bytes: int
+    argument_bytes: int
+    output_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.temporary_bytes + self.argument_bytes + self.output_bytes
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Compiled:
+    """Compiles for these arguments and runs once."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    jax.block_until_ready(program(*arguments))
+    memory: Any = program.memory_analysis()
+    return Compiled(
+        call=lambda: jax.block_until_ready(program(*arguments)),
+        compile_seconds=seconds,
+        temporary_bytes=memory.temp_size_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+    )
+
+
+def interleaved(run: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
+    """For each call (repeats, 2): seconds by the clock, seconds of all processors.
+
+    Every repeat runs all calls, so that what disturbs the machine disturbs all of them. A call that
+    returns a float has timed itself (in another process).
+    """
+    seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in run}
+    for _ in range(repeats):
+        for name, call in run.items():
+            start = time.perf_counter(), time.process_time()
+            own = call()
+            took = time.perf_counter() - start[0], time.process_time() - start[1]
+            seconds[name].append((own, own) if isinstance(own, float) else took)
+    return {name: np.array(times) for name, times in seconds.items()}
+
+
+def limits() -> tuple[dict[str, Callable[[], Any]], Callable[[Mapping[str, float]], dict]]:
+    """Calls that measure the machine, and what turns their seconds into rates.
+
+    peak: a float32 matmul of 2048^3, in FLOP/s. bandwidth: b = a + 1 over arrays of 256 MiB, which
+    no cache holds, in bytes read and written a second.
+    """
+    n, size = 2048, 64 * MIB
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (n, n)) for key in keys)
+    long = jnp.zeros((size,), jnp.float32)
+    calls = {
+        "peak": compiled(jnp.matmul, a, b).call,
+        "bandwidth": compiled(lambda x: x + 1, long).call,
+    }
+
+    def rates(seconds: Mapping[str, float]) -> dict[str, float]:
+        return {
+            "peak_flops": 2 * n**3 / seconds["peak"],
+            "bandwidth": 2 * 4 * size / seconds["bandwidth"],
+        }
+
+    return calls, rates
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    info = Path("/proc/cpuinfo")
+    if device.platform == "cpu" and info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else platform.processor()
+    return {
+        "device": name,
+        "platform": device.platform,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
