@@ -22,6 +22,7 @@ from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ExpertWeights
 from moe_jax.ops.grouped_matmul import BACKENDS
+from moe_jax.ops.grouped_matmul.api import resolve
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
@@ -430,7 +431,7 @@ class _ShardBody:
             w_up_EDF=cast["w_up"],
             w_down_EFD=cast["w_down"],
             activation=self.activation,
-            backend=self.config.matmul,
+            backend=resolve(self.config.matmul, self.mesh.devices.flat[0].platform),
         )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.blocks import blocks
+from moe_jax.ops.grouped_matmul.megablox import megablox
 from moe_jax.ops.grouped_matmul.ragged_dot import ragged_dot
 from moe_jax.ops.grouped_matmul.reference import reference
 
@@ -15,13 +17,16 @@ BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "reference": reference,
     "ragged_dot": ragged_dot,
     "blocks": blocks,
+    "megablox": megablox,
 }
+# What "auto" stands for; "blocks" where there is no row.
+BY_PLATFORM = {"tpu": "megablox"}
 
 
-def resolve(backend: str) -> str:
-    """The row of BACKENDS that a name stands for; "auto" is "blocks" on every platform."""
+def resolve(backend: str, platform: str | None = None) -> str:
+    """The row of BACKENDS that a name stands for on a platform (None: where JAX runs)."""
     if backend == "auto":
-        return "blocks"
+        return BY_PLATFORM.get(platform or jax.default_backend(), "blocks")
     if backend not in BACKENDS:
         raise ValueError(f"grouped_matmul: no backend {backend!r}; there are {sorted(BACKENDS)}")
     return backend
@@ -42,9 +47,9 @@ def grouped_matmul(
 
     Args:
       x_RK, w_EKN: rows and matrices of one dtype. sizes_E: int32, not negative.
-      backend: a row of BACKENDS, or "auto": `blocks` everywhere for now, plain JAX at the cost of
-        the rows. Nothing falls back to `jax.lax.ragged_dot` unasked, which costs rows x groups on
-        CPU and GPU, and in the weight gradient on TPU.
+      backend: a row of BACKENDS, or "auto": `megablox` on TPU, elsewhere `blocks`, plain JAX at
+        the cost of the rows. Nothing falls back to `jax.lax.ragged_dot` unasked, which costs rows
+        x groups on CPU and GPU, and in the weight gradient on TPU.
 
     Returns y_RN in x's dtype. Products accumulate in float32 (float64 for float64), forward and
     in both gradients; dx has x's dtype, dw has w's. No collective runs.
