@@ -24,8 +24,9 @@ from moe_jax.nn.mlp import MLP
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.predictions import GivenLogits, Predictions, chunks_of
 from moe_jax.ops.expert_ffn import ACTIVATIONS
-from moe_jax.parallel.rules import sharding
+from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -50,7 +51,10 @@ class DecoderConfig:
     """Dimensions and numerics of the decoder.
 
     vocab_size may exceed the tokenizer's (a multiple of 8 shards better). mlp_dim is the hidden
-    width of the dense layers. depth: layers in which only some tokens take part. init_scale:
+    width of the dense layers. depth: layers in which only some tokens take part. logits_chunks:
+    parts of the vocabulary that the loss takes one after the other, dividing vocab_size (on a mesh,
+    a device's part of it); None: as many as keep a device's float32 logits within 256 MiB; the
+    numbers differ by rounding. init_scale:
     variance * fan_in of every matrix but the router's (Switch: 0.1). Parameters are param_dtype,
     matmuls dtype; norms, router, softmax and losses are float32 always.
     """
@@ -66,6 +70,7 @@ class DecoderConfig:
     qk_norm: bool = False
     rope_theta: float = 10000.0
     tie_embeddings: bool = False
+    logits_chunks: int | None = None
     init_scale: float = 1.0
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -74,7 +79,9 @@ class DecoderConfig:
 
     def check(self) -> Iterator[Rule]:
         sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
-        yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim")
+        yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim", "logits_chunks")
+        if self.logits_chunks and self.vocab_size % self.logits_chunks:
+            yield "logits_chunks", f"must divide vocab_size = {self.vocab_size}"
         yield from one_of(self, ACTIVATIONS, "activation")
         yield from one_of(self, DTYPES, "dtype", "param_dtype")
         yield from one_of(self, REMAT_POLICIES, "remat")
@@ -207,13 +214,18 @@ def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKE
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class DecoderOutput:
-    """logits float32. report: leaves (L, G, ...) over the sparse layers; None in a dense model.
-    depth: leaves (L, B) over the layers in which some tokens take part; None without any."""
+    """report: leaves (L, G, ...) over the sparse layers; None in a dense model. depth: leaves
+    (L, B) over the layers in which some tokens take part; None without any."""
 
-    logits_BSV: Float[Array, "B S V"]
+    predictions: Predictions | GivenLogits
     report: LayerReport | None
     depth: DepthReport | None
     cache: dict[str, KeyValueCache] | None
+
+    @property
+    def logits_BSV(self) -> Float[Array, "B S V"]:
+        """All logits, float32."""
+        return self.predictions.logits_BSV
 
 
 class Decoder(nnx.Module):
@@ -318,19 +330,30 @@ class Decoder(nnx.Module):
             depths |= new_depths
             caches |= new_caches
         x_BSD = self.final_norm(x_BSD)
-        head = self.embedding[...].T if self.head is None else self.head[...]
-        logits_BSV = jnp.einsum(
-            "BSD,DV->BSV", x_BSD, head.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        predictions: Predictions | GivenLogits = self._predictions(x_BSD)
         report = self.layout.in_layer_order(reports) if reports else None
         if members > 1:
-            logits_BSV = logits_BSV if context.apart else mean_prediction(logits_BSV, members)
+            if not context.apart:
+                mean_BSV = mean_prediction(predictions.logits_BSV, members)
+                predictions = GivenLogits(logits_BSV=mean_BSV)
             report = join_members(report, members)
         return DecoderOutput(
-            logits_BSV=logits_BSV,
+            predictions=predictions,
             report=report,
             depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
             cache=caches if cache is not None else None,
+        )
+
+    def _predictions(self, x_BSD: Array) -> Predictions:
+        head_DV = self.embedding[...].T if self.head is None else self.head[...]
+        (B, S, _), V = x_BSD.shape, head_DV.shape[1]
+        shards = mesh_size(self.mesh, RULES["vocab"])
+        rows = mesh_size(self.mesh, RULES["batch"]) * mesh_size(self.mesh, RULES["position"])
+        return Predictions(
+            hidden_BSD=x_BSD,
+            head_DV=head_DV.astype(self.dtype),
+            chunks=chunks_of(V, -(-B * S // rows), shards, self.config.logits_chunks),
+            shards=shards,
         )
 
     def _embedding_table(self) -> Array:

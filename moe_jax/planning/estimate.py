@@ -16,6 +16,7 @@ from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
 from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.nn.predictions import chunks_of
 from moe_jax.ops.expert_ffn import GATED
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.routing.capacity import expert_capacity
@@ -323,8 +324,11 @@ class Shape:
 
     @property
     def logits(self) -> float:
-        """Logits of a micro-batch and their gradient, float32."""
-        return 2.0 * self.tokens * self.experiment.model.vocab_size / self.sizes["tensor"] * 4
+        """Logits of a micro-batch (a chunk of them) and their gradient, float32."""
+        model, shards = self.experiment.model, self.sizes["tensor"]
+        tokens = math.ceil(self.tokens)
+        chunks = chunks_of(model.vocab_size, tokens, shards, model.logits_chunks)
+        return 2.0 * self.tokens * model.vocab_size / shards * 4 / chunks
 
     # --- bytes on the wire ---
 

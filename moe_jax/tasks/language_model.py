@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.nn.context import TokenBatch
+from moe_jax.nn.predictions import GivenLogits, Predictions
 
 RawBatch = Mapping[str, Array]
 
@@ -58,24 +59,20 @@ class LanguageModel:
         here, following = raw["segments"][:, :-1], raw["segments"][:, 1:]
         return (here == following) & (following > 0)
 
-    def nats(self, logits_BSV: Float[Array, "B S V"], raw: RawBatch) -> Float[Array, "B S"]:
+    def nats(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Float[Array, "B S"]:
         """-log p(target), 0 where no target counts."""
-        logits_BSV = logits_BSV.astype(jnp.float32)
-        lse_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
-        target_BS1 = raw["tokens"][:, 1:, None]
-        hit_BS = jnp.take_along_axis(logits_BSV, target_BS1, axis=-1)[..., 0]
-        return jnp.where(self.target_mask(raw), lse_BS - hit_BS, 0)
+        nats_BS, _ = predictions.of_targets(raw["tokens"][:, 1:])
+        return jnp.where(self.target_mask(raw), nats_BS, 0)
 
-    def sums(self, logits_BSV: Float[Array, "B S V"], raw: RawBatch) -> TaskSums:
+    def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> TaskSums:
         """-log p(target) and counts, summed over the counted targets, in float32."""
         target_BS = raw["tokens"][:, 1:]
         mask_BS = self.target_mask(raw)
-        logits_BSV = logits_BSV.astype(jnp.float32)
-        correct_BS = jnp.argmax(logits_BSV, axis=-1) == target_BS
+        nats_BS, best_BS = predictions.of_targets(target_BS)
         bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)
         return TaskSums(
-            nats=jnp.sum(self.nats(logits_BSV, raw)),
-            correct=jnp.sum(mask_BS & correct_BS, dtype=jnp.int32),
+            nats=jnp.sum(jnp.where(mask_BS, nats_BS, 0)),
+            correct=jnp.sum(mask_BS & (best_BS == target_BS), dtype=jnp.int32),
             tokens=jnp.sum(mask_BS, dtype=jnp.int32),
             bytes=jnp.sum(jnp.where(mask_BS, bytes_BS, 0), dtype=jnp.int32),
         )

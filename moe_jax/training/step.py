@@ -164,7 +164,7 @@ class Step:
         """What the model does with every token of a batch."""
         context = replace(context, capture=True)
         output = self.network.apply(params, self.task.inputs(raw), context, router_state)
-        nats_BS = self.task.nats(output.logits_BSV, raw)
+        nats_BS = self.task.nats(output.predictions, raw)
         return Observation(nats_BS=nats_BS, routes=output.report and output.report.routes)
 
     def _forward(
@@ -173,7 +173,7 @@ class Step:
         output = self.network.apply(params, self.task.inputs(raw), context, router_state)
         if context.apart and self.members > 1:
             raw = jax.tree.map(lambda leaf: repeat_rows(leaf, self.members), dict(raw))
-        task = self.task.sums(output.logits_BSV, raw)
+        task = self.task.sums(output.predictions, raw)
         report, depth = output.report, None
         if output.depth is not None:
             depth = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=1), output.depth)

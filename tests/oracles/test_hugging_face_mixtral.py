@@ -178,7 +178,7 @@ def test_logits_loss_and_every_gradient(pair):
 
     def loss(params):
         output = network.apply(params, task.inputs(raw_batch()), Context(), {"00": {}})
-        sums = task.sums(output.logits_BSV, raw_batch())
+        sums = task.sums(output.predictions, raw_batch())
         return sums.nats / sums.tokens, output.logits_BSV
 
     (value, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.nn.predictions import GivenLogits
 from moe_jax.tasks.language_model import LanguageModel, segment_positions
 
 V = 7
@@ -30,6 +31,10 @@ def logits(seed=1):
     return rng.normal(0, 3, (4, SEGMENTS.shape[1] - 1, V)).astype(np.float32)
 
 
+def given(logits_BSV):
+    return GivenLogits(logits_BSV=jnp.asarray(logits_BSV))
+
+
 def on_device(raw):
     return jax.tree.map(jnp.asarray, raw)
 
@@ -44,7 +49,7 @@ def targets(raw):
 
 def test_sums_are_those_of_the_counted_targets(raw):
     logits_BSV = logits()
-    sums = LanguageModel(BYTES).sums(jnp.asarray(logits_BSV), on_device(raw))
+    sums = LanguageModel(BYTES).sums(given(logits_BSV), on_device(raw))
     nats = correct = tokens = total_bytes = 0
     for b, s in targets(raw):
         row, target = logits_BSV[b, s].astype(np.float64), raw["tokens"][b, s + 1]
@@ -68,7 +73,7 @@ def test_what_is_not_a_target_counts_for_nothing(raw):
     np.testing.assert_array_equal(task.target_mask(on_device(raw)), counted)
 
     def nats(logits_BSV):
-        return task.sums(logits_BSV, on_device(raw)).nats
+        return task.sums(given(logits_BSV), on_device(raw)).nats
 
     first = logits()
     second = np.where(counted[:, :, None], first, 1e4 * logits(2))

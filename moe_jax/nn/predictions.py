@@ -1,0 +1,65 @@
+"""What a model predicts, and how it is asked: logits, or only what a loss needs of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from moe_jax.ops.cross_entropy import logits_of, nats_and_best, nats_and_best_by_chunks
+
+MOST_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The last hidden states and the head's matrix, both in the compute type.
+
+    chunks: parts of the vocabulary that `of_targets` takes one after the other. shards: devices
+    that the vocabulary is split over.
+    """
+
+    hidden_BSD: Float[Array, "B S D"]
+    head_DV: Float[Array, "D V"]
+    chunks: int = field(default=1, metadata={"static": True})
+    shards: int = field(default=1, metadata={"static": True})
+
+    @property
+    def logits_BSV(self) -> Float[Array, "B S V"]:
+        """All logits, float32."""
+        return logits_of(self.hidden_BSD, self.head_DV)
+
+    def of_targets(
+        self, target_BS: Int[Array, "B S"]
+    ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
+        """-log p(target) in float32, and the most probable id."""
+        if self.chunks == 1:
+            return nats_and_best(self.logits_BSV, target_BS)
+        return nats_and_best_by_chunks(
+            self.hidden_BSD, self.head_DV, target_BS, self.chunks, self.shards
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GivenLogits:
+    """Predictions that are there as logits (of an ensemble, of a test)."""
+
+    logits_BSV: Float[Array, "B S V"]
+
+    def of_targets(
+        self, target_BS: Int[Array, "B S"]
+    ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
+        return nats_and_best(self.logits_BSV, target_BS)
+
+
+def chunks_of(V: int, tokens: int, shards: int, wanted: int | None) -> int:
+    """Chunks of the vocabulary for so many tokens a device: `wanted`, or the fewest that divide
+    V / shards and keep a chunk's logits within MOST_LOGITS."""
+    if wanted is not None:
+        return wanted
+    own = V // shards
+    least = -(-4 * tokens * own // MOST_LOGITS)
+    return next((n for n in range(max(least, 1), own + 1) if own % n == 0), own)
