@@ -56,6 +56,7 @@ FREE = (
     "data.tfds_dir",
     "data.path",
     "model.remat",
+    "model.logits_chunks",
     "moe.layout",
     "moe.transport",
     "moe.receive_factor",

@@ -182,6 +182,10 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
     layout = layout_of(model.num_layers, moe, model.depth)
     for name in ("num_heads", "num_kv_heads", "vocab_size"):
         yield from _divides(f"model.{name}", getattr(model, name), sizes["tensor"], "mesh.tensor")
+    if model.logits_chunks and sizes["tensor"] > 1:
+        parts = model.logits_chunks * sizes["tensor"]
+        by = "model.logits_chunks * mesh.tensor"
+        yield from _divides("model.vocab_size", model.vocab_size, parts, by)
     if len(layout.moe_layers) < model.num_layers:
         yield from _divides("model.mlp_dim", model.mlp_dim, sizes["tensor"], "mesh.tensor")
     if layout.moe_layers:

@@ -184,9 +184,10 @@ def test_micro_batches():
     assert gap(sgd_step(planted, 4)[0], sgd_step(planted, 1)[0]) > 1e-3
 
 
-def test_remat_and_layouts():
+def test_remat_chunks_of_the_loss_and_layouts():
     params, loss = sgd_step(MIXTRAL, 1)
     variants = [(MIXTRAL, {"remat": remat}) for remat in ("full", "received")]
+    variants += [(MIXTRAL, {"logits_chunks": 5})]
     layouts = ("slots_scatter", "dense")
     variants += [(dataclasses.replace(MIXTRAL, layout=layout), {}) for layout in layouts]
     for moe, model in variants:

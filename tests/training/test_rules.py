@@ -139,6 +139,11 @@ BROKEN = {
         ["1 = 0 x 2 + 1"],
     ),
     "vocabulary": ({"model__vocab_size": 263}, "model.vocab_size", ["mesh.tensor = 2"]),
+    "vocabulary in chunks": (
+        {"model__logits_chunks": 16},
+        "model.vocab_size",
+        ["model.logits_chunks * mesh.tensor"],
+    ),
     "width of dense layers": ({"model__mlp_dim": 63}, "model.mlp_dim", ["mesh.tensor = 2"]),
     "width of experts": ({"moe__expert_dim": 15}, "moe.expert_dim", ["mesh.tensor = 2"]),
     "width of shared experts": (
