@@ -68,8 +68,10 @@ class Point:
 
 
 def main(arguments: Arguments) -> int:
+    from moe_jax.parallel.compiler import keep_compiled_programs
     from moe_jax.parallel.hosts import joined
 
+    keep_compiled_programs()
     if FLAGS.batches is not None and FLAGS.batches < 1:
         raise UserError("--batches must be at least 1")
     with joined(

@@ -29,7 +29,9 @@ flags.DEFINE_boolean(
 
 def main(arguments: Arguments) -> int:
     from moe_jax.notebook import load
+    from moe_jax.parallel.compiler import keep_compiled_programs
 
+    keep_compiled_programs()
     problems = []
     if FLAGS.max_tokens < 0:
         problems.append("--max_tokens must be at least 0")

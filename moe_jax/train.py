@@ -28,12 +28,14 @@ process_flags(FLAGS)
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
     from moe_jax.config.overrides import load_config
+    from moe_jax.parallel.compiler import keep_compiled_programs
     from moe_jax.parallel.host_memory import keep_freed_memory
     from moe_jax.parallel.hosts import joined
     from moe_jax.training.experiment import Experiment
     from moe_jax.training.loop import train
 
     keep_freed_memory()
+    keep_compiled_programs()
     with joined(
         FLAGS.coordinator,
         FLAGS.processes,
