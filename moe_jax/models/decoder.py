@@ -262,6 +262,7 @@ class Decoder(nnx.Module):
             head_dim=config.head_dim,
             rope_theta=config.rope_theta,
             qk_norm=config.qk_norm,
+            split_rows=mesh_size(self.mesh, RULES["position"]) > 1,
             **numerics,
         )
         options: dict[str, Any] = dict(activation=config.activation, **numerics)

@@ -15,6 +15,7 @@ from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
+from moe_jax.nn.attention import query_block
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
 from moe_jax.ops.expert_ffn import GATED
@@ -318,7 +319,9 @@ class Shape:
         projected = T * heads * b
         if remat == "dots":
             return x + projected + hidden
-        logits = T * self.row * model.num_heads / s["tensor"] * (4 + b)
+        # Of one block of queries: no others exist at the same time.
+        block = query_block(self.row, s["sequence"] > 1)
+        logits = T * block * model.num_heads / s["tensor"] * (4 + b)
         latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0
         return 4 * x + projected + logits + 2 * rows + 2 * hidden + latent
 

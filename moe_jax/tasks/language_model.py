@@ -61,12 +61,12 @@ class LanguageModel:
 
     def nats(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Float[Array, "B S"]:
         """-log p(target), 0 where no target counts."""
-        nats_BS, _ = predictions.of_targets(raw["tokens"][:, 1:])
+        nats_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
         return jnp.where(self.target_mask(raw), nats_BS, 0)
 
     def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> TaskSums:
         """-log p(target) and counts, summed over the counted targets, in float32."""
-        target_BS = raw["tokens"][:, 1:]
+        target_BS = jnp.asarray(raw["tokens"][:, 1:])
         mask_BS = self.target_mask(raw)
         nats_BS, best_BS = predictions.of_targets(target_BS)
         bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.nn.attention import Attention, KeyValueCache, rotate
+from moe_jax.nn.attention import (
+    Attention,
+    KeyValueCache,
+    attend,
+    attend_causally,
+    query_block,
+    rotate,
+)
 
 B, S, D, N, M, H, THETA = 2, 7, 6, 4, 2, 4, 100.0
 
@@ -124,6 +131,50 @@ def test_pieces_through_the_cache_equal_the_whole():
         start += size
         assert int(cache.length) == start
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_queries_are_the_whole():
+    """Values and gradients, also where the last block is shorter; later keys are not read."""
+    S, block = 150, 64
+    rng = np.random.default_rng(3)
+    shapes = ((B, N, S, H), (B, M, S, H), (B, M, S, H), (B, N, S, H))
+    query, key, value, slope = (
+        jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes
+    )
+    segment_BS = jnp.asarray(np.repeat([[1, 2], [1, 1]], 75, axis=1), jnp.int32)
+    causal_BSS = jnp.tril(segment_BS[:, :, None] == segment_BS[:, None, :])
+
+    def gradients(run):
+        out, pull_back = jax.vjp(run, query, key, value)
+        return out, *pull_back(slope)
+
+    whole = gradients(lambda q, k, v: attend(q, k, v, causal_BSS))
+    blocks = gradients(lambda q, k, v: attend_causally(q, k, v, segment_BS, block))
+    for mine, right in zip(blocks, whole, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5)
+    broken = key.at[:, :, block:].set(jnp.nan)
+    first = attend_causally(query, broken, value, segment_BS, block)[:, :, :block]
+    assert np.array_equal(first, blocks[0][:, :, :block])
+
+
+def test_sizes_of_blocks():
+    assert [query_block(S) for S in (7, 64, 256, 512, 513, 4096)] == [64, 64, 64, 64, 65, 512]
+    assert query_block(4096, split=True) == 4096
+
+
+def test_no_logits_are_kept_for_the_backward_pass():
+    S = 256
+    query = jnp.ones((1, N, S, H))
+    key = value = jnp.ones((1, M, S, H))
+    segment_BS = jnp.ones((1, S), jnp.int32)
+
+    def run(q, k, v):
+        return attend_causally(q, k, v, segment_BS, query_block(S))
+
+    _, pull_back = jax.vjp(run, query, key, value)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.dtype == jnp.float32)
+    # Each block keeps its slices of queries and keys.
+    assert query.size < kept < 8 * query.size < N * S * S
 
 
 def test_large_logits_stay_finite():

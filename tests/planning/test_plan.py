@@ -219,5 +219,5 @@ def test_door(tmp_path, capsys):
     assert door("--topology=v7:4") == 2
     assert "no hardware 'v7'" in capsys.readouterr().err
     assert door("--topology=h200:12") == 2
-    assert door("--topology=h200:128") == 1  # no micro-batches: does not fit
+    assert door("--topology=h200:128", "--config.batch_size=2048") == 1  # no micro-batches
     assert "DOES NOT FIT" in capsys.readouterr().out
