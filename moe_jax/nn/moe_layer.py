@@ -20,8 +20,7 @@ from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
-from moe_jax.ops.expert_ffn import GATED, ExpertWeights
-from moe_jax.ops.grouped_matmul import BACKENDS
+from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights
 from moe_jax.ops.grouped_matmul.api import resolve
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing import ROUTERS, Mixtral
@@ -89,7 +88,7 @@ class MoEConfig:
         yield from one_of(self, LAYOUTS, "layout")
         yield from one_of(self, TRANSPORTS, "transport")
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
-        yield from one_of(self, ("auto", *BACKENDS), "matmul")
+        yield from one_of(self, ("auto", *ROW_BACKENDS), "matmul")
 
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
@@ -431,8 +430,13 @@ class _ShardBody:
             w_up_EDF=cast["w_up"],
             w_down_EFD=cast["w_down"],
             activation=self.activation,
-            backend=resolve(self.config.matmul, self.mesh.devices.flat[0].platform),
+            backend=self._backend(),
         )
+
+    def _backend(self) -> str:
+        """By the mesh's platform, which is not always the one that this runs on."""
+        chosen = self.config.matmul
+        return resolve(chosen, self.mesh.devices.flat[0].platform) if chosen == "auto" else chosen
 
 
 def _places(b: int, s: int) -> Int[Array, "b s"]:

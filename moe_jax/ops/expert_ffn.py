@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.ffn_blocks import ffn_blocks
-from moe_jax.ops.grouped_matmul import grouped_matmul
+from moe_jax.ops.ffn_wave import ffn_wave
+from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
 from moe_jax.ops.grouped_matmul.api import resolve
 from moe_jax.ops.precision import accumulator
 
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
 }
 GATED = frozenset({"swiglu", "geglu", "reglu", "glu"})
+# The whole feed-forward of sorted rows at once; the other backends are of single products.
+FUSED = {"blocks": ffn_blocks, "waves": ffn_wave}
+ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +44,8 @@ class ExpertWeights:
 
     Inside a shard_map these are the device's experts and its part of F: a caller that shards F
     sums the outputs over that axis. No collective runs here.
-    activation: a key of ACTIVATIONS. backend: see `grouped_matmul`.
+    activation: a key of ACTIVATIONS. backend: of `rows`, one of ROW_BACKENDS or "auto" (see
+    `grouped_matmul`).
     Outputs have x's dtype; products accumulate in float32.
     """
 
@@ -57,9 +62,10 @@ class ExpertWeights:
 
     def rows(self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"]) -> Float[Array, "R D"]:
         """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros."""
-        if resolve(self.backend) == "blocks":
+        backend = self.backend if self.backend in FUSED else resolve(self.backend)
+        if backend in FUSED:
             activate = _activate(self.activation)
-            return ffn_blocks(activate, x_RD, self._w_in, self.w_down_EFD, sizes_E)
+            return FUSED[backend](activate, x_RD, self._w_in, self.w_down_EFD, sizes_E)
         matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=self.backend)
         h_RF = self._hidden(functools.partial(matmul, x_RD))
         return matmul(h_RF, self.w_down_EFD)

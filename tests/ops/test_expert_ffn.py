@@ -12,7 +12,8 @@ import scipy.special
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.ops.expert_ffn import ACTIVATIONS, GATED, ExpertWeights
+from moe_jax.ops.expert_ffn import ACTIVATIONS, FUSED, GATED, ExpertWeights
+from moe_jax.ops.ffn_wave import Wave, wave_rows
 
 R, D, F, SIZES = 100, 6, 10, (30, 0, 47, 16)
 E = len(SIZES)
@@ -91,40 +92,64 @@ def test_rows_equal_the_dense_oracle(activation: str):
     weights = experts(activation)
     y, pull_back = jax.vjp(selected, weights, x)
     dweights, dx = pull_back(dy)
-    for backend in ("blocks", "ragged_dot"):
+    for backend in (*FUSED, "ragged_dot"):
         again = dataclasses.replace(weights, backend=backend)
         y_rows, dweights_rows, dx_rows = rows_with_gradients(again, x, sizes, dy)
         assert_close((y_rows, dx_rows), (y, dx))
         assert_close(jax.tree.leaves(dweights_rows), jax.tree.leaves(dweights))
 
 
-def test_any_sizes_give_the_same_as_separate_products():
-    """The fused loop against three grouped matmuls, on sizes that use every kind of block."""
+@pytest.mark.parametrize("fused", FUSED)
+def test_any_sizes_give_the_same_as_separate_products(fused: str):
+    """The fused forms against three grouped matmuls, on sizes that use every kind of block, with
+    and without a wave and a tail."""
     R, rng = 3000, np.random.default_rng(0)
     x, dy = normal(R, D, seed=3), normal(R, D, seed=4)
     for sizes in ([R, 0, 0, 0], [0, 1, 900, 2099], *rng.multinomial(R - 5, [0.25] * 4, size=3)):
         sizes = np.array(sizes, np.int32)
         mine, right = (
-            rows_with_gradients(experts(backend=b), x, sizes, dy) for b in ("blocks", "ragged_dot")
+            rows_with_gradients(experts(backend=b), x, sizes, dy) for b in (fused, "ragged_dot")
         )
         # Sums of up to 3000 float32 products.
         assert_close(jax.tree.leaves(mine), jax.tree.leaves(right), tolerance=5e-4)
 
 
-def test_rows_of_no_expert_may_hold_anything():
+def test_where_a_wave_pays():
+    """For loads around the mean, with or without a tail; not where most experts are idle."""
+    R = 1024
+
+    def wave(*sizes):
+        return Wave.of(jnp.array(sizes, jnp.int32), R)
+
+    C = wave_rows(R, 4)
+    assert C >= R / 4
+    even, tail, skewed = wave(256, 256, 256, 256), wave(300, 241, 242, 241), wave(R, 0, 0, 0)
+    assert bool(even.pays) and bool(tail.pays) and not bool(skewed.pays)
+    sizes_E, start_E = tail.tail()
+    assert sizes_E.tolist() == [300 - C, 0, 0, 0] and int(start_E[0]) == C
+    assert skewed.tail()[0].tolist() == [R, 0, 0, 0] and int(skewed.tail()[1][0]) == 0
+    row_RK = jnp.arange(1, R + 1, dtype=jnp.float32)[:, None]
+    back = tail.rows(tail.slots(row_RK))[:, 0]
+    in_tail = (np.arange(R) >= C) & (np.arange(R) < 300)
+    assert np.array_equal(back, np.where(in_tail, 0, row_RK[:, 0]))
+
+
+@pytest.mark.parametrize("fused", FUSED)
+def test_rows_of_no_expert_may_hold_anything(fused: str):
     own, sizes = sum(SIZES), np.array(SIZES, np.int32)
     x, dy = normal(R, D, seed=3), normal(R, D, seed=4)
-    clean = rows_with_gradients(experts(), x, sizes, dy)
+    clean = rows_with_gradients(experts(backend=fused), x, sizes, dy)
     x[own:], dy[own:] = np.inf, np.nan
-    dirty = rows_with_gradients(experts(), x, sizes, dy)
+    dirty = rows_with_gradients(experts(backend=fused), x, sizes, dy)
     assert not np.any(dirty[0][own:]) and not np.any(dirty[2][own:])
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
-def test_bfloat16_is_as_good_as_its_inputs():
+@pytest.mark.parametrize("fused", FUSED)
+def test_bfloat16_is_as_good_as_its_inputs(fused: str):
     """One rounding of h (here) or of everything before it (elsewhere), then one of y: against
     float64 on the same bfloat16 inputs the error stays within a few units of 2^-8 of the sum."""
-    weights = experts(dtype=jnp.bfloat16)
+    weights = experts(backend=fused, dtype=jnp.bfloat16)
     x = jnp.asarray(normal(R, D, seed=3), jnp.bfloat16)
     sizes = jnp.array(SIZES, jnp.int32)
     y, end = weights.rows(x, sizes), np.cumsum(SIZES)
@@ -137,12 +162,14 @@ def test_bfloat16_is_as_good_as_its_inputs():
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_shard_map_with_the_hidden_width_sharded(check_vma: bool):
+def test_inside_shard_map_with_the_hidden_width_sharded(check_vma: bool, fused: str):
     """Rows over data, F over tensor: the caller sums over tensor, gradients come out right."""
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     arrays = normal(E, D, 8), normal(E, D, 8, seed=1), normal(E, 8, D, seed=2)
-    weights = jax.tree.unflatten(jax.tree.structure(experts()), map(jnp.asarray, arrays))
+    structure = jax.tree.structure(experts(backend=fused))
+    weights = jax.tree.unflatten(structure, map(jnp.asarray, arrays))
     sizes = np.array([SIZES, [0, R, 0, 0]], np.int32)
     x, dy = normal(2 * R, D, seed=3), normal(2 * R, D, seed=4)
     up, down = P(None, None, "tensor"), P(None, "tensor", None)

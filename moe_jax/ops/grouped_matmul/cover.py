@@ -119,8 +119,13 @@ def for_each_block(
     matrices: Sequence[Float[Array, "E _ _"]],
     body: Callable[[Block, Array, bool, list[Array], Any], Any],
     carry: Any,
+    start_E: Int[Array, "E"] | None = None,
+    offer: BlockSizes | None = None,
 ) -> Any:
     """carry = body(block, group, is_first, [matrix of the group], carry) for all blocks.
+
+    start_E: the first row of each group; None: where the group before it ends. offer: the sizes of
+    blocks, none above R; None: those for groups of about R / E rows.
 
     Blocks come group by group in the order of their rows. `group` is traced, is_first (the first
     block of its group) is a Python bool. Reverse-mode differentiation is the caller's to define.
@@ -129,9 +134,9 @@ def for_each_block(
     if R == 0:
         return carry
     sizes_E = sizes_E.astype(jnp.int32)
-    offer = block_sizes(R, E)
+    offer = block_sizes(R, E) if offer is None else offer
     first_E, more_EM = cover(sizes_E, offer)
-    end_E = jnp.cumsum(sizes_E)
+    start_E = jnp.cumsum(sizes_E) - sizes_E if start_E is None else start_E
     full_E = jnp.nonzero(sizes_E > 0, size=E, fill_value=0)[0].astype(jnp.int32)
 
     def visit(i: Array, carry: Any) -> Any:
@@ -145,12 +150,12 @@ def for_each_block(
         ) -> tuple[Array, Any]:
             def turn(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
                 row, carry = state
-                block = Block.at(row, end_E[e], B, R)
+                block = Block.at(row, start_E[e] + sizes_E[e], B, R)
                 return row + B, body(block, e, is_first, own, carry)
 
             return jax.lax.fori_loop(0, turns, turn, state)
 
-        state = (end_E[e] - sizes_E[e], carry)
+        state = (start_E[e], carry)
         for j, B in enumerate(offer.first):
             state = blocks(B, True, (first_E[e] == j + 1).astype(jnp.int32), state)
         for j, B in reversed(list(enumerate(offer.more))):

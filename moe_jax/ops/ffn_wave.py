@@ -1,0 +1,224 @@
+"""The feed-forward of sorted rows as one wave of batched products, and a tail.
+
+A loop over experts (`ffn_blocks`) copies each expert's matrices out of the array of all, and XLA's
+CPU backend waits at every product. A batched product reads them in place, but needs as many rows of
+each expert. Here every expert gives its first C rows to one batched product per matrix, C a little
+above the mean load; what an expert has beyond is the tail, which goes through the loop. Where the
+load is so skewed that the wave would be mostly padding, there is none, and all rows are the tail.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.ops.ffn_blocks import Hidden, Matrices
+from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
+from moe_jax.ops.grouped_matmul.cover import Block, BlockSizes, for_each_block
+from moe_jax.ops.grouped_matmul.varying import filled, same_axes
+from moe_jax.ops.precision import accumulator
+
+# Cost of a row in the tail, and of an expert that has some, in rows of the wave: the backward pass
+# computes the products before the activation again, and matrices are copied.
+TAIL_ROW, TAIL_EXPERT = 1.3, 64
+
+
+def wave_rows(R: int, E: int) -> int:
+    """Rows of each expert in the wave: the mean of a balanced load and 1.5 of its deviations (of R
+    independent choices), a multiple of 8."""
+    mean = R / E
+    return min(8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), R)
+
+
+def tail_blocks(R: int) -> BlockSizes:
+    """Few sizes: each is compiled twice."""
+    return BlockSizes(
+        first=tuple(sorted({min(B, R) for B in (32, 128, 512)})),
+        more=tuple(sorted({min(B, R) for B in (128, 512)})),
+    )
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Which rows are in the wave: slot c of expert e is row start_e + c, if c < sizes_e."""
+
+    start_E: Int[Array, "E"]
+    sizes_E: Int[Array, "E"]
+    row_EC: Int[Array, "E C"]
+    live_EC: Bool[Array, "E C"]
+    slot_R: Int[Array, "R"]  # e C + c; E C where the row is in the tail or of no expert
+    pays: Bool[Array, ""]  # else there is no wave
+
+    @classmethod
+    def of(cls, sizes_E: Array, R: int) -> Wave:
+        E, C = sizes_E.shape[0], wave_rows(R, sizes_E.shape[0])
+        beyond_E = jnp.maximum(sizes_E - C, 0)
+        end_E = jnp.cumsum(sizes_E)
+        start_E = end_E - sizes_E
+        c_1C = jnp.arange(C, dtype=jnp.int32)[None, :]
+        row_R = jnp.arange(R, dtype=jnp.int32)
+        expert_R = jnp.sum(row_R[:, None] >= end_E[None, :], axis=1, dtype=jnp.int32)
+        own_R = jnp.minimum(expert_R, E - 1)
+        place_R = row_R - start_E[own_R]
+        in_wave_R = (expert_R < E) & (place_R < C)
+        return cls(
+            start_E=start_E,
+            sizes_E=sizes_E,
+            row_EC=jnp.minimum(start_E[:, None] + c_1C, R - 1),
+            live_EC=c_1C < sizes_E[:, None],
+            slot_R=jnp.where(in_wave_R, own_R * C + place_R, E * C),
+            pays=E * C + _tail_cost(beyond_E) < _tail_cost(sizes_E),
+        )
+
+    def slots(self, x_RK: Float[Array, "R K"]) -> Float[Array, "E C K"]:
+        """The rows of the wave, and zeros."""
+        x_ECK = x_RK.at[self.row_EC].get(mode="promise_in_bounds")
+        return jnp.where(self.live_EC[..., None], x_ECK, 0)
+
+    def rows(self, y_ECK: Float[Array, "E C K"]) -> Float[Array, "R K"]:
+        """The slots as rows; zeros for rows that are not in the wave."""
+        y_MK = y_ECK.reshape(-1, y_ECK.shape[-1])
+        return y_MK.at[self.slot_R].get(mode="fill", fill_value=0)
+
+    def tail(self) -> tuple[Int[Array, "E"], Int[Array, "E"]]:
+        """Sizes and starts of what the experts have beyond the wave."""
+        C = jnp.where(self.pays, self.row_EC.shape[1], 0)
+        return jnp.maximum(self.sizes_E - C, 0), self.start_E + C
+
+    def if_it_pays(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """run(*arguments), or zeros."""
+        shapes = jax.eval_shape(run, *arguments)
+
+        def nothing(x_RD: Array, *_: Any) -> Any:
+            def zeros(leaf: Any) -> Array:
+                return filled(leaf.shape, 0, leaf.dtype, like=x_RD)
+
+            return jax.tree.map(zeros, shapes)
+
+        return jax.lax.cond(self.pays, run, nothing, *arguments)
+
+
+def _tail_cost(sizes_E: Array) -> Array:
+    rows, experts = (jnp.sum(x_E, dtype=jnp.float32) for x_E in (sizes_E, sizes_E > 0))
+    return TAIL_ROW * rows + TAIL_EXPERT * experts
+
+
+def ffn_wave(
+    hidden: Hidden,
+    x_RD: Float[Array, "R D"],
+    w_in: tuple[Float[Array, "E D F"], ...],
+    w_down_EFD: Float[Array, "E F D"],
+    sizes_E: Int[Array, "E"],
+) -> Float[Array, "R D"]:
+    """As `ffn_blocks`."""
+    if x_RD.shape[0] == 0:
+        return jnp.zeros(x_RD.shape, x_RD.dtype)
+    return _ffn(hidden, *same_axes(x_RD, w_in, w_down_EFD, sizes_E.astype(jnp.int32)))
+
+
+def _batched(a_ECK: Array, b: Array, axis_b: int) -> Array:
+    """Products of each expert, contracting a's last axis, in float32 or better."""
+    dimensions = (((2,), (axis_b,)), ((0,), (0,)))
+    dtype = accumulator(a_ECK.dtype)
+    return jax.lax.dot_general(a_ECK, b, dimensions, preferred_element_type=dtype)
+
+
+def _outer(a_ECK: Array, b_ECN: Array) -> Array:
+    """transpose(a_e) b_e."""
+    dimensions = (((1,), (1,)), ((0,), (0,)))
+    dtype = accumulator(a_ECK.dtype)
+    return jax.lax.dot_general(a_ECK, b_ECN, dimensions, preferred_element_type=dtype)
+
+
+def _run(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+) -> tuple[Array, list[Array]]:
+    R = x_RD.shape[0]
+    wave = Wave.of(sizes_E, R)
+
+    def in_wave(x_RD: Array, w_in: Matrices, w_down_EFD: Array) -> tuple[Array, list[Array]]:
+        x_ECD = wave.slots(x_RD)
+        products = [_batched(x_ECD, w_EDF, 1).astype(x_RD.dtype) for w_EDF in w_in]
+        h_ECF = hidden(*products).astype(x_RD.dtype)
+        return wave.rows(_batched(h_ECF, w_down_EFD, 1).astype(x_RD.dtype)), products
+
+    y_RD, products = wave.if_it_pays(in_wave, x_RD, w_in, w_down_EFD)
+
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RD: Array) -> Array:
+        h_BF = hidden(*(dot(block.read(x_RD), w_DF) for w_DF in own[:-1])).astype(x_RD.dtype)
+        return block.store(y_RD, dot(h_BF, own[-1]))
+
+    sizes_E, start_E = wave.tail()
+    matrices = [*w_in, w_down_EFD]
+    y_RD = for_each_block(sizes_E, R, matrices, body, y_RD, start_E, tail_blocks(R))
+    return y_RD, products
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ffn(hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
+    return _run(hidden, x_RD, w_in, w_down_EFD, sizes_E)[0]
+
+
+def _forward(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+) -> tuple[Array, tuple[Any, ...]]:
+    y_RD, products = _run(hidden, x_RD, w_in, w_down_EFD, sizes_E)
+    products = [checkpoint_name(a_ECF, "expert_hidden") for a_ECF in products]
+    return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, products)
+
+
+def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+    x_RD, w_in, w_down_EFD, sizes_E, products = residuals
+    R, dtype = x_RD.shape[0], accumulator(x_RD.dtype)
+    wave = Wave.of(sizes_E, R)
+
+    def in_wave(
+        x_RD: Array, dy_RD: Array, w_in: Matrices, w_down_EFD: Array, products: list[Array]
+    ) -> tuple[Array, list[Array], Array]:
+        dy_ECD = wave.slots(dy_RD)
+        h_ECF, pull_back = jax.vjp(hidden, *(a_ECF.astype(dtype) for a_ECF in products))
+        dw_down_EFD = _outer(h_ECF.astype(x_RD.dtype), dy_ECD)
+        d_in = [a.astype(x_RD.dtype) for a in pull_back(_batched(dy_ECD, w_down_EFD, 2))]
+        x_ECD = wave.slots(x_RD)
+        dw_in = [_outer(x_ECD, a_ECF) for a_ECF in d_in]
+        terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
+        dx_RD = wave.rows(functools.reduce(jnp.add, terms).astype(x_RD.dtype))
+        return dx_RD, dw_in, dw_down_EFD
+
+    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+        dx_RD, dw_in, dw_down_EFD = carry
+        x_BD, dy_BD = block.load(x_RD), block.load(dy_RD)
+        h_BF, pull_back = jax.vjp(hidden, *(dot(x_BD, w_DF) for w_DF in own[:-1]))
+        dw_down_EFD = add_to_group(dw_down_EFD, dot(h_BF.astype(x_RD.dtype).T, dy_BD), e, False)
+        d_in = [a.astype(x_RD.dtype) for a in pull_back(dot(dy_BD, own[-1], axis_b=1))]
+        terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
+        dw_in = [
+            add_to_group(dw_EDF, dot(x_BD.T, a_BF), e, False)
+            for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
+        ]
+        return block.store(dx_RD, functools.reduce(jnp.add, terms)), dw_in, dw_down_EFD
+
+    carry = wave.if_it_pays(in_wave, x_RD, dy_RD, w_in, w_down_EFD, products)
+    sizes_E, start_E = wave.tail()
+    matrices = [*w_in, w_down_EFD]
+    dx_RD, dw_in, dw_down_EFD = for_each_block(
+        sizes_E, R, matrices, body, carry, start_E, tail_blocks(R)
+    )
+    return (
+        dx_RD,
+        tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True)),
+        dw_down_EFD.astype(w_down_EFD.dtype),
+        np.zeros(sizes_E.shape, jax.dtypes.float0),
+    )
+
+
+_ffn.defvjp(_forward, _backward)
