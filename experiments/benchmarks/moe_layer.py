@@ -275,14 +275,15 @@ def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
                 E=case.E,
                 train=True,
             )
-            assignments, sums = router.route(params["router"], {}, inputs)
+            assignments, sums = router.route(params, {}, inputs)
             plan = make_plan(assignments, None)
             return plan, sums, plan_traffic(plan, inputs.valid_T)
 
         plan_g, sums_g, traffic_g = jax.vmap(group)(x_TD.reshape(g, T, case.D))
         return plan_g.assignments.weight_R, (plan_g, sums_g, traffic_g)
 
-    plan_g = jax.jit(route)(arrays.params, arrays.x_TD)[1][0]
+    params = arrays.params["router"]
+    plan_g = jax.jit(route)(params, arrays.x_TD)[1][0]
     order = jax.jit(sort_rows)(plan_g)
     x_gTD = arrays.x_TD.reshape(g, T, case.D)
     dx_gTD = arrays.dy_TD.reshape(x_gTD.shape)
@@ -303,7 +304,7 @@ def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
     weight_gR = plan_g.assignments.weight_R
     found: dict[tuple[str, str], Compiled] = {}
     steps: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "route": (both(route), (arrays.params, arrays.x_TD, weight_gR)),
+        "route": (both(route), (params, arrays.x_TD, weight_gR)),
         "sort": (sort_rows, (plan_g,)),
         "permute": (pulled(lambda x: to_rows(x, plan_g, order)), (x_gTD, x_MD)),
         "experts": (
