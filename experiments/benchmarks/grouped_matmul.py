@@ -5,7 +5,8 @@
 Forward, and forward + backward (gradients of rows and weights), SwiGLU, of R rows in E experts:
   dense     all rows through one expert of the same size: the same FLOPs, the limit
   even      every expert has R / E rows: one batched product, what XLA can do without routing
-  blocks    `ExpertWeights.rows`: one fused loop over blocks of rows
+  waves     `ExpertWeights.rows` with the backend "waves": a batched product and a tail
+  blocks    with the backend "blocks": one fused loop over blocks of rows
   separate  three calls of `grouped_matmul` with the backend "blocks"
   ragged    the same with `jax.lax.ragged_dot` (--ragged: it is slow)
 In one process, interleaved. Printed are median milliseconds and the speed as a share of dense:
@@ -77,6 +78,9 @@ def arms(sizes_E: np.ndarray, ragged: bool) -> dict[str, Callable[[Any, jax.Arra
     def even(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights).slots(x.reshape(len(sizes_E), -1, x.shape[1])).reshape(x.shape)
 
+    def waves(weights: Any, x: jax.Array) -> jax.Array:
+        return experts(weights, backend="waves").rows(x, sizes)
+
     def blocks(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights, backend="blocks").rows(x, sizes)
 
@@ -88,7 +92,8 @@ def arms(sizes_E: np.ndarray, ragged: bool) -> dict[str, Callable[[Any, jax.Arra
     def ragged_dot(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights, backend="ragged_dot").rows(x, sizes)
 
-    found = {"dense": dense, "even": even, "blocks": blocks, "separate": separate}
+    found = {"dense": dense, "even": even, "waves": waves, "blocks": blocks}
+    found |= {"separate": separate}
     return found | ({"ragged": ragged_dot} if ragged else {})
 
 

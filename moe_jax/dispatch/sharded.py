@@ -91,8 +91,10 @@ class ColumnExperts:
     def slots(self, x_ECd: Float[Array, "E C d"]) -> Float[Array, "E C d"]:
         return self._split(self.weights.slots(self._whole(x_ECd)))
 
-    def rows(self, x_Rd: Float[Array, "R d"], sizes_E: Int[Array, "E"]) -> Float[Array, "R d"]:
-        return self._split(self.weights.rows(self._whole(x_Rd), sizes_E))
+    def rows(
+        self, x_Rd: Float[Array, "R d"], sizes_E: Int[Array, "E"], expected: int | None = None
+    ) -> Float[Array, "R d"]:
+        return self._split(self.weights.rows(self._whole(x_Rd), sizes_E, expected))
 
     def all(self, x_Td: Float[Array, "T d"]) -> Float[Array, "T E d"]:
         return self._split(self.weights.all(self._whole(x_Td)))

@@ -20,8 +20,7 @@ from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
-from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights
-from moe_jax.ops.grouped_matmul.api import resolve
+from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights, row_backend
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
@@ -430,13 +429,9 @@ class _ShardBody:
             w_up_EDF=cast["w_up"],
             w_down_EFD=cast["w_down"],
             activation=self.activation,
-            backend=self._backend(),
+            # By the mesh, which may be of absent devices.
+            backend=row_backend(self.config.matmul, self.mesh.devices.flat[0].platform),
         )
-
-    def _backend(self) -> str:
-        """By the mesh's platform, which is not always the one that this runs on."""
-        chosen = self.config.matmul
-        return resolve(chosen, self.mesh.devices.flat[0].platform) if chosen == "auto" else chosen
 
 
 def _places(b: int, s: int) -> Int[Array, "b s"]:

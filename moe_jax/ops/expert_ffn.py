@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.ffn_wave import ffn_wave
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
-from moe_jax.ops.grouped_matmul.api import resolve
 from moe_jax.ops.precision import accumulator
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
@@ -37,6 +36,14 @@ FUSED = {"blocks": ffn_blocks, "waves": ffn_wave}
 ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
 
+def row_backend(backend: str, platform: str | None = None) -> str:
+    """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs): "auto"
+    is "megablox" on TPU, "waves" elsewhere."""
+    if backend == "auto":
+        return "megablox" if (platform or jax.default_backend()) == "tpu" else "waves"
+    return backend
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
@@ -44,8 +51,7 @@ class ExpertWeights:
 
     Inside a shard_map these are the device's experts and its part of F: a caller that shards F
     sums the outputs over that axis. No collective runs here.
-    activation: a key of ACTIVATIONS. backend: of `rows`, one of ROW_BACKENDS or "auto" (see
-    `grouped_matmul`).
+    activation: a key of ACTIVATIONS. backend: of `rows`, see `row_backend`.
     Outputs have x's dtype; products accumulate in float32.
     """
 
@@ -60,13 +66,19 @@ class ExpertWeights:
         h_ECF = self._hidden(functools.partial(_einsum, "ECD,EDF->ECF", x_ECD))
         return _einsum("ECF,EFD->ECD", h_ECF, self.w_down_EFD)
 
-    def rows(self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"]) -> Float[Array, "R D"]:
-        """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros."""
-        backend = self.backend if self.backend in FUSED else resolve(self.backend)
+    def rows(
+        self, x_RD: Float[Array, "R D"], sizes_E: Int[Array, "E"], expected: int | None = None
+    ) -> Float[Array, "R D"]:
+        """Rows sorted by expert, sizes_E of them each; rows past sum(sizes) give zeros.
+
+        expected: sum(sizes) under an even load (a buffer for received rows is larger); None: R.
+        """
+        backend = row_backend(self.backend)
         if backend in FUSED:
+            run = FUSED[backend]
             activate = _activate(self.activation)
-            return FUSED[backend](activate, x_RD, self._w_in, self.w_down_EFD, sizes_E)
-        matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=self.backend)
+            return run(activate, x_RD, self._w_in, self.w_down_EFD, sizes_E, expected)
+        matmul = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=backend)
         h_RF = self._hidden(functools.partial(matmul, x_RD))
         return matmul(h_RF, self.w_down_EFD)
 

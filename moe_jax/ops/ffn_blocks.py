@@ -33,12 +33,14 @@ def ffn_blocks(
     w_in: tuple[Float[Array, "E D F"], ...],
     w_down_EFD: Float[Array, "E F D"],
     sizes_E: Int[Array, "E"],
+    expected: int | None = None,
 ) -> Float[Array, "R D"]:
     """y_r = hidden(x_r w_1, x_r w_2, ...) w_down with the matrices of row r's expert.
 
     Args:
       hidden: elementwise, from as many (B, F) arrays as there are in w_in to one.
       x_RD, sizes_E: rows sorted by expert, as in `grouped_matmul`; so are rows past sum(sizes).
+      expected: not needed here.
 
     Products and the activation are in float32 (float64 for float64). The products kept for the
     backward pass have x's dtype and the name "expert_hidden" for `jax.checkpoint` policies.

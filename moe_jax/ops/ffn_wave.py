@@ -31,12 +31,14 @@ from moe_jax.ops.precision import accumulator
 # computes the products before the activation again, and matrices are copied.
 TAIL_ROW, TAIL_EXPERT = 1.3, 64
 
+Static = tuple[Hidden, int]  # the hidden function, and the rows of each expert in the wave
+
 
 def wave_rows(R: int, E: int) -> int:
-    """Rows of each expert in the wave: the mean of a balanced load and 1.5 of its deviations (of R
+    """Rows of each expert in the wave: the mean of a balanced load and 1.25 of its deviations (of R
     independent choices), a multiple of 8."""
     mean = R / E
-    return min(8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), R)
+    return 8 * math.ceil((mean + 1.25 * math.sqrt(mean)) / 8)
 
 
 def tail_blocks(R: int) -> BlockSizes:
@@ -59,8 +61,8 @@ class Wave:
     pays: Bool[Array, ""]  # else there is no wave
 
     @classmethod
-    def of(cls, sizes_E: Array, R: int) -> Wave:
-        E, C = sizes_E.shape[0], wave_rows(R, sizes_E.shape[0])
+    def of(cls, sizes_E: Array, R: int, C: int) -> Wave:
+        E = sizes_E.shape[0]
         beyond_E = jnp.maximum(sizes_E - C, 0)
         end_E = jnp.cumsum(sizes_E)
         start_E = end_E - sizes_E
@@ -118,11 +120,14 @@ def ffn_wave(
     w_in: tuple[Float[Array, "E D F"], ...],
     w_down_EFD: Float[Array, "E F D"],
     sizes_E: Int[Array, "E"],
+    expected: int | None = None,
 ) -> Float[Array, "R D"]:
-    """As `ffn_blocks`."""
-    if x_RD.shape[0] == 0:
+    """As `ffn_blocks`. expected: rows under an even load, which the wave is made for; None: R."""
+    R, E = x_RD.shape[0], w_down_EFD.shape[0]
+    if R == 0:
         return jnp.zeros(x_RD.shape, x_RD.dtype)
-    return _ffn(hidden, *same_axes(x_RD, w_in, w_down_EFD, sizes_E.astype(jnp.int32)))
+    C = min(wave_rows(R if expected is None else expected, E), R)
+    return _ffn((hidden, C), *same_axes(x_RD, w_in, w_down_EFD, sizes_E.astype(jnp.int32)))
 
 
 def _batched(a_ECK: Array, b: Array, axis_b: int) -> Array:
@@ -140,10 +145,10 @@ def _outer(a_ECK: Array, b_ECN: Array) -> Array:
 
 
 def _run(
-    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+    static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
 ) -> tuple[Array, list[Array]]:
-    R = x_RD.shape[0]
-    wave = Wave.of(sizes_E, R)
+    (hidden, C), R = static, x_RD.shape[0]
+    wave = Wave.of(sizes_E, R, C)
 
     def in_wave(x_RD: Array, w_in: Matrices, w_down_EFD: Array) -> tuple[Array, list[Array]]:
         x_ECD = wave.slots(x_RD)
@@ -164,22 +169,22 @@ def _run(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ffn(hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
-    return _run(hidden, x_RD, w_in, w_down_EFD, sizes_E)[0]
+def _ffn(static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
+    return _run(static, x_RD, w_in, w_down_EFD, sizes_E)[0]
 
 
 def _forward(
-    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+    static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
 ) -> tuple[Array, tuple[Any, ...]]:
-    y_RD, products = _run(hidden, x_RD, w_in, w_down_EFD, sizes_E)
+    y_RD, products = _run(static, x_RD, w_in, w_down_EFD, sizes_E)
     products = [checkpoint_name(a_ECF, "expert_hidden") for a_ECF in products]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, products)
 
 
-def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+def _backward(static: Static, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
     x_RD, w_in, w_down_EFD, sizes_E, products = residuals
-    R, dtype = x_RD.shape[0], accumulator(x_RD.dtype)
-    wave = Wave.of(sizes_E, R)
+    (hidden, C), R, dtype = static, x_RD.shape[0], accumulator(x_RD.dtype)
+    wave = Wave.of(sizes_E, R, C)
 
     def in_wave(
         x_RD: Array, dy_RD: Array, w_in: Matrices, w_down_EFD: Array, products: list[Array]

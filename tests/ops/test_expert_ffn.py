@@ -119,7 +119,7 @@ def test_where_a_wave_pays():
     R = 1024
 
     def wave(*sizes):
-        return Wave.of(jnp.array(sizes, jnp.int32), R)
+        return Wave.of(jnp.array(sizes, jnp.int32), R, C)
 
     C = wave_rows(R, 4)
     assert C >= R / 4

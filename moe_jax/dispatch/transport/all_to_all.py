@@ -96,7 +96,7 @@ def _rows(
 
     source_n1 = jnp.arange(n, dtype=jnp.int32)[:, None]
     start_ne = source_n1 * B + jnp.cumsum(received_ne, axis=1) - received_ne
-    back_ND = run_received(received_nBD.reshape(n * B, D), received_ne, start_ne, experts)
+    back_ND = run_received(received_nBD.reshape(n * B, D), received_ne, start_ne, experts, M)
 
     back_nBD = jax.lax.all_to_all(back_ND.reshape(n, B, D), axis, 0, 0)
     back_nBD = checkpoint_name(back_nBD, "returned")

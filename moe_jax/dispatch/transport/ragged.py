@@ -77,7 +77,7 @@ def _rows(
     end_ne = jnp.minimum(jnp.cumsum(wanted_nne[:, me], axis=1), sent_nn[:, me, None])
     sizes_ne = jnp.diff(end_ne, axis=1, prepend=jnp.zeros((n, 1), end_ne.dtype))
     start_ne = arrival_nn[:, me, None] + end_ne - sizes_ne
-    back_ND = run_received(received_ND, sizes_ne, start_ne, experts)
+    back_ND = run_received(received_ND, sizes_ne, start_ne, experts, M)
 
     y_MD = ragged_all_to_all(
         back_ND,

@@ -14,17 +14,19 @@ def run_received(
     sizes_ne: Int[Array, "n e"],
     start_ne: Int[Array, "n e"],
     experts: Experts,
+    expected: int,
 ) -> Float[Array, "N D"]:
     """The experts on received rows, which lie by (source, expert); the results lie likewise.
 
     sizes_ne, start_ne: how many rows of each source and local expert came, and where they start;
     starts never fall along the flat (source, expert) order. Places between blocks give zeros.
+    expected: rows that come under an even load.
     """
     N = x_ND.shape[0]
     place_N, sizes_e = sort_received(sizes_ne, start_ne, N)
     index_N = invert_index(place_N, N)
     sorted_ND = gather_rows(x_ND, index_N, place_N[:, None])
-    y_ND = experts.rows(sorted_ND, sizes_e)
+    y_ND = experts.rows(sorted_ND, sizes_e, expected)
     return gather_rows(y_ND, place_N, index_N[:, None])
 
 

@@ -17,8 +17,9 @@ class Experts(Protocol):
         """(E, C, D) -> (E, C, D): every expert on its own slots."""
         ...
 
-    def rows(self, x_RD: Array, sizes_E: Array) -> Array:
-        """(R, D) -> (R, D), rows sorted by expert; rows past sum(sizes) give zeros."""
+    def rows(self, x_RD: Array, sizes_E: Array, expected: int | None = None) -> Array:
+        """(R, D) -> (R, D), rows sorted by expert; rows past sum(sizes) give zeros. expected: how
+        many there are under an even load; None: R."""
         ...
 
     def all(self, x_TD: Array) -> Array:

@@ -19,14 +19,12 @@ BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "blocks": blocks,
     "megablox": megablox,
 }
-# What "auto" stands for; "blocks" where there is no row.
-BY_PLATFORM = {"tpu": "megablox"}
 
 
-def resolve(backend: str, platform: str | None = None) -> str:
-    """The row of BACKENDS that a name stands for on a platform (None: where JAX runs)."""
+def resolve(backend: str) -> str:
+    """The row of BACKENDS that a name stands for where JAX runs."""
     if backend == "auto":
-        return BY_PLATFORM.get(platform or jax.default_backend(), "blocks")
+        return "megablox" if jax.default_backend() == "tpu" else "blocks"
     if backend not in BACKENDS:
         raise ValueError(f"grouped_matmul: no backend {backend!r}; there are {sorted(BACKENDS)}")
     return backend
