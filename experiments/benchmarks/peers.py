@@ -66,17 +66,22 @@ def main(folder: str, case_json: str) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = json.loads(case_json)
+    on_gpu = torch.cuda.is_available()
+    torch.set_default_device("cuda" if on_gpu else "cpu")
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     arrays = np.load(Path(folder) / "arrays.npz")
     make = train_step_arms if case.get("kind") == "train_step" else layer_arms
     runs = make(arrays, case)
     for run in runs.values():
         for passes in ("forward", "both"):
             run(passes)
+            wait()
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:
         arm, passes = json.loads(line)
         start = time.perf_counter()
         runs[arm](passes)
+        wait()
         print(time.perf_counter() - start, flush=True)
 
 
@@ -89,7 +94,7 @@ def layer_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[str], N
     T, D, F, E, k = (case[name] for name in ("T", "D", "F", "E", "k"))
     dtype = getattr(torch, case["dtype"])
     x, dy, router, gate, up, down = (
-        torch.from_numpy(arrays[name]).to(dtype)
+        torch.from_numpy(arrays[name]).to(torch.get_default_device(), dtype)
         for name in ("x", "dy", "router", "w_gate", "w_up", "w_down")
     )
     x, dy = x.reshape(1, T, D), dy.reshape(1, T, D)
@@ -158,7 +163,7 @@ def train_step_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[st
     )
     model = MixtralForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
-    ids = torch.from_numpy(arrays["tokens"]).long()
+    ids = torch.from_numpy(arrays["tokens"]).to(torch.get_default_device()).long()
 
     def run(implementation: str, passes: str) -> None:
         if passes == "forward":
