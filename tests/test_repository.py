@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests.mutants.faults import FAULTS
+
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = set(
     "setup.py README.md moe_jax configs experiments tests launch docs Makefile LICENSE "
@@ -28,6 +30,12 @@ def tracked() -> list[Path]:
 
 def test_top_level_is_the_agreed_one():
     assert {path.relative_to(ROOT).parts[0] for path in tracked()} == TOP_LEVEL
+
+
+def test_planted_faults_still_have_a_place():
+    """Each fragment of `make test-mutants` stands exactly once in its file."""
+    for fault in FAULTS:
+        assert (ROOT / fault.file).read_text("utf-8").count(fault.old) == 1, fault.name
 
 
 def test_no_large_file():

@@ -250,21 +250,30 @@ def _priority(arms: dict[str, Any]) -> list[str]:
 
 
 def _remoe(arms: dict[str, Any]) -> list[str]:
+    E = experiment_of(of("remoe"), 0, FLAGS.steps).moe.num_experts
     lines = [
         "## ReMoE's controller",
         "",
-        "Active experts per token in each layer; all layers stay within 10 % from the last step.",
+        "Active experts per token in each layer, mean of steps 141-150, and the sparsity 1 - "
+        "active / experts over all layers; reached: within 0.05 of the target.",
         "",
-        "| first coefficient | target | mean of steps 141-150, by layer | within 10 % from step |",
-        "| --- | --- | --- | --- |",
+        "| first coefficient | active experts, by layer | sparsity | target | reached |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for arm, by_seed in arms.items():
+    reached = []
+    for arm, by_seed in sorted(arms.items(), key=lambda item: float(item[0].split()[1])):
         for x in by_seed.values():
             layers = ", ".join(f"{value:.2f}" for value in x["active_at_150"])
+            sparsity, target = 1 - np.mean(x["active_at_150"]) / E, 1 - x["target"] / E
+            near = abs(sparsity - target) <= 0.05
+            reached += [float(arm.split()[1])] if near else []
             lines.append(
-                f"| {arm.split()[1]} | {x['target']} | {layers} | "
-                f"{x['step_from_which_within_10_percent']} |"
+                f"| {arm.split()[1]} | {layers} | {sparsity:.3f} | {target:.3f} | "
+                f"{'yes' if near else 'no'} |"
             )
+    if reached:
+        decades = np.log10(max(reached) / min(reached))
+        lines += ["", f"Reached within 150 steps over {decades:.0f} decades of the coefficient."]
     return lines
 
 

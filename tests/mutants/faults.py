@@ -883,10 +883,41 @@ IN_THE_STEP = (
     _fault(
         "padding in the cross-entropy",
         "moe_jax/tasks/language_model.py",
-        "jnp.where(self.target_mask(raw), lse_BS - hit_BS, 0)",
-        "lse_BS - hit_BS",
+        "nats=jnp.sum(jnp.where(mask_BS, nats_BS, 0))",
+        "nats=jnp.sum(nats_BS)",
         TASK + "sums_are_those_of_the_counted_targets",
     ),
 )
 
-FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP
+KERNELS = (
+    _fault(
+        "attention: keys behind the query",
+        "moe_jax/nn/attention.py",
+        "place_S[own, None] >= place_S[None, :end]",
+        "place_S[own, None] >= 0 * place_S[None, :end]",
+        "tests/nn/test_attention.py::test_attention",
+    ),
+    _fault(
+        "chunks of the loss: sums of two scales",
+        "moe_jax/ops/cross_entropy.py",
+        "sum_BS * jnp.exp(most_BS - larger_BS) + terms_BS",
+        "sum_BS + terms_BS",
+        "tests/ops/test_cross_entropy.py::test_against_float64",
+    ),
+    _fault(
+        "wave: the tail starts at the expert's first row",
+        "moe_jax/ops/ffn_wave.py",
+        "self.start_E + C",
+        "self.start_E",
+        "tests/ops/test_expert_ffn.py::test_any_sizes_give_the_same_as_separate_products[waves]",
+    ),
+    _fault(
+        "wave: the rows of the next expert in the gradients",
+        "moe_jax/ops/ffn_wave.py",
+        "jnp.where(self.live_EC[..., None], x_ECK, 0)",
+        "x_ECK",
+        "tests/ops/test_expert_ffn.py::test_rows_equal_the_dense_oracle",
+    ),
+)
+
+FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS
