@@ -37,7 +37,7 @@ from moe_jax.training.build import build
 HERE = Path(__file__).parent
 FIGURES, TEXT = HERE / "behaviour.json", HERE / "behaviour.md"
 FACTORS = (None, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
-LAMBDAS = (1e-16, 1e-12, 1e-8, 1e-6, 1e-3, 1.0)
+LAMBDAS = (1e-16, 1e-13, 1e-12, 1e-8, 1e-6, 1e-3, 1e-2, 1.0)
 
 FLAGS = door_flags()
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds", flag_values=FLAGS)
