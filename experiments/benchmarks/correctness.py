@@ -36,7 +36,7 @@ TOLERANCE = {"float32": 2e-2, "bfloat16": 6e-2}  # float32 products may run in T
 FLAGS = door_flags()
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of rows", flag_values=FLAGS)
 flags.DEFINE_list(
-    "backends", ["auto", "waves", "blocks"], "of sorted rows: see moe.matmul", flag_values=FLAGS
+    "backends", ["auto", "waves"], "of sorted rows: see moe.matmul", flag_values=FLAGS
 )
 flags.DEFINE_float("tolerance", None, "largest error that passes", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write the figures to this file", flag_values=FLAGS)

@@ -92,8 +92,7 @@ def arms(sizes_E: np.ndarray, ragged: bool) -> dict[str, Callable[[Any, jax.Arra
     def ragged_dot(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights, backend="ragged_dot").rows(x, sizes)
 
-    found = {"dense": dense, "even": even, "waves": waves, "blocks": blocks}
-    found |= {"separate": separate}
+    found = {"dense": dense, "even": even, "waves": waves, "blocks": blocks, "separate": separate}
     return found | ({"ragged": ragged_dot} if ragged else {})
 
 

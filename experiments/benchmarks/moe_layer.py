@@ -8,6 +8,7 @@ router, T tokens in rows of 512:
   even           token t takes the experts t k, ..., t k + k - 1 modulo E: every expert has the same
                  number of rows, one batched product, with its gather and its combine
   rows           our dropless layout with the backend of this platform
+  waves          the same with the backend "waves"
   slots_scatter  our slots at a capacity factor of 1.25 in groups of 512 tokens: drops
   slots_einsum   the same slots filled by a one-hot product, as in GShard
   ragged_dot     our dropless layout with `jax.lax.ragged_dot` (--slow)
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,14 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.peers import TorchPeer, available
-from experiments.benchmarks.timing import MIB, Compiled, compiled, interleaved, limits, machine
+from experiments.benchmarks.timing import (
+    MIB,
+    Compiled,
+    add_results,
+    compiled,
+    interleaved,
+    limits,
+)
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.dispatch.rows import from_rows, sort_rows, to_rows
 from moe_jax.models.network import Network
@@ -59,11 +66,13 @@ GROUP = 512
 CASES = [*(f"4096,512,1024,{E},2" for E in (8, 16, 32, 64, 128, 256)), "4096,128,256,8,2"]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": dict(layout="rows"),
+    "waves": dict(layout="rows", matmul="waves"),
     "slots_scatter": dict(layout="slots_scatter", capacity_factor=1.25),
     "slots_einsum": dict(layout="slots_einsum", capacity_factor=1.25),
     "ragged_dot": dict(layout="rows", matmul="ragged_dot"),
 }
 SLOW = ("ragged_dot",)
+KEYS = ("T", "D", "F", "E", "k", "dtype", "load")  # of a case
 
 FLAGS = door_flags()
 flags.DEFINE_multi_string("case", CASES, "tokens, D, F, experts, k", flag_values=FLAGS)
@@ -121,14 +130,16 @@ class Arrays:
         experts = dict(w_gate=self.w_gate_EDF, w_up=self.w_up_EDF, w_down=self.w_down_EFD)
         return {"router": {"kernel": self.router_DE}, "experts": experts}
 
-    @property
-    def weights(self) -> ExpertWeights:
-        return ExpertWeights(
-            w_gate_EDF=self.w_gate_EDF,
-            w_up_EDF=self.w_up_EDF,
-            w_down_EFD=self.w_down_EFD,
-            activation="swiglu",
-        )
+
+def weights_of(params: Any) -> ExpertWeights:
+    """The experts of a layer's parameters."""
+    experts = params["experts"]
+    return ExpertWeights(
+        w_gate_EDF=experts["w_gate"],
+        w_up_EDF=experts["w_up"],
+        w_down_EFD=experts["w_down"],
+        activation="swiglu",
+    )
 
 
 def make_arrays(case: Case) -> Arrays:
@@ -207,15 +218,8 @@ def even_arm(case: Case) -> Arm:
     def run(params: Any, x_TD: jax.Array) -> tuple[jax.Array, Any]:
         logits_TE = x_TD.astype(jnp.float32) @ params["router"]["kernel"]
         weight_TK = jax.nn.softmax(logits_TE[:, :k])
-        experts = params["experts"]
-        weights = ExpertWeights(
-            w_gate_EDF=experts["w_gate"],
-            w_up_EDF=experts["w_up"],
-            w_down_EFD=experts["w_down"],
-            activation="swiglu",
-        )
         x_MD = gather_rows(x_TD, row_M // k, place_TK)
-        y_MD = weights.slots(x_MD.reshape(E, -1, case.D)).reshape(x_MD.shape)
+        y_MD = weights_of(params).slots(x_MD.reshape(E, -1, case.D)).reshape(x_MD.shape)
         return combine_rows(y_MD, weight_TK, place_TK, row_M), ()
 
     return run
@@ -309,7 +313,7 @@ def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
         "permute": (pulled(lambda x: to_rows(x, plan_g, order)), (x_gTD, x_MD)),
         "experts": (
             pulled(lambda w, x: w.rows(x, order.sizes_E)),
-            (arrays.weights, x_MD, x_MD),
+            (weights_of(arrays.params), x_MD, x_MD),
         ),
         "combine": (pulled(combine), (weight_gR, x_MD, dx_gTD)),
     }
@@ -391,8 +395,7 @@ def measure(case: Case, repeats: int, slow: bool, peers: bool) -> dict[str, Any]
 
 def show(result: dict[str, Any]) -> None:
     """A table of one case."""
-    names = ("T", "D", "F", "E", "k", "dtype", "load")
-    print("\n" + " ".join(f"{name}={result[name]}" for name in names))
+    print("\n" + " ".join(f"{name}={result[name]}" for name in KEYS))
     share = f"{'clock':>8}{'CPU':>6}"
     print(f"{'':14}{'forward':>15}{share}{'+ backward':>15}{share}{'temporary':>15}{'compile':>9}")
     arms = result["arms"]
@@ -426,22 +429,8 @@ def main(arguments: Arguments) -> int:
         show(results[-1])
         jax.clear_caches()
         if FLAGS.json:
-            write(Path(FLAGS.json), results)
+            add_results(Path(FLAGS.json), results[-1:], KEYS)
     return 0
-
-
-def write(path: Path, results: list[dict[str, Any]]) -> None:
-    """Results of the same case in the file are replaced, others stay."""
-    kept = json.loads(path.read_text())["results"] if path.exists() else []
-    keys = ("T", "D", "F", "E", "k", "dtype", "load")
-
-    def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(result[name] for name in keys)
-
-    new = {key(result) for result in results}
-    merged = [old for old in kept if key(old) not in new] + results
-    text = json.dumps({"machine": machine(), "results": merged}, indent=1)
-    path.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def train_step_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[st
     model = MixtralForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
     ids = torch.from_numpy(arrays["tokens"]).to(torch.get_default_device()).long()
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def run(implementation: str, passes: str) -> None:
         if passes == "forward":
@@ -172,7 +173,7 @@ def train_step_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[st
             if hasattr(part, "config"):
                 part.config._experts_implementation = implementation
         optimizer.zero_grad(set_to_none=True)
-        loss = model(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss
+        loss = model(input_ids=inputs, labels=inputs, shift_labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Compiled:
     """A program that has run once, with what its compiler says of it.
 
     compile_seconds: tracing, lowering and compiling. temporary_bytes: of the largest moment beside
-    arguments and outputs. flops: as XLA counts them, loop bodies once.
+    arguments and outputs.
     """
 
     call: Callable[[], Any]
@@ -90,6 +91,19 @@ def limits() -> tuple[dict[str, Callable[[], Any]], Callable[[Mapping[str, float
         }
 
     return calls, rates
+
+
+def add_results(path: Path, results: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Writes results to a JSON file; those in it of the same keys are replaced, others stay."""
+
+    def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(result[name] for name in keys)
+
+    new = {key(result) for result in results}
+    old = json.loads(path.read_text("utf-8"))["results"] if path.exists() else []
+    merged = [*(result for result in old if key(result) not in new), *results]
+    text = json.dumps({"machine": machine(), "results": merged}, indent=1)
+    path.write_text(text + "\n", "utf-8")
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,6 @@ attention, which is counted whole although half of it is masked.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.peers import TorchPeer, available
-from experiments.benchmarks.timing import interleaved, limits, machine
+from experiments.benchmarks.timing import add_results, interleaved, limits
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.decoder import DecoderConfig
@@ -153,11 +152,7 @@ def main(arguments: Arguments) -> int:
         show(result)
         jax.clear_caches()
         if FLAGS.json:
-            path = Path(FLAGS.json)
-            kept = json.loads(path.read_text())["results"] if path.exists() else []
-            kept = [old for old in kept if old["name"] != name]
-            text = json.dumps({"machine": machine(), "results": [*kept, result]}, indent=1)
-            path.write_text(text + "\n", "utf-8")
+            add_results(Path(FLAGS.json), [result], ("name",))
     return 0
 
 

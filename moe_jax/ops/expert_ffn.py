@@ -38,9 +38,10 @@ ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
 def row_backend(backend: str, platform: str | None = None) -> str:
     """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs): "auto"
-    is "megablox" on TPU, "waves" elsewhere."""
+    is "megablox" on TPU, "blocks" elsewhere. ("waves" is faster where loads are nearly even, slower
+    where they are not, as they are early in training.)"""
     if backend == "auto":
-        return "megablox" if (platform or jax.default_backend()) == "tpu" else "waves"
+        return "megablox" if (platform or jax.default_backend()) == "tpu" else "blocks"
     return backend
 
 
