@@ -79,11 +79,8 @@ def controlled(start: float, seed: int) -> dict[str, Any]:
     overrides = of("remoe", initial_lambda=start)
     run, _ = train(experiment_of(overrides, seed, min(FLAGS.steps, 200)), each=each)
     k = run.config.moe.router.k  # type: ignore[attr-defined]
-    worst = np.abs(np.asarray(active) / k - 1).max(axis=1)
-    inside = np.flatnonzero(worst > 0.1)
     return {
         "target": k,
-        "step_from_which_within_10_percent": int(inside[-1] + 2) if inside.size else 1,
         "active_at_150": np.mean(active[140:150], axis=0).tolist(),
         "last": active[-1],
     }

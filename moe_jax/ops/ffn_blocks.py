@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
-from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
+from moe_jax.ops.grouped_matmul.cover import Block, for_each_block, own_rows
 from moe_jax.ops.grouped_matmul.varying import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
@@ -48,12 +48,6 @@ def ffn_blocks(
     return _ffn(hidden, *same_axes(x_RD, w_in, w_down_EFD, sizes_E))
 
 
-def _own_rows(x_RD: Array, sizes_E: Array) -> Array:
-    """x with zeros past the last group's rows."""
-    row_R1 = jnp.arange(x_RD.shape[0], dtype=sizes_E.dtype)[:, None]
-    return jnp.where(row_R1 < jnp.sum(sizes_E, dtype=sizes_E.dtype), x_RD, 0)
-
-
 def _run(
     hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array, keep: bool
 ) -> tuple[Array, list[Array]]:
@@ -69,7 +63,7 @@ def _run(
 
     # Of one value XLA would make one array and copy it.
     kept = [filled((R, F), i, x_RD.dtype, like=x_RD) for i in range(len(w_in))] if keep else []
-    carry = (_own_rows(x_RD, sizes_E), kept)
+    carry = (own_rows(x_RD, sizes_E), kept)
     return for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
 
 
@@ -112,7 +106,7 @@ def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple
         return block.store(dx_RD, dx_BD), dw_in, dw_down_EDF
 
     *dw_in, dw_down_EDF = (filled((E, D, F), 0, dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
-    carry = (_own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
+    carry = (own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
     dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
     return (
         dx_RD,

@@ -25,6 +25,7 @@ from moe_jax.ops.ffn_blocks import Hidden, Matrices
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
 from moe_jax.ops.grouped_matmul.cover import Block, BlockSizes, for_each_block
 from moe_jax.ops.grouped_matmul.varying import filled, same_axes
+from moe_jax.ops.permute import take_or_zero
 from moe_jax.ops.precision import accumulator
 
 # Cost of a row in the tail, and of an expert that has some, in rows of the wave: the backward pass
@@ -51,12 +52,11 @@ def tail_blocks(R: int) -> BlockSizes:
 
 @dataclass(frozen=True)
 class Wave:
-    """Which rows are in the wave: slot c of expert e is row start_e + c, if c < sizes_e."""
+    """Which rows are in the wave: slot c of expert e is row start_e + c; R where c >= sizes_e."""
 
     start_E: Int[Array, "E"]
     sizes_E: Int[Array, "E"]
     row_EC: Int[Array, "E C"]
-    live_EC: Bool[Array, "E C"]
     slot_R: Int[Array, "R"]  # e C + c; E C where the row is in the tail or of no expert
     pays: Bool[Array, ""]  # else there is no wave
 
@@ -75,21 +75,18 @@ class Wave:
         return cls(
             start_E=start_E,
             sizes_E=sizes_E,
-            row_EC=jnp.minimum(start_E[:, None] + c_1C, R - 1),
-            live_EC=c_1C < sizes_E[:, None],
+            row_EC=jnp.where(c_1C < sizes_E[:, None], start_E[:, None] + c_1C, R),
             slot_R=jnp.where(in_wave_R, own_R * C + place_R, E * C),
             pays=E * C + _tail_cost(beyond_E) < _tail_cost(sizes_E),
         )
 
     def slots(self, x_RK: Float[Array, "R K"]) -> Float[Array, "E C K"]:
         """The rows of the wave, and zeros."""
-        x_ECK = x_RK.at[self.row_EC].get(mode="promise_in_bounds")
-        return jnp.where(self.live_EC[..., None], x_ECK, 0)
+        return take_or_zero(x_RK, self.row_EC)
 
     def rows(self, y_ECK: Float[Array, "E C K"]) -> Float[Array, "R K"]:
         """The slots as rows; zeros for rows that are not in the wave."""
-        y_MK = y_ECK.reshape(-1, y_ECK.shape[-1])
-        return y_MK.at[self.slot_R].get(mode="fill", fill_value=0)
+        return take_or_zero(y_ECK.reshape(-1, y_ECK.shape[-1]), self.slot_R)
 
     def tail(self) -> tuple[Int[Array, "E"], Int[Array, "E"]]:
         """Sizes and starts of what the experts have beyond the wave."""

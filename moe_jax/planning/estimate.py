@@ -319,7 +319,7 @@ class Shape:
         projected = T * heads * b
         if remat == "dots":
             return x + projected + hidden
-        # Of one block of queries: no others exist at the same time.
+        # Of one block of queries: none are kept, each is computed again.
         block = query_block(self.row, s["sequence"] > 1)
         logits = T * block * model.num_heads / s["tensor"] * (4 + b)
         latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0

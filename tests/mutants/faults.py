@@ -914,8 +914,8 @@ KERNELS = (
     _fault(
         "wave: the rows of the next expert in the gradients",
         "moe_jax/ops/ffn_wave.py",
-        "jnp.where(self.live_EC[..., None], x_ECK, 0)",
-        "x_ECK",
+        "jnp.where(c_1C < sizes_E[:, None], start_E[:, None] + c_1C, R)",
+        "start_E[:, None] + c_1C",
         "tests/ops/test_expert_ffn.py::test_rows_equal_the_dense_oracle",
     ),
 )

@@ -113,6 +113,12 @@ class Block:
         return jax.lax.dynamic_update_slice_in_dim(x_RK, new_BK, self.start, axis=0)
 
 
+def own_rows(x_RK: Float[Array, "R K"], sizes_E: Int[Array, "E"]) -> Float[Array, "R K"]:
+    """x with zeros past the last group's rows."""
+    row_R1 = jnp.arange(x_RK.shape[0], dtype=sizes_E.dtype)[:, None]
+    return jnp.where(row_R1 < jnp.sum(sizes_E, dtype=sizes_E.dtype), x_RK, 0)
+
+
 def for_each_block(
     sizes_E: Int[Array, "E"],
     R: int,

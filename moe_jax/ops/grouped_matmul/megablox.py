@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int
 
+from moe_jax.ops.grouped_matmul.cover import own_rows
 from moe_jax.ops.grouped_matmul.varying import same_axes
 
 LEAST_ROWS, MOST_ROWS = 128, 512  # of a tile
@@ -70,9 +71,7 @@ def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, transpose: bool)
         )
 
     y_RN = _on_tpu_or_interpreted(kernel, padded, w, sizes_E)[:R]
-    # The kernel leaves tiles of no group as they were.
-    row_R1 = jnp.arange(R, dtype=jnp.int32)[:, None]
-    return jnp.where(row_R1 < jnp.sum(sizes_E), y_RN, 0)
+    return own_rows(y_RN, sizes_E)  # the kernel leaves tiles of no group as they were
 
 
 def _rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array, dtype: jnp.dtype) -> Array:
