@@ -217,9 +217,10 @@ def _check_values(config: Any, path: str, schedule: Schedule) -> None:
 
 
 class KnobSchedules:
-    """The values of all knobs of a config at each step; reads the texts once.
+    """The values of the knobs of a config at each step; reads the texts once.
 
-    scheduled: the paths that follow a schedule; the others keep the config's value.
+    scheduled: the paths that follow a schedule; the others keep the config's value. Those that are
+    0 throughout are left out: what they would multiply (noise, a loss) is then not computed.
     """
 
     def __init__(self, config: Any):
@@ -228,7 +229,7 @@ class KnobSchedules:
         self._constant = {
             path: np.float32(value)
             for path, value in knobs(config).items()
-            if path not in schedules
+            if path not in schedules and value != 0
         }
         self._schedules = schedules
 
@@ -238,7 +239,7 @@ class KnobSchedules:
 
 
 def knob_values(config: Any, step: int) -> dict[str, np.float32]:
-    """All knobs of a config at one step, by path; a loop makes one `KnobSchedules` instead."""
+    """`KnobSchedules` at one step; a loop makes one of these instead."""
     return KnobSchedules(config)(step)
 
 

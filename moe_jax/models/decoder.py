@@ -30,6 +30,8 @@ from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+UNROLLED_ON_CPU = 8
+
 # What the backward pass keeps instead of computing again.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep everything: no recomputation
@@ -54,7 +56,9 @@ class DecoderConfig:
     width of the dense layers. depth: layers in which only some tokens take part. logits_chunks:
     parts of the vocabulary that the loss takes one after the other, dividing vocab_size (on a mesh,
     a device's part of it); None: as many as keep a device's float32 logits within 256 MiB; the
-    numbers differ by rounding. init_scale:
+    numbers differ by rounding. unrolled_layers: up to so many layers are compiled one by one, more
+    of them as a loop, whose time to compile does not grow with them; None: 8 on CPU, where the loop
+    makes a step a fifth longer (it copies what the backward pass keeps), 0 elsewhere. init_scale:
     variance * fan_in of every matrix but the router's (Switch: 0.1). Parameters are param_dtype,
     matmuls dtype; norms, router, softmax and losses are float32 always.
     """
@@ -71,6 +75,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     tie_embeddings: bool = False
     logits_chunks: int | None = None
+    unrolled_layers: int | None = None
     init_scale: float = 1.0
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -80,6 +85,7 @@ class DecoderConfig:
     def check(self) -> Iterator[Rule]:
         sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
         yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim", "logits_chunks")
+        yield from at_least(self, 0, "unrolled_layers")
         if self.logits_chunks and self.vocab_size % self.logits_chunks:
             yield "logits_chunks", f"must divide vocab_size = {self.vocab_size}"
         yield from one_of(self, ACTIVATIONS, "activation")
@@ -408,7 +414,15 @@ class Decoder(nnx.Module):
                 caches |= {name: new_cache} if new_cache is not None else {}
             return x_BSD, (reports, depths, caches)
 
+        unroll = self.config.num_layers <= self._most_unrolled
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        return jax.lax.scan(body, x_BSD, per_layer)
+            # Of a loop's two bodies none is taken for the other.
+            body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
+        return jax.lax.scan(body, x_BSD, per_layer, unroll=unroll)
+
+    @property
+    def _most_unrolled(self) -> int:
+        if self.config.unrolled_layers is not None:
+            return self.config.unrolled_layers
+        return UNROLLED_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else 0

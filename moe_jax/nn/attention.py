@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
-
-# Blocks of queries in causal attention: more of them skip more, and take longer to compile.
-LEAST_BLOCK, MOST_BLOCKS = 64, 8
+from moe_jax.ops.attention import attend, attend_causally, query_block
+from moe_jax.ops.linear import linear
+from moe_jax.ops.precision import accumulator
 
 
 @jax.tree_util.register_dataclass
@@ -31,66 +31,18 @@ def rotate(x_BSNH: Float[Array, "B S N H"], position_BS: Int[Array, "B S"], thet
     and Hugging Face. Su et al. (2104.09864) eq. 34."""
     half = x_BSNH.shape[-1] // 2
     frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BS1H = position_BS.astype(jnp.float32)[:, :, None, None] * frequency_H[None, None, None]
-    cos, sin = jnp.cos(angle_BS1H), jnp.sin(angle_BS1H)
-    first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BSNH.dtype)
-
-
-def attend(
-    query_BNSH: Float[Array, "B N S H"],
-    key_BMPH: Float[Array, "B M P H"],
-    value_BMPH: Float[Array, "B M P H"],
-    mask_BSP: Array,
-) -> Float[Array, "B N S H"]:
-    """softmax(q k / sqrt(H)) v with N / M queries per key head; logits and softmax in float32."""
-    (B, N, S, H), (_, M, P, _) = query_BNSH.shape, key_BMPH.shape
-    Q = N // M
-    # The queries of one key head as one dimension of rows: on CPU a product with two of them is
-    # transposed first. Positions before heads, so that a split of the positions stays one.
-    query_BMRH = query_BNSH.reshape(B, M, Q, S, H).swapaxes(2, 3).reshape(B, M, S * Q, H)
-    logits_BMRP = jnp.einsum(
-        "BMRH,BMPH->BMRP", query_BMRH, key_BMPH, preferred_element_type=jnp.float32
-    ) * (H**-0.5)
-    logits_BMSQP = logits_BMRP.reshape(B, M, S, Q, P)
-    logits_BMSQP = jnp.where(mask_BSP[:, None, :, None, :], logits_BMSQP, -1e30)
-    share_BMSQP = jax.nn.softmax(logits_BMSQP, axis=-1).astype(value_BMPH.dtype)
-    out_BMRH = jnp.einsum("BMRP,BMPH->BMRH", share_BMSQP.reshape(B, M, S * Q, P), value_BMPH)
-    return out_BMRH.reshape(B, M, S, Q, H).swapaxes(2, 3).reshape(B, N, S, H)
-
-
-def query_block(S: int, split: bool = False) -> int:
-    """Queries that attend at once: an eighth of the row, at least 64; all where the row is split
-    over devices, each of which has its part of the queries."""
-    return S if split else max(LEAST_BLOCK, -(-S // MOST_BLOCKS))
-
-
-def attend_causally(
-    query_BNSH: Float[Array, "B N S H"],
-    key_BMSH: Float[Array, "B M S H"],
-    value_BMSH: Float[Array, "B M S H"],
-    segment_BS: Int[Array, "B S"],
-    block: int,
-) -> Float[Array, "B N S H"]:
-    """`attend` of every token to itself and the earlier ones of its segment.
-
-    Blocks of queries skip the keys behind them: with n blocks (n + 1) / 2n of the logits are
-    computed. None are kept for the backward pass, which computes them again (on CPU that takes no
-    longer than to read them; Dao et al., 2205.14135, on GPU).
-    """
-    S = query_BNSH.shape[2]
-    place_S = jnp.arange(S, dtype=jnp.int32)
-    run = jax.checkpoint(attend)
-    done = []
-    for start in range(0, S, block):
-        end = min(start + block, S)
-        own = slice(start, end)
-        mask_BSP = segment_BS[:, own, None] == segment_BS[:, None, :end]
-        mask_BSP &= (place_S[own, None] >= place_S[None, :end])[None]
-        query = query_BNSH[:, :, own]
-        done.append(run(query, key_BMSH[:, :, :end], value_BMSH[:, :, :end], mask_BSP))
-    return done[0] if len(done) == 1 else jnp.concatenate(done, axis=2)
+    angle_BS11H = (
+        position_BS.astype(jnp.float32)[:, :, None, None, None]
+        * frequency_H[None, None, None, None]
+    )
+    cos, sin = jnp.cos(angle_BS11H), jnp.sin(angle_BS11H)
+    # Both halves at once, each beside the other: on CPU a concatenation, and its gradient, are
+    # slower than a reversed axis.
+    dtype = accumulator(x_BSNH.dtype)
+    x_BSN2H = x_BSNH.astype(dtype).reshape(*x_BSNH.shape[:-1], 2, half)
+    sign_21 = jnp.asarray([[-1], [1]], dtype)[None, None, None]
+    turned_BSN2H = x_BSN2H * cos + jnp.flip(x_BSN2H, axis=-2) * (sign_21 * sin)
+    return turned_BSN2H.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
 
 
 class Attention(nnx.Module):
@@ -134,7 +86,9 @@ class Attention(nnx.Module):
         cache: KeyValueCache | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         def project(weight: nnx.Param) -> Array:
-            return jnp.einsum("BSD,DNH->BSNH", x_BSD, weight[...].astype(self.dtype))
+            w_DNH = weight[...].astype(self.dtype)
+            y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
+            return y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])
 
         query, key, value = project(self.wq), project(self.wk), project(self.wv)
         if self.query_norm is not None and self.key_norm is not None:
@@ -143,13 +97,8 @@ class Attention(nnx.Module):
         key = rotate(key, position_BS, self.rope_theta)
         S = x_BSD.shape[1]
         if cache is None:
-            out = attend_causally(
-                _heads_first(query),
-                _heads_first(key),
-                _heads_first(value),
-                segment_BS,
-                query_block(S, self.split_rows),
-            )
+            block = query_block(S, self.split_rows)
+            out_BSNH = attend_causally(query, key, value, jnp.asarray(segment_BS), block)
         else:
             key = jax.lax.dynamic_update_slice_in_dim(cache.key_BPMH, key, cache.length, 1)
             value = jax.lax.dynamic_update_slice_in_dim(cache.value_BPMH, value, cache.length, 1)
@@ -157,8 +106,11 @@ class Attention(nnx.Module):
             place_S = cache.length - S + jnp.arange(S, dtype=jnp.int32)
             seen_SP = jnp.arange(key.shape[1], dtype=jnp.int32)[None, :] <= place_S[:, None]
             mask_BSP = jnp.broadcast_to(seen_SP, (x_BSD.shape[0], *seen_SP.shape))
-            out = attend(_heads_first(query), _heads_first(key), _heads_first(value), mask_BSP)
-        return jnp.einsum("BNSH,NHD->BSD", out, self.wo[...].astype(self.dtype)), cache
+            out_BNSH = attend(_heads_first(query), _heads_first(key), _heads_first(value), mask_BSP)
+            out_BSNH = out_BNSH.swapaxes(1, 2)
+        w_NHD = self.wo[...].astype(self.dtype)
+        out_BSK = out_BSNH.reshape(*x_BSD.shape[:2], -1)
+        return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True), cache
 
 
 def _heads_first(x_BSNH: Array) -> Array:

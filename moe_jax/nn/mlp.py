@@ -8,6 +8,7 @@ from flax import nnx
 
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import ACTIVATIONS, GATED
+from moe_jax.ops.linear import linear
 
 
 class MLP(nnx.Module):
@@ -34,9 +35,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
-        h_BSF = x_BSD @ self.w_up[...].astype(self.dtype)
+        h_BSF = linear(x_BSD, self.w_up[...].astype(self.dtype))
         if self.w_gate is not None:
-            h_BSF = act(x_BSD @ self.w_gate[...].astype(self.dtype)) * h_BSF
+            h_BSF = act(linear(x_BSD, self.w_gate[...].astype(self.dtype))) * h_BSF
         else:
             h_BSF = act(h_BSF)
-        return h_BSF @ self.w_down[...].astype(self.dtype)
+        return linear(h_BSF, self.w_down[...].astype(self.dtype), True)

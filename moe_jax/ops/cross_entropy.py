@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from moe_jax.ops.linear import linear
+
 
 def logits_of(x_BSD: Float[Array, "B S D"], w_DV: Float[Array, "D V"]) -> Float[Array, "B S V"]:
     """x w in float32."""
-    return jnp.einsum("BSD,DV->BSV", x_BSD, w_DV, preferred_element_type=jnp.float32)
+    return linear(x_BSD, w_DV, False, jnp.dtype(jnp.float32))
 
 
 def nats_and_best(

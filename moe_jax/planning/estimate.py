@@ -15,9 +15,9 @@ from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
-from moe_jax.nn.attention import query_block
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
+from moe_jax.ops.attention import query_block
 from moe_jax.ops.expert_ffn import GATED
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.routing.capacity import expert_capacity

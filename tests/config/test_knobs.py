@@ -109,6 +109,19 @@ def test_all_knobs_have_a_value_at_every_step():
     assert {type(value) for value in values(3).values()} == {np.float32}
 
 
+def test_a_knob_that_stays_0_is_no_argument():
+    """Then code sees a plain 0 and skips what it would multiply."""
+    config = Toy(layer=Layer(chooser=Nested(weight=0.0, inner=Greedy(noise=0.0))))
+    assert KnobSchedules(config)(0) == {}
+    assert bind(config, KnobSchedules(config)(0)).layer.chooser.weight == 0
+    ramp = "layer.chooser.weight = linear(0, 1, 4)"
+    values = KnobSchedules(dataclasses.replace(config, schedules=(ramp,)))
+    assert [values(step) for step in (0, 1)] == [
+        {"layer.chooser.weight": 0.0},
+        {"layer.chooser.weight": 0.25},
+    ]
+
+
 def test_bind_takes_paths_of_the_whole_config():
     config = Toy(layer=Layer(chooser=Nested(inner=Greedy())))
     values = {"layer.chooser.inner.noise": 0.125, "elsewhere.noise": 1.0}

@@ -74,6 +74,32 @@ def test_decoding_equals_the_full_forward_pass(config):
             np.testing.assert_allclose(logits[0], full[place], rtol=1e-4, atol=1e-5)
 
 
+def lowered(layers, unrolled=None):
+    """The text of the gradient's program."""
+    config = dataclasses.replace(SMALL, num_layers=layers, unrolled_layers=unrolled)
+    network, params, state = build(config, dataclasses.replace(MOE, every=1, first=0))
+    batch = batch_of(random_tokens())
+
+    def total(params):
+        return jnp.sum(network.apply(params, batch, Context(), state).logits_BSV)
+
+    return jax.jit(jax.grad(total)).lower(params).as_text()
+
+
+def test_layers_one_by_one_and_as_a_loop():
+    """The same numbers; the loop's program does not grow with the layers."""
+    tokens = random_tokens()
+    one_by_one, loop = (
+        logits_of(*build(dataclasses.replace(SMALL, unrolled_layers=most)), tokens)
+        for most in (3, 2)
+    )
+    np.testing.assert_allclose(one_by_one, loop, rtol=1e-5, atol=1e-5)
+    length = len(lowered(9))
+    assert len(lowered(18)) < 1.02 * length
+    assert len(lowered(9, unrolled=9)) > 2 * length
+    assert len(lowered(4)) == len(lowered(4, unrolled=8)) > 1.3 * len(lowered(4, unrolled=3))
+
+
 def test_segments_do_not_see_each_other():
     """Two documents packed into one row give what they give alone."""
     network, params, state = build()
@@ -119,12 +145,14 @@ def test_bfloat16_compute_keeps_float32_parameters_and_routing():
     config = dataclasses.replace(SMALL, dtype="bfloat16")
     network, params, state = build(config)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    output = network.apply(params, batch_of(random_tokens()), Context(capture=True), state)
+    # Tokens none of which is so near a tie that rounding changes its expert.
+    tokens = random_tokens(seed=1)
+    output = network.apply(params, batch_of(tokens), Context(capture=True), state)
     assert output.logits_BSV.dtype == jnp.float32
     assert output.report.routes.weight_BSK.dtype == jnp.float32
-    exact = logits_of(*build(SMALL), random_tokens())
+    exact = logits_of(*build(SMALL), tokens)
     rounded = np.asarray(output.logits_BSV)
-    assert 0 < np.abs(rounded - exact).max() < 0.3
+    assert 0 < np.abs(rounded - exact).max() < 0.1
 
 
 @pytest.mark.parametrize(

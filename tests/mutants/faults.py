@@ -24,6 +24,7 @@ MOVES = "tests/dispatch/test_contract.py::test_"
 LAYERS = "tests/nn/test_moe_layer.py::test_"
 STEPS = "tests/training/test_step.py::test_"
 SAME = "tests/training/test_invariance.py::test_"
+ATTENTION = "tests/nn/test_attention.py::test_"
 TASK = "tests/tasks/test_language_model.py::test_"
 
 
@@ -892,10 +893,24 @@ IN_THE_STEP = (
 KERNELS = (
     _fault(
         "attention: keys behind the query",
-        "moe_jax/nn/attention.py",
-        "place_S[own, None] >= place_S[None, :end]",
-        "place_S[own, None] >= 0 * place_S[None, :end]",
-        "tests/nn/test_attention.py::test_attention",
+        "moe_jax/ops/attention.py",
+        "mask_BSP = jnp.tril(mask_BSP)",
+        "mask_BSP = jnp.tril(mask_BSP, 9)",
+        ATTENTION + "attention",
+    ),
+    _fault(
+        "attention: gradient of the softmax without its mean",
+        "moe_jax/ops/attention.py",
+        "dpower_BMPR - dots[i][:, :, None]",
+        "dpower_BMPR",
+        ATTENTION + "blocks_are_the_whole",
+    ),
+    _fault(
+        "attention: keys that are not seen, in the gradients",
+        "moe_jax/ops/attention.py",
+        "power_BMPR = jnp.where(mask_B1PR, power_BMPR, 0)",
+        "power_BMPR = jnp.where(True, power_BMPR, 0)",
+        ATTENTION + "blocks_are_the_whole",
     ),
     _fault(
         "chunks of the loss: sums of two scales",

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.nn.attention import (
-    Attention,
-    KeyValueCache,
-    attend,
-    attend_causally,
-    query_block,
-    rotate,
-)
+from moe_jax.nn.attention import Attention, KeyValueCache, rotate
+from moe_jax.ops.attention import attend, attend_causally, query_block
 
 B, S, D, N, M, H, THETA = 2, 7, 6, 4, 2, 4, 100.0
 
@@ -133,11 +127,11 @@ def test_pieces_through_the_cache_equal_the_whole():
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_of_queries_are_the_whole():
+def test_blocks_are_the_whole():
     """Values and gradients, also where the last block is shorter; later keys are not read."""
     S, block = 150, 64
     rng = np.random.default_rng(3)
-    shapes = ((B, N, S, H), (B, M, S, H), (B, M, S, H), (B, N, S, H))
+    shapes = ((B, S, N, H), (B, S, M, H), (B, S, M, H), (B, S, N, H))
     query, key, value, slope = (
         jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes
     )
@@ -148,24 +142,27 @@ def test_blocks_of_queries_are_the_whole():
         out, pull_back = jax.vjp(run, query, key, value)
         return out, *pull_back(slope)
 
-    whole = gradients(lambda q, k, v: attend(q, k, v, causal_BSS))
+    def at_once(q, k, v):
+        return attend(*(x.swapaxes(1, 2) for x in (q, k, v)), causal_BSS).swapaxes(1, 2)
+
+    whole = gradients(at_once)
     blocks = gradients(lambda q, k, v: attend_causally(q, k, v, segment_BS, block))
     for mine, right in zip(blocks, whole, strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5)
-    broken = key.at[:, :, block:].set(jnp.nan)
-    first = attend_causally(query, broken, value, segment_BS, block)[:, :, :block]
-    assert np.array_equal(first, blocks[0][:, :, :block])
+    broken = key.at[:, block:].set(jnp.nan)
+    first = attend_causally(query, broken, value, segment_BS, block)[:, :block]
+    assert np.array_equal(first, blocks[0][:, :block])
 
 
 def test_sizes_of_blocks():
-    assert [query_block(S) for S in (7, 64, 256, 512, 513, 4096)] == [64, 64, 64, 64, 65, 512]
+    assert [query_block(S) for S in (7, 64, 256, 512, 513, 4096)] == [64, 64, 64, 128, 129, 1024]
     assert query_block(4096, split=True) == 4096
 
 
 def test_no_logits_are_kept_for_the_backward_pass():
     S = 256
-    query = jnp.ones((1, N, S, H))
-    key = value = jnp.ones((1, M, S, H))
+    query = jnp.ones((1, S, N, H))
+    key = value = jnp.ones((1, S, M, H))
     segment_BS = jnp.ones((1, S), jnp.int32)
 
     def run(q, k, v):
@@ -173,8 +170,9 @@ def test_no_logits_are_kept_for_the_backward_pass():
 
     _, pull_back = jax.vjp(run, query, key, value)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.dtype == jnp.float32)
-    # Each block keeps its slices of queries and keys.
-    assert query.size < kept < 8 * query.size < N * S * S
+    # Queries, keys, values, the output, a number for each row, and the scale in each block.
+    blocks = S // query_block(S)
+    assert kept == 2 * query.size + 2 * key.size + N * S + blocks < N * S * S
 
 
 def test_large_logits_stay_finite():

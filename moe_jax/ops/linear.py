@@ -1,0 +1,57 @@
+"""Products with a matrix of parameters, and which of their factors is transposed for its gradient.
+
+dw = transpose(x) dy needs one of x and dy transposed. Left alone, XLA takes dy, and on CPU fuses
+the activation or rotation that made it into a copy against the grain of the memory, which takes
+longer than the product. Here the caller names the factor that is there as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(
+    x: Float[Array, "*n K"],
+    w_KN: Float[Array, "K N"],
+    turn_output: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "*n N"]:
+    """x w.
+
+    turn_output: the gradient of w transposes the gradient of the output, not x: for an x that an
+    elementwise function has just made. dtype: of sums and output; None: x's.
+    """
+    return _dot(x, w_KN, 0, dtype)
+
+
+def _dot(a: Array, b: Array, axis_b: int, dtype: DTypeLike | None) -> Array:
+    dimensions = (((a.ndim - 1,), (axis_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+
+
+def _forward(
+    x: Array, w_KN: Array, turn_output: bool, dtype: DTypeLike | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return _dot(x, w_KN, 0, dtype), (x, w_KN)
+
+
+def _backward(
+    turn_output: bool, dtype: DTypeLike | None, residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, w_KN = residuals
+    dx = _dot(dy, w_KN, 1, dtype).astype(x.dtype)
+    every = tuple(range(x.ndim - 1))
+    dimensions = ((every, every), ((), ()))
+    if turn_output:
+        dw_NK = jax.lax.dot_general(dy, x, dimensions, preferred_element_type=dtype)
+        return dx, dw_NK.T.astype(w_KN.dtype)
+    dw_KN = jax.lax.dot_general(x, dy, dimensions, preferred_element_type=dtype)
+    return dx, dw_KN.astype(w_KN.dtype)
+
+
+linear.defvjp(_forward, _backward)
