@@ -1,6 +1,7 @@
 """A whole sparse layer (route, permute, experts, combine) against what it could cost.
 
     python -m experiments.benchmarks.moe_layer [--case=T,D,F,E,k ...] [--load=random] [--json=FILE]
+                                                [--plot=FILE]
 
 Forward, and forward + backward (gradients of the input and of all parameters), SwiGLU, Mixtral's
 router, T tokens in rows of 512:
@@ -8,7 +9,7 @@ router, T tokens in rows of 512:
   even           token t takes the experts t k, ..., t k + k - 1 modulo E: every expert has the same
                  number of rows, one batched product, with its gather and its combine
   rows           our dropless layout with the backend of this platform
-  waves          the same with the backend "waves"
+  blocks         the same with the backend "blocks"
   slots_scatter  our slots at a capacity factor of 1.25 in groups of 512 tokens: drops
   slots_einsum   the same slots filled by a one-hot product, as in GShard
   ragged_dot     our dropless layout with `jax.lax.ragged_dot` (--slow)
@@ -39,6 +40,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.peers import TorchPeer, available
+from experiments.benchmarks.plot import draw
 from experiments.benchmarks.timing import (
     MIB,
     Compiled,
@@ -66,7 +68,7 @@ GROUP = 512
 CASES = [*(f"4096,512,1024,{E},2" for E in (8, 16, 32, 64, 128, 256)), "4096,128,256,8,2"]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": dict(layout="rows"),
-    "waves": dict(layout="rows", matmul="waves"),
+    "blocks": dict(layout="rows", matmul="blocks"),
     "slots_scatter": dict(layout="slots_scatter", capacity_factor=1.25),
     "slots_einsum": dict(layout="slots_einsum", capacity_factor=1.25),
     "ragged_dot": dict(layout="rows", matmul="ragged_dot"),
@@ -86,6 +88,7 @@ flags.DEFINE_integer("repeats", 11, "timed runs of each arm", flag_values=FLAGS)
 flags.DEFINE_bool("slow", False, "also ragged_dot", flag_values=FLAGS)
 flags.DEFINE_bool("peers", available(), "also Hugging Face in PyTorch", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "add the figures to this file", flag_values=FLAGS)
+flags.DEFINE_string("plot", None, "a picture of this run's figures", flag_values=FLAGS)
 
 
 @dataclass(frozen=True)
@@ -430,6 +433,8 @@ def main(arguments: Arguments) -> int:
         jax.clear_caches()
         if FLAGS.json:
             add_results(Path(FLAGS.json), results[-1:], KEYS)
+    if FLAGS.plot:
+        draw(results, Path(FLAGS.plot))
     return 0
 
 

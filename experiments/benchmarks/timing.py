@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MIB = 2**20
+PAUSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def interleaved(run: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any,
     """For each call (repeats, 2): seconds by the clock, seconds of all processors.
 
     Every repeat runs all calls, so that what disturbs the machine disturbs all of them. A call that
-    returns a float has timed itself (in another process).
+    returns a float has timed itself (in another process). Before each there is a pause, in which
+    threads that wait by spinning go to sleep.
     """
     seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in run}
     for _ in range(repeats):
         for name, call in run.items():
+            time.sleep(PAUSE)
             start = time.perf_counter(), time.process_time()
             own = call()
             took = time.perf_counter() - start[0], time.process_time() - start[1]

@@ -1,6 +1,7 @@
 """A whole training step against Hugging Face's, and against the plain matmul rate of the machine.
 
     python -m experiments.benchmarks.train_step [--size=3.5m ...] [--repeats=9] [--json=FILE]
+                                                 [--plot=FILE]
 
 Float32, AdamW with clipping, dropless Mixtral with its balance loss, the same shapes and batch:
   3.5m       D=128, F=256, 4 layers, 8 experts, k=2, bytes, 16 rows of 256 (the quickstart's model)
@@ -25,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.peers import TorchPeer, available
+from experiments.benchmarks.plot import draw
 from experiments.benchmarks.timing import add_results, interleaved, limits
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.data.tokenizer import IdTokenizer
@@ -49,6 +51,7 @@ flags.DEFINE_multi_enum("size", list(SIZES), list(SIZES), "models", flag_values=
 flags.DEFINE_integer("repeats", 9, "timed steps of each arm", flag_values=FLAGS)
 flags.DEFINE_bool("peers", available(), "also Hugging Face in PyTorch", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "add the figures to this file", flag_values=FLAGS)
+flags.DEFINE_string("plot", None, "a picture of this run's figures", flag_values=FLAGS)
 
 
 def program_of(size: dict[str, int]) -> Program:
@@ -147,12 +150,15 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: Arguments) -> int:
     keep_freed_memory()
+    results = []
     for name in FLAGS.size:
-        result = measure(name, FLAGS.repeats, FLAGS.peers)
-        show(result)
+        results.append(measure(name, FLAGS.repeats, FLAGS.peers))
+        show(results[-1])
         jax.clear_caches()
         if FLAGS.json:
-            add_results(Path(FLAGS.json), [result], ("name",))
+            add_results(Path(FLAGS.json), results[-1:], ("name",))
+    if FLAGS.plot:
+        draw(results, Path(FLAGS.plot))
     return 0
 
 

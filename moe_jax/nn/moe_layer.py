@@ -21,7 +21,7 @@ from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights, row_backend
-from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.parallel.mesh import ROW_AXES, with_trivial_axes
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.counterfactual import token_probabilities
@@ -280,7 +280,7 @@ class MoELayer(nnx.Module):
                 TOKENS,
                 BATCH_SPECS,
                 TOKENS,
-                {name: EXPERT_SPECS[name] for name in experts},
+                {name: with_trivial_axes(EXPERT_SPECS[name], self.mesh) for name in experts},
                 whole,
                 whole,
                 whole,

@@ -48,10 +48,10 @@ def ffn_blocks(
     return _ffn(hidden, *same_axes(x_RD, w_in, w_down_EFD, sizes_E))
 
 
-def _run(
-    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array, keep: bool
+def run_blocks(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array, keep: int
 ) -> tuple[Array, list[Array]]:
-    """The output and, if they are to be kept, the products before the activation."""
+    """The output and the products before the activation, in arrays of `keep` rows (0: none)."""
     R, F = x_RD.shape[0], w_down_EFD.shape[1]
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
@@ -62,26 +62,34 @@ def _run(
         return block.store(y_RD, dot(h_BF, own[-1])), kept
 
     # Of one value XLA would make one array and copy it.
-    kept = [filled((R, F), i, x_RD.dtype, like=x_RD) for i in range(len(w_in))] if keep else []
+    kept = [filled((keep, F), i, x_RD.dtype, like=x_RD) for i in range(len(w_in) if keep else 0)]
     carry = (own_rows(x_RD, sizes_E), kept)
     return for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ffn(hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
-    return _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=False)[0]
+    return run_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=0)[0]
 
 
 def _forward(
     hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
 ) -> tuple[Array, tuple[Any, ...]]:
-    y_RD, kept = _run(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=True)
+    y_RD, kept = run_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=x_RD.shape[0])
     kept = [checkpoint_name(a_RF, "expert_hidden") for a_RF in kept]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
 
 
-def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
-    x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
+def blocks_gradients(
+    hidden: Hidden,
+    x_RD: Array,
+    w_in: Matrices,
+    w_down_EFD: Array,
+    sizes_E: Array,
+    kept: list[Array],
+    dy_RD: Array,
+) -> tuple[Array, list[Array], Array]:
+    """Of x, w_in and w_down, the latter in float32 or better."""
     (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
     dtype = accumulator(x_RD.dtype)
     # Transposed once, here: a product with a transposed left side is slower on CPU. That gives
@@ -108,12 +116,29 @@ def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple
     *dw_in, dw_down_EDF = (filled((E, D, F), 0, dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
     carry = (own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
     dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
+    return dx_RD, dw_in, dw_down_EDF.swapaxes(1, 2)
+
+
+def cotangents(
+    w_in: Matrices,
+    w_down_EFD: Array,
+    sizes_E: Array,
+    gradients: tuple[Array, list[Array], Array],
+) -> tuple[Any, ...]:
+    """For the arguments of `_ffn`, in their types."""
+    dx_RD, dw_in, dw_down_EFD = gradients
     return (
         dx_RD,
         tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True)),
-        dw_down_EDF.swapaxes(1, 2).astype(w_down_EFD.dtype),
+        dw_down_EFD.astype(w_down_EFD.dtype),
         np.zeros(sizes_E.shape, jax.dtypes.float0),
     )
+
+
+def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+    x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
+    gradients = blocks_gradients(hidden, x_RD, w_in, w_down_EFD, sizes_E, kept, dy_RD)
+    return cotangents(w_in, w_down_EFD, sizes_E, gradients)
 
 
 _ffn.defvjp(_forward, _backward)

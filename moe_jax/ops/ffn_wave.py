@@ -4,33 +4,40 @@ A loop over experts (`ffn_blocks`) copies each expert's matrices out of the arra
 CPU backend waits at every product. A batched product reads them in place, but needs as many rows of
 each expert. Here every expert gives its first C rows to one batched product per matrix, C a little
 above the mean load; what an expert has beyond is the tail, which goes through the loop. Where the
-load is so skewed that the wave would be mostly padding, there is none, and all rows are the tail.
+load is so skewed that this would take longer than the loop for all, the loop it is.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.ops.ffn_blocks import Hidden, Matrices
+from moe_jax.ops.ffn_blocks import (
+    Hidden,
+    Matrices,
+    blocks_gradients,
+    cotangents,
+    ffn_blocks,
+    run_blocks,
+)
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
 from moe_jax.ops.grouped_matmul.cover import Block, BlockSizes, for_each_block
-from moe_jax.ops.grouped_matmul.varying import filled, same_axes
+from moe_jax.ops.grouped_matmul.varying import same_axes
 from moe_jax.ops.permute import take_or_zero
 from moe_jax.ops.precision import accumulator
 
-# Cost of a row in the tail, and of an expert that has some, in rows of the wave: the backward pass
-# computes the products before the activation again, and matrices are copied.
-TAIL_ROW, TAIL_EXPERT = 1.3, 64
+# Costs in slots of the wave, as measured on CPU: of a row in the loop, and of an expert that has
+# some, whose matrices are copied. In the tail, the backward pass computes the products before the
+# activation again, and adds to the wave's gradients.
+LOOP_ROW, LOOP_EXPERT = 1.2, 40.0
+TAIL_ROW, TAIL_EXPERT = 1.6, 64.0
 
 Static = tuple[Hidden, int]  # the hidden function, and the rows of each expert in the wave
 
@@ -58,7 +65,7 @@ class Wave:
     sizes_E: Int[Array, "E"]
     row_EC: Int[Array, "E C"]
     slot_R: Int[Array, "R"]  # e C + c; E C where the row is in the tail or of no expert
-    pays: Bool[Array, ""]  # else there is no wave
+    pays: Bool[Array, ""]  # else all rows are left to the loop
 
     @classmethod
     def of(cls, sizes_E: Array, R: int, C: int) -> Wave:
@@ -77,7 +84,8 @@ class Wave:
             sizes_E=sizes_E,
             row_EC=jnp.where(c_1C < sizes_E[:, None], start_E[:, None] + c_1C, R),
             slot_R=jnp.where(in_wave_R, own_R * C + place_R, E * C),
-            pays=E * C + _tail_cost(beyond_E) < _tail_cost(sizes_E),
+            pays=E * C + _cost(beyond_E, TAIL_ROW, TAIL_EXPERT)
+            < _cost(sizes_E, LOOP_ROW, LOOP_EXPERT),
         )
 
     def slots(self, x_RK: Float[Array, "R K"]) -> Float[Array, "E C K"]:
@@ -90,25 +98,13 @@ class Wave:
 
     def tail(self) -> tuple[Int[Array, "E"], Int[Array, "E"]]:
         """Sizes and starts of what the experts have beyond the wave."""
-        C = jnp.where(self.pays, self.row_EC.shape[1], 0)
+        C = self.row_EC.shape[1]
         return jnp.maximum(self.sizes_E - C, 0), self.start_E + C
 
-    def if_it_pays(self, run: Callable[..., Any], *arguments: Any) -> Any:
-        """run(*arguments), or zeros."""
-        shapes = jax.eval_shape(run, *arguments)
 
-        def nothing(x_RD: Array, *_: Any) -> Any:
-            def zeros(leaf: Any) -> Array:
-                return filled(leaf.shape, 0, leaf.dtype, like=x_RD)
-
-            return jax.tree.map(zeros, shapes)
-
-        return jax.lax.cond(self.pays, run, nothing, *arguments)
-
-
-def _tail_cost(sizes_E: Array) -> Array:
+def _cost(sizes_E: Array, of_row: float, of_expert: float) -> Array:
     rows, experts = (jnp.sum(x_E, dtype=jnp.float32) for x_E in (sizes_E, sizes_E > 0))
-    return TAIL_ROW * rows + TAIL_EXPERT * experts
+    return of_row * rows + of_expert * experts
 
 
 def ffn_wave(
@@ -119,11 +115,12 @@ def ffn_wave(
     sizes_E: Int[Array, "E"],
     expected: int | None = None,
 ) -> Float[Array, "R D"]:
-    """As `ffn_blocks`. expected: rows under an even load, which the wave is made for; None: R."""
+    """As `ffn_blocks`. expected: rows under an even load; None: R. Where it is less than R (a
+    buffer with room for uneven loads) there is no wave."""
     R, E = x_RD.shape[0], w_down_EFD.shape[0]
-    if R == 0:
-        return jnp.zeros(x_RD.shape, x_RD.dtype)
-    C = min(wave_rows(R if expected is None else expected, E), R)
+    if R == 0 or (expected is not None and expected < R):
+        return ffn_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E)
+    C = min(wave_rows(R, E), R)
     return _ffn((hidden, C), *same_axes(x_RD, w_in, w_down_EFD, sizes_E.astype(jnp.int32)))
 
 
@@ -141,60 +138,44 @@ def _outer(a_ECK: Array, b_ECN: Array) -> Array:
     return jax.lax.dot_general(a_ECK, b_ECN, dimensions, preferred_element_type=dtype)
 
 
-def _run(
-    static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+def _run_wave(
+    hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, wave: Wave
 ) -> tuple[Array, list[Array]]:
-    (hidden, C), R = static, x_RD.shape[0]
-    wave = Wave.of(sizes_E, R, C)
-
-    def in_wave(x_RD: Array, w_in: Matrices, w_down_EFD: Array) -> tuple[Array, list[Array]]:
-        x_ECD = wave.slots(x_RD)
-        products = [_batched(x_ECD, w_EDF, 1).astype(x_RD.dtype) for w_EDF in w_in]
-        h_ECF = hidden(*products).astype(x_RD.dtype)
-        return wave.rows(_batched(h_ECF, w_down_EFD, 1).astype(x_RD.dtype)), products
-
-    y_RD, products = wave.if_it_pays(in_wave, x_RD, w_in, w_down_EFD)
+    """The output, and the products before the activation (E C, F) of the wave."""
+    R, dtype = x_RD.shape[0], x_RD.dtype
+    products = [_batched(wave.slots(x_RD), w_EDF, 1).astype(dtype) for w_EDF in w_in]
+    y_ECD = _batched(hidden(*products).astype(dtype), w_down_EFD, 1)
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RD: Array) -> Array:
-        h_BF = hidden(*(dot(block.read(x_RD), w_DF) for w_DF in own[:-1])).astype(x_RD.dtype)
+        h_BF = hidden(*(dot(block.read(x_RD), w_DF) for w_DF in own[:-1])).astype(dtype)
         return block.store(y_RD, dot(h_BF, own[-1]))
 
     sizes_E, start_E = wave.tail()
-    matrices = [*w_in, w_down_EFD]
+    y_RD, matrices = wave.rows(y_ECD.astype(dtype)), [*w_in, w_down_EFD]
     y_RD = for_each_block(sizes_E, R, matrices, body, y_RD, start_E, tail_blocks(R))
-    return y_RD, products
+    return y_RD, [a_ECF.reshape(-1, a_ECF.shape[-1]) for a_ECF in products]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ffn(static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
-    return _run(static, x_RD, w_in, w_down_EFD, sizes_E)[0]
-
-
-def _forward(
-    static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
-) -> tuple[Array, tuple[Any, ...]]:
-    y_RD, products = _run(static, x_RD, w_in, w_down_EFD, sizes_E)
-    products = [checkpoint_name(a_ECF, "expert_hidden") for a_ECF in products]
-    return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, products)
-
-
-def _backward(static: Static, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
-    x_RD, w_in, w_down_EFD, sizes_E, products = residuals
-    (hidden, C), R, dtype = static, x_RD.shape[0], accumulator(x_RD.dtype)
-    wave = Wave.of(sizes_E, R, C)
-
-    def in_wave(
-        x_RD: Array, dy_RD: Array, w_in: Matrices, w_down_EFD: Array, products: list[Array]
-    ) -> tuple[Array, list[Array], Array]:
-        dy_ECD = wave.slots(dy_RD)
-        h_ECF, pull_back = jax.vjp(hidden, *(a_ECF.astype(dtype) for a_ECF in products))
-        dw_down_EFD = _outer(h_ECF.astype(x_RD.dtype), dy_ECD)
-        d_in = [a.astype(x_RD.dtype) for a in pull_back(_batched(dy_ECD, w_down_EFD, 2))]
-        x_ECD = wave.slots(x_RD)
-        dw_in = [_outer(x_ECD, a_ECF) for a_ECF in d_in]
-        terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
-        dx_RD = wave.rows(functools.reduce(jnp.add, terms).astype(x_RD.dtype))
-        return dx_RD, dw_in, dw_down_EFD
+def _wave_gradients(
+    hidden: Hidden,
+    x_RD: Array,
+    w_in: Matrices,
+    w_down_EFD: Array,
+    wave: Wave,
+    kept: list[Array],
+    dy_RD: Array,
+) -> tuple[Array, list[Array], Array]:
+    R, dtype, F = x_RD.shape[0], accumulator(x_RD.dtype), w_down_EFD.shape[1]
+    dy_ECD = wave.slots(dy_RD)
+    h_ECF, pull_back = jax.vjp(
+        hidden, *(a.reshape(*wave.row_EC.shape, F).astype(dtype) for a in kept)
+    )
+    dw_down_EFD = _outer(h_ECF.astype(x_RD.dtype), dy_ECD)
+    d_in = [a.astype(x_RD.dtype) for a in pull_back(_batched(dy_ECD, w_down_EFD, 2))]
+    x_ECD = wave.slots(x_RD)
+    dw_in = [_outer(x_ECD, a_ECF) for a_ECF in d_in]
+    terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
+    dx_RD = wave.rows(functools.reduce(jnp.add, terms).astype(x_RD.dtype))
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down_EFD = carry
@@ -209,18 +190,56 @@ def _backward(static: Static, residuals: tuple[Any, ...], dy_RD: Array) -> tuple
         ]
         return block.store(dx_RD, functools.reduce(jnp.add, terms)), dw_in, dw_down_EFD
 
-    carry = wave.if_it_pays(in_wave, x_RD, dy_RD, w_in, w_down_EFD, products)
     sizes_E, start_E = wave.tail()
-    matrices = [*w_in, w_down_EFD]
-    dx_RD, dw_in, dw_down_EFD = for_each_block(
-        sizes_E, R, matrices, body, carry, start_E, tail_blocks(R)
-    )
-    return (
-        dx_RD,
-        tuple(dw_EDF.astype(w.dtype) for dw_EDF, w in zip(dw_in, w_in, strict=True)),
-        dw_down_EFD.astype(w_down_EFD.dtype),
-        np.zeros(sizes_E.shape, jax.dtypes.float0),
-    )
+    matrices, carry = [*w_in, w_down_EFD], (dx_RD, dw_in, dw_down_EFD)
+    return for_each_block(sizes_E, R, matrices, body, carry, start_E, tail_blocks(R))
+
+
+def _run(
+    static: Static, keep: bool, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+) -> tuple[Array, list[Array]]:
+    (hidden, C), (R, E) = static, (x_RD.shape[0], w_down_EFD.shape[0])
+    wave = Wave.of(sizes_E, R, C)
+
+    def waves(x_RD: Array, w_in: Matrices, w_down_EFD: Array) -> tuple[Array, list[Array]]:
+        y_RD, kept = _run_wave(hidden, x_RD, w_in, w_down_EFD, wave)
+        return y_RD, kept if keep else []
+
+    def loop(x_RD: Array, w_in: Matrices, w_down_EFD: Array) -> tuple[Array, list[Array]]:
+        return run_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E, E * C if keep else 0)
+
+    return jax.lax.cond(wave.pays, waves, loop, x_RD, w_in, w_down_EFD)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ffn(static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array) -> Array:
+    return _run(static, False, x_RD, w_in, w_down_EFD, sizes_E)[0]
+
+
+def _forward(
+    static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
+) -> tuple[Array, tuple[Any, ...]]:
+    y_RD, kept = _run(static, True, x_RD, w_in, w_down_EFD, sizes_E)
+    kept = [checkpoint_name(a, "expert_hidden") for a in kept]
+    return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
+
+
+def _backward(static: Static, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+    x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
+    hidden, C = static
+    wave = Wave.of(sizes_E, x_RD.shape[0], C)
+    Gradients = tuple[Array, list[Array], Array]
+
+    def waves(*arrays: Any) -> Gradients:
+        x_RD, w_in, w_down_EFD, kept, dy_RD = arrays
+        return _wave_gradients(hidden, x_RD, w_in, w_down_EFD, wave, kept, dy_RD)
+
+    def loop(*arrays: Any) -> Gradients:
+        x_RD, w_in, w_down_EFD, kept, dy_RD = arrays
+        return blocks_gradients(hidden, x_RD, w_in, w_down_EFD, sizes_E, kept, dy_RD)
+
+    arrays = (x_RD, w_in, w_down_EFD, kept, dy_RD)
+    return cotangents(w_in, w_down_EFD, sizes_E, jax.lax.cond(wave.pays, waves, loop, *arrays))
 
 
 _ffn.defvjp(_forward, _backward)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
@@ -121,3 +121,21 @@ def _granule(devices: Sequence[Any]) -> str:
     """The attribute that tells which devices share a fast network."""
     slices = {getattr(device, "slice_index", None) for device in devices}
     return "slice_index" if len(slices) > 1 else "process_index"
+
+
+def with_trivial_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    """The same layout with the mesh's axes of size 1 mentioned, in the first dimension.
+
+    The gradient of a `shard_map`'s argument is summed over the axes that its spec leaves out; of a
+    sum over one device XLA's CPU backend makes a copy of all experts.
+    """
+    first, *others = spec
+    named = {name for entry in spec for name in _names(entry)}
+    trivial = [name for name, size in mesh.shape.items() if size == 1 and name not in named]
+    return PartitionSpec((*_names(first), *trivial), *others)
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from moe_jax.config.errors import UserError
-from moe_jax.parallel.mesh import MeshConfig, SlowLinks, device_grid, make_mesh
+from moe_jax.parallel.mesh import (
+    MeshConfig,
+    SlowLinks,
+    device_grid,
+    make_mesh,
+    with_trivial_axes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +80,29 @@ def test_plain_order_elsewhere():
         numbers(MeshConfig(data=2, expert=4), jax.devices()).reshape(2, 4),
         np.arange(8).reshape(2, 4),
     )
+
+
+def test_axes_of_one_device_are_not_summed_over():
+    """Mentioned, they change no layout, and a gradient has no sum over them."""
+    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    spec = PartitionSpec("expert", None, "tensor")
+    mentioned = with_trivial_axes(spec, mesh)
+    assert mentioned == PartitionSpec(("expert", "fsdp", "sequence"), None, "tensor")
+    assert with_trivial_axes(PartitionSpec(None), mesh)[0] == ("fsdp", "tensor", "sequence")
+    x = jnp.arange(8.0).reshape(4, 1, 2)
+
+    def summed_axes(spec):
+        loss = jax.shard_map(
+            lambda x: jnp.sum(x**2, keepdims=True),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=PartitionSpec("expert", None, "data"),
+            check_vma=False,
+        )
+        gradient = jax.grad(lambda x: jnp.sum(loss(x)))
+        np.testing.assert_array_equal(gradient(x), 4 * x)
+        return re.findall(r"axes=\(('[^)]*)\)", str(jax.make_jaxpr(gradient)(x)))
+
+    (of_spec,), (of_mentioned,) = summed_axes(spec), summed_axes(mentioned)
+    assert "fsdp" in of_spec
+    assert of_mentioned == "'data',"
