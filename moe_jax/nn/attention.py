@@ -26,23 +26,39 @@ class KeyValueCache:
     length: Int[Array, "*L"]
 
 
-def rotate(x_BSNH: Float[Array, "B S N H"], position_BS: Int[Array, "B S"], theta: float) -> Array:
-    """Rotary position embedding in float32, halves convention (pair i with i + H/2), as in Llama
-    and Hugging Face. Su et al. (2104.09864) eq. 34."""
-    half = x_BSNH.shape[-1] // 2
-    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BS11H = (
-        position_BS.astype(jnp.float32)[:, :, None, None, None]
-        * frequency_H[None, None, None, None]
+def rotations(
+    position_BS: Int[Array, "B S"], span: int, head_dim: int, theta: float
+) -> tuple[Float[Array, "B S h"], Float[Array, "B S h"]]:
+    """Cosine and sine of position * theta^(-i / h) for the h = head_dim / 2 pairs, float32.
+
+    Positions from `span` on give NaN. Su et al. (2104.09864) eq. 34.
+    """
+    half = head_dim // 2
+    frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_Ph = jnp.arange(span, dtype=jnp.float32)[:, None] * frequency_h[None]
+    # A table: of functions of the position itself XLA's CPU backend would compute each again for
+    # every head and use.
+    cos_BSh, sin_BSh = (
+        table_Ph.at[position_BS].get(mode="fill", fill_value=jnp.nan)
+        for table_Ph in (jnp.cos(angle_Ph), jnp.sin(angle_Ph))
     )
-    cos, sin = jnp.cos(angle_BS11H), jnp.sin(angle_BS11H)
+    return cos_BSh, sin_BSh
+
+
+def rotate(
+    x_BSNH: Float[Array, "B S N H"],
+    turns: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
+) -> Float[Array, "B S N H"]:
+    """Rotary position embedding by `rotations` in float32, halves convention (pair i with i + h),
+    as in Llama and Hugging Face."""
+    cos, sin = (turn_BSh[:, :, None, None] for turn_BSh in turns)
     # Both halves at once, each beside the other: on CPU a concatenation, and its gradient, are
     # slower than a reversed axis.
     dtype = accumulator(x_BSNH.dtype)
-    x_BSN2H = x_BSNH.astype(dtype).reshape(*x_BSNH.shape[:-1], 2, half)
+    x_BSN2h = x_BSNH.astype(dtype).reshape(*x_BSNH.shape[:-1], 2, -1)
     sign_21 = jnp.asarray([[-1], [1]], dtype)[None, None, None]
-    turned_BSN2H = x_BSN2H * cos + jnp.flip(x_BSN2H, axis=-2) * (sign_21 * sin)
-    return turned_BSN2H.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
+    turned_BSN2h = x_BSN2h * cos + jnp.flip(x_BSN2h, axis=-2) * (sign_21 * sin)
+    return turned_BSN2h.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
 
 
 class Attention(nnx.Module):
@@ -84,7 +100,10 @@ class Attention(nnx.Module):
         position_BS: Int[Array, "B S"],
         segment_BS: Int[Array, "B S"],
         cache: KeyValueCache | None = None,
+        span: int | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
+        """span: a bound of the positions; None: the length of the rows or of the cache."""
+
         def project(weight: nnx.Param) -> Array:
             w_DNH = weight[...].astype(self.dtype)
             y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
@@ -93,9 +112,11 @@ class Attention(nnx.Module):
         query, key, value = project(self.wq), project(self.wk), project(self.wv)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query = rotate(query, position_BS, self.rope_theta)
-        key = rotate(key, position_BS, self.rope_theta)
         S = x_BSD.shape[1]
+        if span is None:
+            span = S if cache is None else cache.key_BPMH.shape[1]
+        turns = rotations(position_BS, span, query.shape[-1], self.rope_theta)
+        query, key = rotate(query, turns), rotate(key, turns)
         if cache is None:
             block = query_block(S, self.split_rows)
             out_BSNH = attend_causally(query, key, value, jnp.asarray(segment_BS), block)

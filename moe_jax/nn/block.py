@@ -80,7 +80,7 @@ class Block(nnx.Module):
             raise ValueError("a mixture of depths looks at later tokens: it cannot decode")
         x_BCD, batch, chosen, depth = self.router.gather(x_BSD, batch)
         h_BCD, y_BCD, report, _ = self._parts(
-            x_BCD, batch, _of_chosen(context, chosen), router_state, layer, None
+            x_BCD, batch, _of_chosen(context, chosen), router_state, layer, None, x_BSD.shape[1]
         )
         if report is not None and report.routes is not None:
             routes = self.router.spread(report.routes, chosen, x_BSD.shape[1])
@@ -96,10 +96,11 @@ class Block(nnx.Module):
         router_state: Mapping[str, Array],
         layer: Int[Array, ""],
         cache: KeyValueCache | None,
+        span: int | None = None,
     ) -> tuple[Array, Array, LayerReport | None, KeyValueCache | None]:
         """What attention and what the feed-forward layer add to x."""
         h_BSD, cache = self.attention(
-            self.attention_norm(x_BSD), batch.position_BS, batch.segment_BS, cache
+            self.attention_norm(x_BSD), batch.position_BS, batch.segment_BS, cache, span
         )
         # Named for remat policies: the residual stream after attention is cheap to keep.
         h_BSD = jax.ad_checkpoint.checkpoint_name(h_BSD, "attention_out")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.nn.attention import Attention, KeyValueCache, rotate
+from moe_jax.nn.attention import Attention, KeyValueCache, rotate, rotations
 from moe_jax.ops.attention import attend, attend_causally, query_block
 
 B, S, D, N, M, H, THETA = 2, 7, 6, 4, 2, 4, 100.0
@@ -94,7 +94,10 @@ def test_rotation_keeps_lengths_and_sees_only_distances():
 
     def at(x_H, position):
         return np.asarray(
-            rotate(jnp.asarray(x_H)[None, None, None], jnp.full((1, 1), position), THETA)
+            rotate(
+                jnp.asarray(x_H)[None, None, None],
+                rotations(jnp.full((1, 1), position), 55, len(x_H), THETA),
+            )
         ).reshape(-1)
 
     np.testing.assert_allclose(at(q, 0), q, rtol=1e-6)
@@ -104,6 +107,7 @@ def test_rotation_keeps_lengths_and_sees_only_distances():
             at(q, position + 4) @ at(k, position), at(q, 4) @ at(k, 0), rtol=1e-4, atol=1e-5
         )
     assert abs(at(q, 4) @ at(k, 0) - q @ k) > 1e-2
+    assert np.all(np.isnan(at(q, 55)))  # beyond the table
 
 
 def test_pieces_through_the_cache_equal_the_whole():
