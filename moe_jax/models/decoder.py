@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
-from moe_jax.nn.attention import KeyValueCache
+from moe_jax.nn.attention import KERNELS, KeyValueCache
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, DepthReport, LayerReport, TokenBatch
 from moe_jax.nn.depth import MixtureOfDepths
@@ -53,14 +53,15 @@ class DecoderConfig:
     """Dimensions and numerics of the decoder.
 
     vocab_size may exceed the tokenizer's (a multiple of 8 shards better). mlp_dim is the hidden
-    width of the dense layers. depth: layers in which only some tokens take part. logits_chunks:
-    parts of the vocabulary that the loss takes one after the other, dividing vocab_size (on a mesh,
-    a device's part of it); None: as many as keep a device's float32 logits within 256 MiB; the
-    numbers differ by rounding. unrolled_layers: up to so many layers are compiled one by one, more
-    of them as a loop, whose time to compile does not grow with them; None: 8 on CPU, where the loop
-    makes a step a fifth longer (it copies what the backward pass keeps), 0 elsewhere. init_scale:
-    variance * fan_in of every matrix but the router's (Switch: 0.1). Parameters are param_dtype,
-    matmuls dtype; norms, router, softmax and losses are float32 always.
+    width of the dense layers. attention: the kernel, see nn/attention.py. depth: layers in which
+    only some tokens take part. logits_chunks: parts of the vocabulary that the loss takes one after
+    the other, dividing vocab_size (on a mesh, a device's part of it); None: as many as keep a
+    device's float32 logits within 256 MiB; the numbers differ by rounding. unrolled_layers: up to
+    so many layers are compiled one by one, more of them as a loop, whose time to compile does not
+    grow with them; None: 8 on CPU, where the loop makes a step a fifth longer (it copies what the
+    backward pass keeps), 0 elsewhere. init_scale: variance * fan_in of every matrix but the
+    router's (Switch: 0.1). Parameters are param_dtype, matmuls dtype; norms, router, softmax and
+    losses are float32 always.
     """
 
     vocab_size: int = 264
@@ -73,6 +74,7 @@ class DecoderConfig:
     activation: str = "swiglu"
     qk_norm: bool = False
     rope_theta: float = 10000.0
+    attention: str = "auto"
     tie_embeddings: bool = False
     logits_chunks: int | None = None
     unrolled_layers: int | None = None
@@ -89,6 +91,7 @@ class DecoderConfig:
         if self.logits_chunks and self.vocab_size % self.logits_chunks:
             yield "logits_chunks", f"must divide vocab_size = {self.vocab_size}"
         yield from one_of(self, ACTIVATIONS, "activation")
+        yield from one_of(self, KERNELS, "attention")
         yield from one_of(self, DTYPES, "dtype", "param_dtype")
         yield from one_of(self, REMAT_POLICIES, "remat")
         if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
@@ -268,7 +271,8 @@ class Decoder(nnx.Module):
             head_dim=config.head_dim,
             rope_theta=config.rope_theta,
             qk_norm=config.qk_norm,
-            split_rows=mesh_size(self.mesh, RULES["position"]) > 1,
+            mesh=self.mesh,
+            kernel=config.attention,
             **numerics,
         )
         options: dict[str, Any] = dict(activation=config.activation, **numerics)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.attention import attend, attend_causally, query_block
+from moe_jax.ops.attention_splash import attend_splash, splash_fits
 from moe_jax.ops.linear import linear
 from moe_jax.ops.precision import accumulator
+from moe_jax.parallel.rules import RULES, mesh_size
+
+KERNELS = ("auto", "blocks", "splash")
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +71,8 @@ class Attention(nnx.Module):
     """Causal self-attention within segments. N query heads share M key/value heads.
 
     `qk_norm` normalises queries and keys per head before the rotation (OLMoE, Qwen3).
-    `split_rows`: the positions of a row are spread over devices.
+    kernel: "blocks" (ops/attention.py), "splash" (ops/attention_splash.py; rows of a multiple of
+    128 positions), or "auto": splash on TPU where the rows allow it, else blocks.
     """
 
     def __init__(
@@ -81,7 +88,8 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
-        split_rows: bool = False,
+        mesh: Mesh,
+        kernel: str = "auto",
     ):
         D, N, M, H = model_dim, num_heads, num_kv_heads, head_dim
         inward = fan_in(init_scale, in_axis=0, out_axis=(1, 2))
@@ -92,7 +100,7 @@ class Attention(nnx.Module):
         self.wo = parameter(rngs, outward, (N, H, D), ("heads", "head_dim", "embed"), param_dtype)
         self.query_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.key_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
-        self.rope_theta, self.dtype, self.split_rows = rope_theta, dtype, split_rows
+        self.rope_theta, self.dtype, self.mesh, self.kernel = rope_theta, dtype, mesh, kernel
 
     def __call__(
         self,
@@ -118,8 +126,7 @@ class Attention(nnx.Module):
         turns = rotations(position_BS, span, query.shape[-1], self.rope_theta)
         query, key = rotate(query, turns), rotate(key, turns)
         if cache is None:
-            block = query_block(S, self.split_rows)
-            out_BSNH = attend_causally(query, key, value, jnp.asarray(segment_BS), block)
+            out_BSNH = self._over_rows(query, key, value, jnp.asarray(segment_BS))
         else:
             key = jax.lax.dynamic_update_slice_in_dim(cache.key_BPMH, key, cache.length, 1)
             value = jax.lax.dynamic_update_slice_in_dim(cache.value_BPMH, value, cache.length, 1)
@@ -132,6 +139,23 @@ class Attention(nnx.Module):
         w_NHD = self.wo[...].astype(self.dtype)
         out_BSK = out_BSNH.reshape(*x_BSD.shape[:2], -1)
         return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True), cache
+
+    def _over_rows(self, query: Array, key: Array, value: Array, segment_BS: Array) -> Array:
+        """Every token to itself and the earlier ones of its segment, by the kernel that fits."""
+        S, split = query.shape[1], mesh_size(self.mesh, RULES["position"]) > 1
+        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        fits = on_tpu and not split and splash_fits(S)
+        if self.kernel == "splash" or (self.kernel == "auto" and fits):
+            rows, heads = RULES["batch"], RULES["heads"]
+            spec = PartitionSpec(rows, None, heads)
+            return jax.shard_map(
+                functools.partial(attend_splash, interpret=not on_tpu),
+                mesh=self.mesh,
+                in_specs=(spec, spec, spec, PartitionSpec(rows)),
+                out_specs=spec,
+                check_vma=False,
+            )(query, key, value, segment_BS)
+        return attend_causally(query, key, value, segment_BS, query_block(S, split))
 
 
 def _heads_first(x_BSNH: Array) -> Array:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.ffn_wave import ffn_wave
-from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
+from moe_jax.ops.grouped_matmul import AUTO, BACKENDS, grouped_matmul
 from moe_jax.ops.precision import accumulator
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
@@ -38,10 +38,10 @@ ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
 def row_backend(backend: str, platform: str | None = None) -> str:
     """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs): "auto"
-    is "megablox" on TPU, "blocks" elsewhere. ("waves" is up to a tenth faster with many experts
-    and even loads on CPU, and no faster otherwise.)"""
+    is "megablox" on TPU, "triton" on GPU, "blocks" elsewhere. ("waves" is up to a tenth faster with
+    many experts and even loads on CPU, and no faster otherwise.)"""
     if backend == "auto":
-        return "megablox" if (platform or jax.default_backend()) == "tpu" else "blocks"
+        return AUTO.get(platform or jax.default_backend(), "blocks")
     return backend
 
 

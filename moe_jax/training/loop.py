@@ -57,6 +57,7 @@ FREE = (
     "data.path",
     "model.remat",
     "model.logits_chunks",
+    "model.attention",
     "model.unrolled_layers",
     "moe.layout",
     "moe.transport",

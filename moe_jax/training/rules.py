@@ -9,6 +9,7 @@ from moe_jax.config.errors import Problem
 from moe_jax.config.knobs import parse_schedules
 from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.decoder import layout_of
+from moe_jax.ops.attention_splash import TILE, splash_fits
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.losses import global_terms
 from moe_jax.routing.types import Router
@@ -22,7 +23,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
-    rules = (_routing, _ensemble, _groups, _depth, _batches, _chunks, _divisions)
+    rules = (_routing, _ensemble, _groups, _depth, _attention, _batches, _chunks, _divisions)
     return [problem for rule in rules for problem in rule(experiment, sizes)]
 
 
@@ -150,6 +151,19 @@ def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     if moe.group_size is not None and set(layout.moe_layers) & set(layout.depth_layers):
         rule = "must be none: in a block of model.depth a group is the chosen tokens of a row"
         yield Problem("moe.group_size", moe.group_size, rule)
+
+
+def _attention(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """The splash kernel takes rows of whole tiles, also of the tokens that a depth chooses."""
+    model, S = experiment.model, experiment.data.sequence_length
+    if model.attention != "splash":
+        return
+    if not splash_fits(S):
+        rule = f"must be a multiple of {TILE} for model.attention = splash"
+        yield Problem("data.sequence_length", S, rule)
+    elif model.depth.every and not splash_fits(chosen := model.depth.tokens(S)):
+        rule = f"a depth chooses {chosen} tokens of a row, not a multiple of {TILE}"
+        yield Problem("model.attention", model.attention, rule)
 
 
 def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:

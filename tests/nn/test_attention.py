@@ -10,11 +10,13 @@ from flax import nnx
 
 from moe_jax.nn.attention import Attention, KeyValueCache, rotate, rotations
 from moe_jax.ops.attention import attend, attend_causally, query_block
+from moe_jax.ops.attention_splash import attend_splash
+from moe_jax.parallel.mesh import MeshConfig, make_mesh
 
 B, S, D, N, M, H, THETA = 2, 7, 6, 4, 2, 4, 100.0
 
 
-def make(qk_norm=False, heads=(N, M)):
+def make(qk_norm=False, heads=(N, M), **options):
     layer = Attention(
         model_dim=D,
         num_heads=heads[0],
@@ -26,6 +28,7 @@ def make(qk_norm=False, heads=(N, M)):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs=nnx.Rngs(params=jax.random.key(0)),
+        **(dict(mesh=make_mesh(MeshConfig(), jax.devices()[:1])) | options),
     )
     if qk_norm:
         rng = np.random.default_rng(5)
@@ -158,6 +161,26 @@ def test_blocks_are_the_whole():
     assert np.array_equal(first, blocks[0][:, :block])
 
 
+def test_splash_is_the_blocks():
+    """The kernel under the interpreter, values and gradients; heads over tensor, rows over data."""
+    rng, S = np.random.default_rng(0), 256
+    segment_BS = jnp.asarray(np.sort(rng.integers(1, 4, (2, S))), jnp.int32)
+    query, slope = (jnp.asarray(rng.standard_normal((2, S, N, H)), jnp.float32) for _ in range(2))
+    key, value = (jnp.asarray(rng.standard_normal((2, S, M, H)), jnp.float32) for _ in range(2))
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])
+
+    def gradients(kernel):
+        layer = make(kernel=kernel, mesh=mesh)
+        run = jax.jit(lambda q, k, v: layer._over_rows(q, k, v, segment_BS))
+        out, pull_back = jax.vjp(run, query, key, value)
+        return out, *pull_back(slope)
+
+    for mine, right in zip(gradients("splash"), gradients("blocks"), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="multiple of 128"):
+        attend_splash(query[:, :7], key[:, :7], value[:, :7], segment_BS[:, :7], interpret=True)
+
+
 def test_sizes_of_blocks():
     assert [query_block(S) for S in (7, 64, 256, 512, 513, 4096)] == [64, 64, 64, 128, 129, 1024]
     assert query_block(4096, split=True) == 4096
@@ -189,6 +212,7 @@ def test_large_logits_stay_finite():
 def test_initial_variances():
     """1 / D for the projections in, 1 / (N H) for the one out, whatever the number of heads."""
     layer = Attention(
+        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
         model_dim=64,
         num_heads=8,
         num_kv_heads=4,

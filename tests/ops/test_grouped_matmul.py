@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
+from moe_jax.ops.expert_ffn import row_backend
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
 from moe_jax.ops.grouped_matmul.cover import (
     BlockSizes,
@@ -18,6 +20,7 @@ from moe_jax.ops.grouped_matmul.cover import (
     cheapest_cover,
     for_each_block,
 )
+from moe_jax.ops.grouped_matmul.triton import row_tiles
 
 OTHERS = sorted(set(BACKENDS) - {"reference"})
 
@@ -133,6 +136,48 @@ def test_rows_of_no_group_may_hold_anything(name: str):
     right = oracle(x[:27], w, dy[:27], sizes)
     for mine, exact in zip((y[:27], dx[:27], dw), right, strict=True):
         np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_on_a_gpu_all_three_products_are_kernels(dtype):
+    """Lowered for an absent GPU; nothing of it is a dense product."""
+    R, K, N, E = 512, 256, 128, 8
+    of_gpu = row_backend("auto", "gpu")
+    shapes = ((R, K), (E, K, N), (R, N))
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    sizes = jax.ShapeDtypeStruct((E,), jnp.int32)
+    kernel = "__gpu$xla.gpu.triton"
+
+    def run(x, w, dy, sizes):
+        y, pull_back = jax.vjp(lambda x, w: backend(of_gpu)(x, w, sizes), x, w)
+        return y, pull_back(dy)
+
+    exported = export.export(
+        jax.jit(run),
+        platforms=("cuda",),
+        disabled_checks=[export.DisabledSafetyCheck.custom_call(kernel)],
+    )(*arrays, sizes)
+    text = exported.mlir_module()
+    assert text.count(kernel) == 3
+    assert "stablehlo.dot_general" not in text
+
+
+def test_row_tiles_cover_every_row_once():
+    R, rows, rng = 300, 32, np.random.default_rng(0)
+    for sizes in (
+        [0, 300, 0],
+        [300, 0, 0],
+        [1, 2, 3],
+        [0, 0, 0],
+        *rng.multinomial(290, [0.3] * 3, 5),
+    ):
+        group_T, start_T, end_T = np.asarray(row_tiles(jnp.asarray(sizes, jnp.int32), R, rows))
+        owner_R = np.full(R, -1)
+        for group, start, end in zip(group_T, start_T, end_T, strict=True):
+            own = slice(start, min(start + rows, end))
+            assert np.all(owner_R[own] == -1)
+            owner_R[own] = group
+        assert owner_R.tolist() == np.repeat(range(4), [*sizes, R - sum(sizes)]).tolist()
 
 
 def test_finite_differences_in_float64():

@@ -11,6 +11,7 @@ from moe_jax.ops.grouped_matmul.blocks import blocks
 from moe_jax.ops.grouped_matmul.megablox import megablox
 from moe_jax.ops.grouped_matmul.ragged_dot import ragged_dot
 from moe_jax.ops.grouped_matmul.reference import reference
+from moe_jax.ops.grouped_matmul.triton import triton
 
 # A new backend is a new file and one row here.
 BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
@@ -18,13 +19,16 @@ BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "ragged_dot": ragged_dot,
     "blocks": blocks,
     "megablox": megablox,
+    "triton": triton,
 }
+# What "auto" stands for on a platform; elsewhere "blocks".
+AUTO = {"tpu": "megablox", "gpu": "triton", "cuda": "triton", "rocm": "triton"}
 
 
 def resolve(backend: str) -> str:
     """The row of BACKENDS that a name stands for where JAX runs."""
     if backend == "auto":
-        return "megablox" if jax.default_backend() == "tpu" else "blocks"
+        return AUTO.get(jax.default_backend(), "blocks")
     if backend not in BACKENDS:
         raise ValueError(f"grouped_matmul: no backend {backend!r}; there are {sorted(BACKENDS)}")
     return backend
@@ -45,9 +49,9 @@ def grouped_matmul(
 
     Args:
       x_RK, w_EKN: rows and matrices of one dtype. sizes_E: int32, not negative.
-      backend: a row of BACKENDS, or "auto": `megablox` on TPU, elsewhere `blocks`, plain JAX at
-        the cost of the rows. Nothing falls back to `jax.lax.ragged_dot` unasked, which costs rows
-        x groups on CPU and GPU, and in the weight gradient on TPU.
+      backend: a row of BACKENDS, or "auto": `megablox` on TPU, `triton` on GPU, elsewhere `blocks`,
+        plain JAX at the cost of the rows. Nothing falls back to `jax.lax.ragged_dot` unasked, which
+        costs rows x groups on CPU and GPU, and in the weight gradient on TPU.
 
     Returns y_RN in x's dtype. Products accumulate in float32 (float64 for float64), forward and
     in both gradients; dx has x's dtype, dw has w's. No collective runs.
