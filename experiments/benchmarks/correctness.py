@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments.benchmarks.timing import machine
 from moe_jax.config.cli import Arguments, door_flags, run_door
-from moe_jax.ops.expert_ffn import ExpertWeights, row_backend
+from moe_jax.ops.expert_ffn import ExpertWeights
 
 R, D, F, E = 2048, 256, 512, 8
 LOADS = {
@@ -36,7 +36,7 @@ TOLERANCE = {"float32": 2e-2, "bfloat16": 6e-2}  # float32 products may run in T
 FLAGS = door_flags()
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of rows", flag_values=FLAGS)
 flags.DEFINE_list(
-    "backends", ["auto", "waves"], "of sorted rows: see moe.matmul", flag_values=FLAGS
+    "backends", ["auto", "blocks"], "of sorted rows: see moe.matmul", flag_values=FLAGS
 )
 flags.DEFINE_float("tolerance", None, "largest error that passes", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write the figures to this file", flag_values=FLAGS)
@@ -110,7 +110,7 @@ def main(arguments: Arguments) -> int:
             results[f"{backend}/{load}"] = found
             worst = max([worst, *found.values()])
             told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-            print(f"{row_backend(backend):10} {load:12} {told}", flush=True)
+            print(f"{backend:10} {load:12} {told}", flush=True)
     if FLAGS.json:
         told = {"machine": machine(), "dtype": FLAGS.dtype, "errors": results}
         Path(FLAGS.json).write_text(json.dumps(told, indent=1) + "\n", "utf-8")

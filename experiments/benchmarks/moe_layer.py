@@ -9,7 +9,7 @@ router, T tokens in rows of 512:
   even           token t takes the experts t k, ..., t k + k - 1 modulo E: every expert has the same
                  number of rows, one batched product, with its gather and its combine
   rows           our dropless layout with the backend of this platform
-  waves          the same with the backend "waves"
+  blocks, waves  the same with these backends: a loop over experts, one wave of all of them
   slots_scatter  our slots at a capacity factor of 1.25 in groups of 512 tokens: drops
   slots_einsum   the same slots filled by a one-hot product, as in GShard
   ragged_dot     our dropless layout with `jax.lax.ragged_dot` (--slow)
@@ -68,6 +68,7 @@ GROUP = 512
 CASES = [*(f"4096,512,1024,{E},2" for E in (8, 16, 32, 64, 128, 256)), "4096,128,256,8,2"]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": dict(layout="rows"),
+    "blocks": dict(layout="rows", matmul="blocks"),
     "waves": dict(layout="rows", matmul="waves"),
     "slots_scatter": dict(layout="slots_scatter", capacity_factor=1.25),
     "slots_einsum": dict(layout="slots_einsum", capacity_factor=1.25),

@@ -13,7 +13,6 @@ from typing import Any
 # One colour a kind: ours, our alternatives, the limits, PyTorch.
 COLOURS = {
     "rows": "#2563a8",
-    "waves": "#7aa6d6",
     "ours": "#2563a8",
     "slots_scatter": "#8a8a8a",
     "slots_einsum": "#bdbdbd",
@@ -25,7 +24,6 @@ COLOURS = {
 }
 LABELS = {
     "rows": "moe_jax, dropless",
-    "waves": "moe_jax, dropless, waves",
     "ours": "moe_jax",
     "slots_scatter": "slots by scatter, 1.25, drops",
     "slots_einsum": "slots by one-hot product, 1.25, drops",

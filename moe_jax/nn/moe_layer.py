@@ -20,7 +20,7 @@ from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
-from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights, row_backend
+from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights
 from moe_jax.parallel.mesh import ROW_AXES, with_trivial_axes
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
@@ -430,7 +430,8 @@ class _ShardBody:
             w_down_EFD=cast["w_down"],
             activation=self.activation,
             # By the mesh, which may be of absent devices.
-            backend=row_backend(self.config.matmul, self.mesh.devices.flat[0].platform),
+            backend=self.config.matmul,
+            platform=self.mesh.devices.flat[0].platform,
         )
 
 

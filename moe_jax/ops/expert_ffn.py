@@ -33,16 +33,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 GATED = frozenset({"swiglu", "geglu", "reglu", "glu"})
 # The whole feed-forward of sorted rows at once; the other backends are of single products.
 FUSED = {"blocks": ffn_blocks, "waves": ffn_wave}
+# From here on, one wave of all experts is faster on CPU than a loop over them.
+MANY_EXPERTS, FEW_ROWS = 32, 128
 ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
 
-def row_backend(backend: str, platform: str | None = None) -> str:
-    """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs): "auto"
-    is "megablox" on TPU, "triton" on GPU, "blocks" elsewhere. ("waves" is up to a tenth faster with
-    many experts and even loads on CPU, and no faster otherwise.)"""
-    if backend == "auto":
-        return AUTO.get(platform or jax.default_backend(), "blocks")
-    return backend
+def row_backend(backend: str, platform: str | None, R: int, E: int) -> str:
+    """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs), for R
+    rows on the mean and E experts.
+
+    "auto" is "megablox" on TPU, "triton" on GPU; elsewhere "blocks", or "waves" for many experts
+    with few rows each.
+    """
+    if backend != "auto":
+        return backend
+    own = AUTO.get(platform or jax.default_backend(), "blocks")
+    waves = own == "blocks" and E >= MANY_EXPERTS and R <= FEW_ROWS * E
+    return "waves" if waves else own
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +59,7 @@ class ExpertWeights:
 
     Inside a shard_map these are the device's experts and its part of F: a caller that shards F
     sums the outputs over that axis. No collective runs here.
-    activation: a key of ACTIVATIONS. backend: of `rows`, see `row_backend`.
+    activation: a key of ACTIVATIONS. backend, platform: of `rows`, see `row_backend`.
     Outputs have x's dtype; products accumulate in float32.
     """
 
@@ -61,6 +68,7 @@ class ExpertWeights:
     w_down_EFD: Float[Array, "E F D"]
     activation: str = field(metadata={"static": True})
     backend: str = field(default="auto", metadata={"static": True})
+    platform: str | None = field(default=None, metadata={"static": True})
 
     def slots(self, x_ECD: Float[Array, "E C D"]) -> Float[Array, "E C D"]:
         """Every expert on its own C slots."""
@@ -74,7 +82,8 @@ class ExpertWeights:
 
         expected: sum(sizes) under an even load (a buffer for received rows is larger); None: R.
         """
-        backend = row_backend(self.backend)
+        mean = x_RD.shape[0] if expected is None else expected
+        backend = row_backend(self.backend, self.platform, mean, sizes_E.shape[0])
         if backend in FUSED:
             run = FUSED[backend]
             activate = _activate(self.activation)

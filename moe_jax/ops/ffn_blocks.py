@@ -23,6 +23,8 @@ from moe_jax.ops.grouped_matmul.cover import Block, for_each_block, own_rows
 from moe_jax.ops.grouped_matmul.varying import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
+TURNED_FROM = 512  # rows for each expert
+
 Hidden = Callable[..., Array]
 Matrices = tuple[Array, ...]
 
@@ -92,15 +94,17 @@ def blocks_gradients(
     """Of x, w_in and w_down, the latter in float32 or better."""
     (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
     dtype = accumulator(x_RD.dtype)
-    # Transposed once, here: a product with a transposed left side is slower on CPU. That gives
-    # the gradient of w_down transposed.
-    x_DR, dy_DR = x_RD.T, dy_RD.T
+    # Transposed once, here: a product with a transposed left side is slower on CPU. Of dy that
+    # gives the gradient of w_down transposed, which pays where matrices have many rows.
+    x_DR, turned = x_RD.T, R >= TURNED_FROM * E
+    dy_DR = dy_RD.T if turned else None
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
-        dx_RD, dw_in, dw_down_EDF = carry
+        dx_RD, dw_in, dw_down = carry
+        dy_BD = block.load(dx_RD)
         products = [block.load(a_RF).astype(dtype) for a_RF in kept]
         h_BF, pull_back = jax.vjp(hidden, *products)
-        dh_BF = dot(block.load(dx_RD), own[-1], axis_b=1)
+        dh_BF = dot(dy_BD, own[-1], axis_b=1)
         d_in = [a_BF.astype(x_RD.dtype) for a_BF in pull_back(dh_BF)]
         terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
         dx_BD = functools.reduce(jnp.add, terms)
@@ -109,14 +113,16 @@ def blocks_gradients(
             add_to_group(dw_EDF, dot(x_DB, a_BF), e, is_first)
             for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
         ]
-        dw_down_DF = dot(block.load_columns(dy_DR), h_BF.astype(x_RD.dtype))
-        dw_down_EDF = add_to_group(dw_down_EDF, dw_down_DF, e, is_first)
-        return block.store(dx_RD, dx_BD), dw_in, dw_down_EDF
+        h_BF = h_BF.astype(x_RD.dtype)
+        dy_DB = None if dy_DR is None else block.load_columns(dy_DR)
+        new = dot(h_BF.T, dy_BD) if dy_DB is None else dot(dy_DB, h_BF)
+        return block.store(dx_RD, dx_BD), dw_in, add_to_group(dw_down, new, e, is_first)
 
-    *dw_in, dw_down_EDF = (filled((E, D, F), 0, dtype, like=x_RD) for _ in (*w_in, w_down_EFD))
-    carry = (own_rows(dy_RD, sizes_E), dw_in, dw_down_EDF)
-    dx_RD, dw_in, dw_down_EDF = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
-    return dx_RD, dw_in, dw_down_EDF.swapaxes(1, 2)
+    dw_in = [filled((E, D, F), 0, dtype, like=x_RD) for _ in w_in]
+    dw_down = filled((E, D, F) if turned else (E, F, D), 0, dtype, like=x_RD)
+    carry = (own_rows(dy_RD, sizes_E), dw_in, dw_down)
+    dx_RD, dw_in, dw_down = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
+    return dx_RD, dw_in, dw_down.swapaxes(1, 2) if turned else dw_down
 
 
 def cotangents(

@@ -12,7 +12,7 @@ import scipy.special
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.ops.expert_ffn import ACTIVATIONS, FUSED, GATED, ExpertWeights
+from moe_jax.ops.expert_ffn import ACTIVATIONS, FUSED, GATED, ExpertWeights, row_backend
 from moe_jax.ops.ffn_wave import Wave, wave_rows
 
 R, D, F, SIZES = 100, 6, 10, (30, 0, 47, 16)
@@ -113,6 +113,14 @@ def test_any_sizes_give_the_same_as_separate_products(fused: str):
         )
         # Sums of up to 3000 float32 products.
         assert_close(jax.tree.leaves(mine), jax.tree.leaves(right), tolerance=5e-4)
+
+
+def test_what_auto_stands_for():
+    assert row_backend("auto", "tpu", 8192, 64) == "megablox"
+    assert row_backend("auto", "cuda", 8192, 64) == row_backend("auto", "gpu", 1, 2) == "triton"
+    assert row_backend("auto", "cpu", 8192, 64) == row_backend("auto", None, 8192, 64) == "waves"
+    assert row_backend("auto", "cpu", 8200, 64) == row_backend("auto", "cpu", 64, 8) == "blocks"
+    assert row_backend("blocks", "tpu", 8192, 64) == "blocks"
 
 
 def test_where_a_wave_pays():

@@ -142,7 +142,7 @@ def test_rows_of_no_group_may_hold_anything(name: str):
 def test_on_a_gpu_all_three_products_are_kernels(dtype):
     """Lowered for an absent GPU; nothing of it is a dense product."""
     R, K, N, E = 512, 256, 128, 8
-    of_gpu = row_backend("auto", "gpu")
+    of_gpu = row_backend("auto", "gpu", R, E)
     shapes = ((R, K), (E, K, N), (R, N))
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     sizes = jax.ShapeDtypeStruct((E,), jnp.int32)
