@@ -48,6 +48,7 @@ EXTRAS = {
     # Compiling for GPUs that are not there: XLA's CUDA compiler and ptxas, no driver.
     "gpu-plan": ["jax-cuda12-plugin>=0.10.2", "nvidia-cuda-nvcc-cu12>=12.9"],
     "wandb": ["wandb>=0.20"],
+    "bench": ["matplotlib>=3.9"],  # pictures of benchmark results
     "dev": [
         *TEST,
         "ruff>=0.17.6,<0.18",  # the formatter's style may change with each minor release

@@ -85,7 +85,7 @@ def _layers(plt: Any, results: list[dict[str, Any]]) -> Any:
 def _steps(plt: Any, results: list[dict[str, Any]]) -> Any:
     """Tokens a second of each model, a panel each."""
     figure, axes = plt.subplots(
-        1, len(results), figsize=(3 * len(results), 2.8), squeeze=False, layout="constrained"
+        1, len(results), figsize=(3.4 * len(results), 2.8), squeeze=False, layout="constrained"
     )
     for axis, result in zip(axes[0], results, strict=True):
         for place, (arm, cell) in enumerate(result["arms"].items()):
@@ -93,7 +93,7 @@ def _steps(plt: Any, results: list[dict[str, Any]]) -> Any:
             text = f"{cell['tokens_per_second']:,.0f}"
             axis.text(place, cell["tokens_per_second"], text, ha="center", va="bottom")
         names = [LABELS[arm].replace(", ", ",\n") for arm in result["arms"]]
-        axis.set_xticks(range(len(names)), names, fontsize=8)
+        axis.set_xticks(range(len(names)), names, fontsize=7)
         axis.set_title(f"{result['name']} ({result['parameters'] / 1e6:.1f}M)", fontsize=10)
     axes[0][0].set_ylabel("tokens / s")
     return figure

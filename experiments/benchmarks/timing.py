@@ -54,17 +54,22 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Compiled:
     )
 
 
-def interleaved(run: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
+def interleaved(
+    run: Mapping[Any, Callable[[], Any]], repeats: int, warm: bool = False
+) -> dict[Any, np.ndarray]:
     """For each call (repeats, 2): seconds by the clock, seconds of all processors.
 
     Every repeat runs all calls, so that what disturbs the machine disturbs all of them. A call that
     returns a float has timed itself (in another process). Before each there is a pause, in which
-    threads that wait by spinning go to sleep.
+    threads that wait by spinning go to sleep. warm: each call is made twice, the second is timed,
+    for calls with much memory of their own that the system may have put aside in between.
     """
     seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in run}
     for _ in range(repeats):
         for name, call in run.items():
             time.sleep(PAUSE)
+            if warm:
+                call()
             start = time.perf_counter(), time.process_time()
             own = call()
             took = time.perf_counter() - start[0], time.process_time() - start[1]

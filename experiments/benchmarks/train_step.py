@@ -104,7 +104,7 @@ def measure(name: str, repeats: int, peers: bool) -> dict[str, Any]:
         for (arm, passes), call in (other.calls() if other else {}).items():
             if passes == "both":
                 calls[arm] = call
-        seconds = interleaved(calls, repeats)
+        seconds = interleaved(calls, repeats, warm=True)
     finally:
         if other:
             other.close()

@@ -913,6 +913,28 @@ KERNELS = (
         ATTENTION + "blocks_are_the_whole",
     ),
     _fault(
+        "gpu: a tile reads on into the next group",
+        "moe_jax/ops/grouped_matmul/triton.py",
+        "live_m, live_n = row_m < end, column_n < N",
+        "live_m, live_n = row_m < start + tiles.rows, column_n < N",
+        "tests/ops/test_grouped_matmul.py::test_rows_of_no_group_may_hold_anything[triton]",
+        "tests/ops/test_grouped_matmul.py::test_bfloat16_accumulates_in_float32[triton]",
+    ),
+    _fault(
+        "splash: logits without their scale",
+        "moe_jax/ops/attention_splash.py",
+        "query_BSNH * jnp.asarray(H**-0.5, query_BSNH.dtype)",
+        "query_BSNH * jnp.asarray(1.0, query_BSNH.dtype)",
+        ATTENTION + "splash_is_the_blocks",
+    ),
+    _fault(
+        "rotations: the pairs turn the other way",
+        "moe_jax/nn/attention.py",
+        "jnp.asarray([[-1], [1]], dtype)",
+        "jnp.asarray([[1], [-1]], dtype)",
+        ATTENTION + "attention",
+    ),
+    _fault(
         "chunks of the loss: sums of two scales",
         "moe_jax/ops/cross_entropy.py",
         "sum_BS * jnp.exp(most_BS - larger_BS) + terms_BS",
