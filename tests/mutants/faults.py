@@ -913,10 +913,10 @@ KERNELS = (
         ATTENTION + "blocks_are_the_whole",
     ),
     _fault(
-        "gpu: a tile reads on into the next group",
+        "gpu: rows of the next group in a matrix's gradient",
         "moe_jax/ops/grouped_matmul/triton.py",
-        "live_m, live_n = row_m < end, column_n < N",
-        "live_m, live_n = row_m < start + tiles.rows, column_n < N",
+        "live_r = row_r < end",
+        "live_r = row_r < end + tiles.depth",
         "tests/ops/test_grouped_matmul.py::test_rows_of_no_group_may_hold_anything[triton]",
         "tests/ops/test_grouped_matmul.py::test_bfloat16_accumulates_in_float32[triton]",
     ),
