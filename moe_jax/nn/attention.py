@@ -22,6 +22,14 @@ from moe_jax.parallel.rules import RULES, mesh_size
 KERNELS = ("auto", "blocks", "splash")
 
 
+def attention_kernel(kernel: str, platform: str, S: int, split: bool) -> str:
+    """What a name stands for: "auto" is "splash" on TPU for rows of a multiple of 128 positions
+    that are not split over devices, else "blocks"."""
+    if kernel != "auto":
+        return kernel
+    return "splash" if platform == "tpu" and not split and splash_fits(S) else "blocks"
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class KeyValueCache:
@@ -72,7 +80,7 @@ class Attention(nnx.Module):
 
     `qk_norm` normalises queries and keys per head before the rotation (OLMoE, Qwen3).
     kernel: "blocks" (ops/attention.py), "splash" (ops/attention_splash.py; rows of a multiple of
-    128 positions), or "auto": splash on TPU where the rows allow it, else blocks.
+    128 positions), or "auto", see `attention_kernel`.
     """
 
     def __init__(
@@ -143,13 +151,12 @@ class Attention(nnx.Module):
     def _over_rows(self, query: Array, key: Array, value: Array, segment_BS: Array) -> Array:
         """Every token to itself and the earlier ones of its segment, by the kernel that fits."""
         S, split = query.shape[1], mesh_size(self.mesh, RULES["position"]) > 1
-        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
-        fits = on_tpu and not split and splash_fits(S)
-        if self.kernel == "splash" or (self.kernel == "auto" and fits):
+        platform = self.mesh.devices.flat[0].platform
+        if attention_kernel(self.kernel, platform, S, split) == "splash":
             rows, heads = RULES["batch"], RULES["heads"]
             spec = PartitionSpec(rows, None, heads)
             return jax.shard_map(
-                functools.partial(attend_splash, interpret=not on_tpu),
+                functools.partial(attend_splash, interpret=platform != "tpu"),
                 mesh=self.mesh,
                 in_specs=(spec, spec, spec, PartitionSpec(rows)),
                 out_specs=spec,

@@ -15,6 +15,7 @@ from moe_jax.config.knobs import parse_schedules
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DTYPES, layout_of
+from moe_jax.nn.attention import attention_kernel
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
 from moe_jax.ops.attention import query_block
@@ -62,15 +63,16 @@ class Estimate:
         return state + self.gradients + self.activations + self.workspace
 
 
-def estimate(experiment: Experiment, num_devices: int) -> Estimate:
-    """The estimate of a config on `num_devices`; ConfigError where it does not fit the mesh."""
+def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") -> Estimate:
+    """The estimate of a config on `num_devices` of a platform, whose kernels may keep less;
+    ConfigError where it does not fit the mesh."""
     problems = cross_check(experiment, num_devices)
     if experiment.moe.ensemble > 1:
         rule = "must be 1: a plan does not know ensembles"
         problems.append(Problem("moe.ensemble", experiment.moe.ensemble, rule))
     if problems:
         raise ConfigError(problems)
-    shape = Shape.of(experiment, num_devices)
+    shape = Shape.of(experiment, num_devices, platform)
     state = _abstract_state(_on_one_device(experiment))
     parameters = state_bytes(state.params, shape.sizes)
     experts = state_bytes(expert_weights(state.params), shape.sizes)
@@ -155,6 +157,7 @@ class Shape:
     """
 
     experiment: Experiment
+    platform: str
     sizes: dict[str, int]
     layers: int
     sparse: int  # sparse layers
@@ -162,13 +165,14 @@ class Shape:
     row: int  # tokens of a row
 
     @classmethod
-    def of(cls, experiment: Experiment, num_devices: int) -> Shape:
+    def of(cls, experiment: Experiment, num_devices: int, platform: str) -> Shape:
         sizes = experiment.mesh.sizes(num_devices)
         batch = experiment.batch_size * experiment.data.sequence_length
         shards = num_devices // sizes["tensor"] * experiment.accumulation
         layers = experiment.model.num_layers
         return cls(
             experiment=experiment,
+            platform=platform,
             sizes=sizes,
             layers=layers,
             sparse=len(layout_of(layers, experiment.moe).moe_layers),
@@ -320,7 +324,9 @@ class Shape:
         if remat == "dots":
             return x + projected + hidden
         # Of one block of queries: none are kept, each is computed again.
-        block = query_block(self.row, s["sequence"] > 1)
+        split = s["sequence"] > 1
+        splash = attention_kernel(model.attention, self.platform, self.row, split) == "splash"
+        block = 0 if splash else query_block(self.row, split)
         logits = T * block * model.num_heads / s["tensor"] * (4 + b)
         latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0
         return 4 * x + projected + logits + 2 * rows + 2 * hidden + latent

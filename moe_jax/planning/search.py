@@ -35,7 +35,7 @@ class Candidate:
 
 
 def candidate(experiment: Experiment, topology: Topology) -> Candidate:
-    found = estimate(experiment, topology.devices)
+    found = estimate(experiment, topology.devices, topology.chip.platform)
     line = roofline(
         topology,
         found.sizes,

@@ -74,7 +74,7 @@ def test_step_on_64_devices(mesh):
         w for experts in expert_weights(program.abstract_state.params) for w in experts.values()
     ):
         assert math.prod(w.sharding.shard_shape(w.shape)) * split == w.size
-    told = estimate(program.experiment, 64)
+    told = estimate(program.experiment, 64, "tpu")
     state = told.parameters + told.optimizer + told.other
     # Beside the state: the batch. TPU layouts pad small arrays.
     assert state <= exe.memory_analysis().argument_size_in_bytes <= 1.1 * state + 2**20
@@ -106,7 +106,7 @@ def test_other_transports_on_64_devices(transport, op, layout):
     moved = [c for c in over_expert if c.arrays[0][0] == "bf16" and c.op != "all-reduce"]
     assert {c.op for c in moved} <= {op, "reduce-scatter"}
     assert sum(c.times for c in moved) == 4 * LAYERS
-    told = estimate(program.experiment, 64)
+    told = estimate(program.experiment, 64, "tpu")
     expected = sum(t.bytes_sent for t in told.traffic if t.what == "tokens to experts")
     sent = sum(c.bytes_sent * c.times for c in moved)
     if transport == "ragged":
@@ -131,7 +131,7 @@ def test_chunks_overlap():
     assert sum(c.times for c in exchanges if c.beside) >= LAYERS
     (expected,) = (
         t.bytes_sent
-        for t in estimate(program.experiment, 64).traffic
+        for t in estimate(program.experiment, 64, "tpu").traffic
         if t.what == "tokens to experts"
     )
     assert sum(c.bytes_sent * c.times for c in exchanges) == pytest.approx(expected)

@@ -221,3 +221,18 @@ def test_door(tmp_path, capsys):
     assert door("--topology=h200:12") == 2
     assert door("--topology=h200:128", "--config.batch_size=2048") == 1  # no micro-batches
     assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_attention_on_tpu_keeps_no_logits():
+    """Rows that splash attention takes; others, and other platforms, hold a block of them."""
+
+    def activations(platform, S, kernel="auto"):
+        e = Experiment()
+        data = dataclasses.replace(e.data, sequence_length=S)
+        model = dataclasses.replace(e.model, attention=kernel)
+        e = dataclasses.replace(e, data=data, model=model)
+        return estimate(e, 1, platform).activations
+
+    assert activations("tpu", 256) == activations("cpu", 256, "splash") < activations("cpu", 256)
+    assert activations("tpu", 256, "blocks") == activations("gpu", 256) == activations("cpu", 256)
+    assert activations("tpu", 192) == activations("cpu", 192)
