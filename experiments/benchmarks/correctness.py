@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments.benchmarks.timing import machine
 from moe_jax.config.cli import Arguments, door_flags, run_door
-from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.ops.expert_ffn import ExpertWeights, row_backend
 
 R, D, F, E = 2048, 256, 512, 8
 LOADS = {
@@ -110,7 +110,7 @@ def main(arguments: Arguments) -> int:
             results[f"{backend}/{load}"] = found
             worst = max([worst, *found.values()])
             told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-            print(f"{backend:10} {load:12} {told}", flush=True)
+            print(f"{row_backend(backend, None, R, E):10} {load:12} {told}", flush=True)
     if FLAGS.json:
         told = {"machine": machine(), "dtype": FLAGS.dtype, "errors": results}
         Path(FLAGS.json).write_text(json.dumps(told, indent=1) + "\n", "utf-8")

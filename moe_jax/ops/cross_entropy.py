@@ -16,7 +16,7 @@ from moe_jax.ops.linear import linear
 
 def logits_of(x_BSD: Float[Array, "B S D"], w_DV: Float[Array, "D V"]) -> Float[Array, "B S V"]:
     """x w in float32."""
-    return linear(x_BSD, w_DV, False, jnp.dtype(jnp.float32))
+    return linear(x_BSD, w_DV, dtype=jnp.float32)
 
 
 def nats_and_best(

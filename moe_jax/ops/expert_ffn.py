@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.ffn_wave import ffn_wave
-from moe_jax.ops.grouped_matmul import AUTO, BACKENDS, grouped_matmul
+from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul, resolve
 from moe_jax.ops.precision import accumulator
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
@@ -47,7 +47,7 @@ def row_backend(backend: str, platform: str | None, R: int, E: int) -> str:
     """
     if backend != "auto":
         return backend
-    own = AUTO.get(platform or jax.default_backend(), "blocks")
+    own = resolve(backend, platform)
     waves = own == "blocks" and E >= MANY_EXPERTS and R <= FEW_ROWS * E
     return "waves" if waves else own
 

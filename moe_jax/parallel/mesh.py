@@ -130,12 +130,11 @@ def with_trivial_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
     sum over one device XLA's CPU backend makes a copy of all experts.
     """
     first, *others = spec
-    named = {name for entry in spec for name in _names(entry)}
+    named = {name for entry in spec for name in axis_names(entry)}
     trivial = [name for name, size in mesh.shape.items() if size == 1 and name not in named]
-    return PartitionSpec((*_names(first), *trivial), *others)
+    return PartitionSpec((*axis_names(first), *trivial), *others)
 
 
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension in a PartitionSpec."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.errors import UserError
-from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.parallel.mesh import ROW_AXES, axis_names
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -48,7 +48,7 @@ def partition_spec(
         if logical is not None and logical not in RULES:
             raise UserError(f"{name}: no sharding rule for the axis {logical!r}")
         target = RULES[logical] if logical is not None else None
-        for axis in (target,) if isinstance(target, str) else target or ():
+        for axis in axis_names(target):
             if axis in used:
                 raise UserError(f"{name}: two dimensions on the mesh axis {axis!r} ({axes})")
             used.add(axis)
@@ -65,7 +65,7 @@ def partition_spec(
 def mesh_size(mesh: Mesh, axes: MeshAxes) -> int:
     """The number of shards over one or several mesh axes."""
     size = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
+    for axis in axis_names(axes):
         size *= mesh.shape[axis]
     return size
 

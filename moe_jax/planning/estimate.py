@@ -20,7 +20,7 @@ from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
 from moe_jax.ops.attention import query_block
 from moe_jax.ops.expert_ffn import GATED
-from moe_jax.parallel.mesh import AXES, MeshConfig
+from moe_jax.parallel.mesh import AXES, MeshConfig, axis_names
 from moe_jax.routing.capacity import expert_capacity
 from moe_jax.routing.losses import global_terms
 from moe_jax.training.build import build
@@ -112,7 +112,7 @@ def state_bytes(tree: Any, sizes: dict[str, int]) -> int:
     for leaf in jax.tree.leaves(tree):
         parts = 1
         for axes in getattr(leaf.sharding, "spec", ()):
-            for axis in (axes,) if isinstance(axes, str) else axes or ():
+            for axis in axis_names(axes):
                 parts *= sizes[axis]
         total += leaf.size * leaf.dtype.itemsize // parts
     return total

@@ -186,7 +186,7 @@ def test_micro_batches():
 
 def test_remat_chunks_of_the_loss_and_layouts():
     params, loss = sgd_step(MIXTRAL, 1)
-    """Recomputed layers one by one and in a loop."""
+    # Recomputed layers one by one and in a loop.
     variants = [(MIXTRAL, {"remat": remat}) for remat in ("full", "received")]
     variants += [(MIXTRAL, {"remat": "full", "unrolled_layers": 0})]
     variants += [(MIXTRAL, {"logits_chunks": 5}), (MIXTRAL, {"unrolled_layers": 0})]

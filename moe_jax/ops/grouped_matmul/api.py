@@ -25,10 +25,10 @@ BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
 AUTO = {"tpu": "megablox", "gpu": "triton", "cuda": "triton", "rocm": "triton"}
 
 
-def resolve(backend: str) -> str:
-    """The row of BACKENDS that a name stands for where JAX runs."""
+def resolve(backend: str, platform: str | None = None) -> str:
+    """The row of BACKENDS that a name stands for on a platform (None: where JAX runs)."""
     if backend == "auto":
-        return AUTO.get(jax.default_backend(), "blocks")
+        return AUTO.get(platform or jax.default_backend(), "blocks")
     if backend not in BACKENDS:
         raise ValueError(f"grouped_matmul: no backend {backend!r}; there are {sorted(BACKENDS)}")
     return backend

@@ -7,11 +7,12 @@ whatever the number of groups (see `cover`).
 from __future__ import annotations
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
-from moe_jax.ops.grouped_matmul.varying import filled, same_axes
+from moe_jax.ops.grouped_matmul.kernels import differentiable
+from moe_jax.ops.grouped_matmul.varying import filled
 from moe_jax.ops.precision import accumulator
 
 
@@ -29,18 +30,18 @@ def add_to_group(dw_EKN: Array, new_KN: Array, e: Array, is_first: bool) -> Arra
     return jax.lax.dynamic_update_index_in_dim(dw_EKN, new_KN, e, axis=0)
 
 
-def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, axis_w: int = 0) -> Array:
-    """y_r = x_r w_e(r), or with axis_w=1 x_r transpose(w_e(r))."""
-    R, N = x_RK.shape[0], w_EKN.shape[2 - axis_w]
+def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, turned: bool) -> Array:
+    """y_r = x_r w_e(r), or x_r transpose(w_e(r))."""
+    R, N = x_RK.shape[0], w_EKN.shape[1 if turned else 2]
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RN: Array) -> Array:
-        return block.store(y_RN, dot(block.read(x_RK), own[0], axis_w))
+        return block.store(y_RN, dot(block.read(x_RK), own[0], 1 if turned else 0))
 
     return for_each_block(sizes_E, R, [w_EKN], body, filled((R, N), 0, x_RK.dtype, like=x_RK))
 
 
-def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array) -> Array:
-    """dw_e = sum over the rows r of group e of transpose(x_r) dy_r, in float32 or better."""
+def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array, dtype: jnp.dtype) -> Array:
+    """dw_e = sum over the rows r of group e of transpose(x_r) dy_r, summed in float32 or better."""
     (R, K), N, E = x_RK.shape, dy_RN.shape[1], sizes_E.shape[0]
     x_KR = x_RK.T  # once, here: a product with a transposed left side is slower on CPU
 
@@ -48,31 +49,15 @@ def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array) -> Array:
         dw_KN = dot(block.load_columns(x_KR), block.load(dy_RN))
         return add_to_group(dw_EKN, dw_KN, e, is_first)
 
-    dtype = accumulator(x_RK.dtype)
-    return for_each_block(sizes_E, R, [], body, filled((E, K, N), 0, dtype, like=x_RK))
+    dw_EKN = filled((E, K, N), 0, accumulator(x_RK.dtype), like=x_RK)
+    return for_each_block(sizes_E, R, [], body, dw_EKN).astype(dtype)
 
 
-@jax.custom_vjp
-def _blocks(x_RK: Array, w_EKN: Array, sizes_E: Array) -> Array:
-    return rows_times_matrices(x_RK, w_EKN, sizes_E)
-
-
-def _forward(x_RK: Array, w_EKN: Array, sizes_E: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _blocks(x_RK, w_EKN, sizes_E), (x_RK, w_EKN, sizes_E)
-
-
-def _backward(residuals: tuple[Array, ...], dy_RN: Array) -> tuple[Array, Array, np.ndarray]:
-    x_RK, w_EKN, sizes_E = residuals
-    dx_RK = rows_times_matrices(dy_RN, w_EKN, sizes_E, axis_w=1)
-    dw_EKN = rows_times_rows(x_RK, dy_RN, sizes_E).astype(w_EKN.dtype)
-    return dx_RK, dw_EKN, np.zeros(sizes_E.shape, jax.dtypes.float0)
-
-
-_blocks.defvjp(_forward, _backward)
+_blocks = differentiable(rows_times_matrices, rows_times_rows)
 
 
 def blocks(
     x_RK: Float[Array, "R K"], w_EKN: Float[Array, "E K N"], sizes_E: Int[Array, "E"]
 ) -> Float[Array, "R N"]:
     """y_r = x_r w_e(r), a block of rows at a time; gradients by loops of the same kind."""
-    return _blocks(*same_axes(x_RK, w_EKN, sizes_E))
+    return _blocks(x_RK, w_EKN, sizes_E)

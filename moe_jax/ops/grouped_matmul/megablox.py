@@ -7,17 +7,12 @@ times the work.) Off TPU the interpreter runs them, for tests.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.cover import own_rows
-from moe_jax.ops.grouped_matmul.varying import same_axes
+from moe_jax.ops.grouped_matmul.kernels import differentiable, of_kernels, or_interpreted
 
 LEAST_ROWS, MOST_ROWS = 128, 512  # of a tile
 MOST_BYTES = 2048  # of a tile's row of K or N: operands and accumulator of two steps fit in VMEM
@@ -40,21 +35,10 @@ def width_tile(width: int, itemsize: int) -> int:
     return fitting[0] if fitting else most
 
 
-def _on_tpu_or_interpreted(kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """Chosen where the program is lowered, so that a CPU host may compile for an absent TPU."""
-    # The kernels mix types, which a program of ours may have forbidden.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.lax.platform_dependent(
-            *arrays,
-            tpu=functools.partial(kernel, interpret=False),
-            default=functools.partial(kernel, interpret=True),
-        )
-
-
-def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, transpose: bool) -> Array:
+def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, turned: bool) -> Array:
     """y_r = x_r w_e(r), or x_r transpose(w_e(r)); zeros past the last group."""
     R, K = x_RK.shape
-    E, N = w.shape[0], w.shape[1 if transpose else 2]
+    E, N = w.shape[0], w.shape[1 if turned else 2]
     itemsize = x_RK.dtype.itemsize
     rows = row_tile(R, E)
     padded = jnp.pad(x_RK, ((0, -R % rows), (0, 0)))
@@ -66,11 +50,11 @@ def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, transpose: bool)
             sizes_E,
             preferred_element_type=x.dtype,
             tiling=(rows, width_tile(K, itemsize), width_tile(N, itemsize)),
-            transpose_rhs=transpose,
+            transpose_rhs=turned,
             interpret=interpret,
         )
 
-    y_RN = _on_tpu_or_interpreted(kernel, padded, w, sizes_E)[:R]
+    y_RN = or_interpreted(("tpu",), kernel, padded, w, sizes_E)[:R]
     return own_rows(y_RN, sizes_E)  # the kernel leaves tiles of no group as they were
 
 
@@ -91,35 +75,15 @@ def _rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array, dtype: jnp.dtype
             interpret=interpret,
         )
 
-    dw_EKN = _on_tpu_or_interpreted(kernel, x.T, dy, sizes_E)
+    dw_EKN = or_interpreted(("tpu",), kernel, x.T, dy, sizes_E)
     return jnp.where((sizes_E > 0)[:, None, None], dw_EKN, 0)
 
 
-@jax.custom_vjp
-def _megablox(x_RK: Array, w_EKN: Array, sizes_E: Array) -> Array:
-    return _rows_times_matrices(x_RK, w_EKN, sizes_E, transpose=False)
-
-
-def _forward(x_RK: Array, w_EKN: Array, sizes_E: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _megablox(x_RK, w_EKN, sizes_E), (x_RK, w_EKN, sizes_E)
-
-
-def _backward(residuals: tuple[Array, ...], dy_RN: Array) -> tuple[Array, Array, np.ndarray]:
-    x_RK, w_EKN, sizes_E = residuals
-    dx_RK = _rows_times_matrices(dy_RN, w_EKN, sizes_E, transpose=True)
-    dw_EKN = _rows_times_rows(x_RK, dy_RN, sizes_E, w_EKN.dtype)
-    return dx_RK, dw_EKN, np.zeros(sizes_E.shape, jax.dtypes.float0)
-
-
-_megablox.defvjp(_forward, _backward)
+_megablox = differentiable(_rows_times_matrices, _rows_times_rows)
 
 
 def megablox(
     x_RK: Float[Array, "R K"], w_EKN: Float[Array, "E K N"], sizes_E: Int[Array, "E"]
 ) -> Float[Array, "R N"]:
     """y_r = x_r w_e(r) on TPU. float32 and bfloat16; float32 accumulation."""
-    if x_RK.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"megablox: float32 or bfloat16, not {x_RK.dtype}")
-    if x_RK.shape[0] == 0 or w_EKN.size == 0:
-        return jnp.zeros((x_RK.shape[0], w_EKN.shape[2]), x_RK.dtype)
-    return _megablox(*same_axes(x_RK, w_EKN, sizes_E.astype(jnp.int32)))
+    return of_kernels("megablox", _megablox, x_RK, w_EKN, sizes_E)

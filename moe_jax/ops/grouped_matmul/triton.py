@@ -10,19 +10,18 @@ fixed order. Off the GPU the interpreter runs them, for tests.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.grouped_matmul.varying import same_axes
+from moe_jax.ops.grouped_matmul.kernels import differentiable, of_kernels, or_interpreted
 
+GPUS = ("cuda", "rocm")
 MOST_ELEMENTS = 2**31  # the kernels count in int32
 NEIGHBOURS = 8  # tiles of rows that run together for each tile of columns: they share a matrix
 
@@ -52,17 +51,6 @@ class Tiles:
     @property
     def params(self) -> Any:
         return plgpu.CompilerParams(num_warps=self.warps, num_stages=self.stages)
-
-
-def _on_gpu_or_interpreted(kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """Chosen where the program is lowered, so that a CPU host may compile for an absent GPU."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return jax.lax.platform_dependent(
-            *arrays,
-            cuda=functools.partial(kernel, interpret=False),
-            rocm=functools.partial(kernel, interpret=False),
-            default=functools.partial(kernel, interpret=True),
-        )
 
 
 def _dot(a: Array, b: Array, trans_a: bool = False) -> Array:
@@ -157,7 +145,7 @@ def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, turned: bool) ->
             name="grouped_rows",
         )(tile_3T, x, w)
 
-    return _on_gpu_or_interpreted(kernel, tile_3T, x_RK, w)
+    return or_interpreted(GPUS, kernel, tile_3T, x_RK, w)
 
 
 def _matrices_kernel(span_ref: Ref, x_ref: Ref, dy_ref: Ref, dw_ref: Ref, *, tiles: Tiles) -> None:
@@ -211,26 +199,10 @@ def _rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array, dtype: jnp.dtype
             name="grouped_matrices",
         )(span_2E, x, dy)
 
-    return _on_gpu_or_interpreted(kernel, span_2E, x_RK, dy_RN)
+    return or_interpreted(GPUS, kernel, span_2E, x_RK, dy_RN)
 
 
-@jax.custom_vjp
-def _triton(x_RK: Array, w_EKN: Array, sizes_E: Array) -> Array:
-    return _rows_times_matrices(x_RK, w_EKN, sizes_E, turned=False)
-
-
-def _forward(x_RK: Array, w_EKN: Array, sizes_E: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _triton(x_RK, w_EKN, sizes_E), (x_RK, w_EKN, sizes_E)
-
-
-def _backward(residuals: tuple[Array, ...], dy_RN: Array) -> tuple[Array, Array, np.ndarray]:
-    x_RK, w_EKN, sizes_E = residuals
-    dx_RK = _rows_times_matrices(dy_RN, w_EKN, sizes_E, turned=True)
-    dw_EKN = _rows_times_rows(x_RK, dy_RN, sizes_E, w_EKN.dtype)
-    return dx_RK, dw_EKN, np.zeros(sizes_E.shape, jax.dtypes.float0)
-
-
-_triton.defvjp(_forward, _backward)
+_triton = differentiable(_rows_times_matrices, _rows_times_rows)
 
 
 def triton(
@@ -240,12 +212,7 @@ def triton(
 
     ValueError for other types, and for arrays of 2^31 elements or more.
     """
-    if x_RK.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"triton: float32 or bfloat16, not {x_RK.dtype}")
-    R, N = x_RK.shape[0], w_EKN.shape[2]
-    if R == 0 or w_EKN.size == 0:
-        return jnp.zeros((R, N), x_RK.dtype)
-    largest = max(x_RK.size, w_EKN.size, R * N)
+    largest = max(x_RK.size, w_EKN.size, x_RK.shape[0] * w_EKN.shape[2])
     if largest >= MOST_ELEMENTS:
         raise ValueError(f"triton: arrays below 2^31 elements, not {largest} (shard the experts)")
-    return _triton(*same_axes(x_RK, w_EKN, sizes_E.astype(jnp.int32)))
+    return of_kernels("triton", _triton, x_RK, w_EKN, sizes_E)
