@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import linecache
 import sys
 import traceback
@@ -23,7 +24,7 @@ from moe_jax.config import checks
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.kinds import KIND
 from moe_jax.config.nearest import nearest, nearest_path
-from moe_jax.config.tree import Place, build, locate, paths, to_config_dict
+from moe_jax.config.tree import Place, build, from_json_dict, locate, paths, to_config_dict
 from moe_jax.config.values import Misfit, fit, parse, storage_type
 
 T = TypeVar("T")
@@ -34,11 +35,14 @@ Check = Callable[[Any], list[Problem]]
 def load_config(
     file: str | Path, overrides: Overrides, cls: type[T], *, check: Check = checks.check
 ) -> T:
-    """The `cls` of a config file, "FILE.py" or "FILE.py:arg", with overrides on top.
+    """The `cls` of a config file, "FILE.py", "FILE.py:arg" or the config.json of a run, with
+    overrides on top.
 
     check: gives the problems of the finished config. Raises ConfigError with all of them, wrong
     overrides and wrong values alike; UserError where the file is missing or fails.
     """
+    if str(file).endswith(".json"):
+        return apply_overrides(read_config_json(file, cls), overrides, check=check)
     return apply_overrides(read_config_file(file), overrides, cls, check=check)
 
 
@@ -116,6 +120,18 @@ def _typed(value: Any, place: Place) -> Any:
 # Config files
 
 
+def read_config_json(file: str | Path, cls: type[T]) -> T:
+    """The `cls` that a run has written as its config.json. UserError where it is none."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"no config file {path}")
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error})") from error
+    return from_json_dict(tree, cls)
+
+
 def read_config_file(file: str | Path) -> ConfigDict:
     """The ConfigDict that "FILE.py" or "FILE.py:arg" gives: its get_config(arg).
 
@@ -126,31 +142,31 @@ def read_config_file(file: str | Path) -> ConfigDict:
     path = Path(name)
     if not path.is_file():
         raise UserError(_not_found(path))
-    module = _run(path)
+    module = run_file(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UserError(f"{path}: has no function get_config(arg='')")
     takes_arg = bool(inspect.signature(get_config).parameters)
     if arg and not takes_arg:
         raise UserError(f"{path}: get_config takes no argument, but :{arg} is given")
-    config = _told(path, lambda: get_config(arg) if takes_arg else get_config())
+    config = told(path, lambda: get_config(arg) if takes_arg else get_config())
     if not isinstance(config, ConfigDict):
         found = type(config).__name__
         raise UserError(f"{path}: get_config gives a {found}, not a ConfigDict (to_config_dict)")
     return config
 
 
-def _run(path: Path) -> types.ModuleType:
+def run_file(path: Path) -> types.ModuleType:
     """The file as a module of its own, without bytecode, which may be stale after an edit."""
     module = types.ModuleType(f"config_file_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where the type hints of its dataclasses are looked up
     linecache.checkcache(str(path))
-    _told(path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__))
+    told(path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__))
     return module
 
 
-def _told(path: Path, call: Callable[[], T]) -> T:
+def told(path: Path, call: Callable[[], T]) -> T:
     """`call()`; an exception becomes a UserError that names the line of the file."""
     try:
         return call()

@@ -65,6 +65,11 @@ class MeshConfig:
         if sum(getattr(self, axis) == -1 for axis in AXES) > 1:
             yield "data", "only one axis of the mesh may be -1"
 
+    @property
+    def fewest_devices(self) -> int:
+        """On how few devices the mesh fits."""
+        return math.prod(max(getattr(self, axis), 1) for axis in AXES)
+
     def sizes(self, num_devices: int) -> dict[str, int]:
         """The size of each axis on `num_devices` devices.
 

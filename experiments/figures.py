@@ -1,0 +1,50 @@
+"""Figures of cards as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from experiments.card import NULL
+from moe_jax.analysis.report.numbers import tick_labels, ticks
+
+WIDTH, ROW, TOP, LETTER = 420, 26, 48, 6.6
+COLOUR, PALE = "#2563a8", "#9aa5b1"
+
+
+def dots(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
+    """A row an arm: a dot a seed, a line at the mean; null arms pale, at the end."""
+    arms: dict[str, list[float]] = {}
+    for run in sorted(runs, key=lambda run: run["arm"].startswith(NULL)):
+        if math.isfinite(run.get(metric, math.nan)):
+            arms.setdefault(run["arm"], []).append(run[metric])
+    left = 20 + LETTER * max(map(len, arms), default=0)
+    values = [value for arm in arms.values() for value in arm] or [0.0, 1.0]
+    pad = 0.05 * (max(values) - min(values)) or 0.05
+    low, high = min(values) - pad, max(values) + pad
+
+    def x(value: float) -> float:
+        return round(left + WIDTH * (value - low) / (high - low), 1)
+
+    bottom = TOP + ROW * len(arms)
+    marks = ticks(low, high)
+    body = [f'<text x="12" y="22" font-weight="bold">{escape(title)}: {escape(metric)}</text>']
+    for value, label in zip(marks, tick_labels(marks), strict=True):
+        body.append(f'<path d="M{x(value)} {TOP - 10}V{bottom}" stroke="#e3e6ea"/>')
+        body.append(f'<text x="{x(value)}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
+    for number, (arm, found) in enumerate(arms.items()):
+        y, colour = TOP + ROW * number + ROW // 2 - 5, PALE if arm.startswith(NULL) else COLOUR
+        mean = x(sum(found) / len(found))
+        body.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(arm)}</text>')
+        body.append(f'<path d="M{mean} {y - 8}v16" stroke="{colour}" stroke-width="2.5"/>')
+        body += [
+            f'<circle cx="{x(value)}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.55"/>'
+            for value in found
+        ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + WIDTH + 24:.0f} '
+        f'{bottom + 28}" font-family="sans-serif" font-size="12" fill="#333">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(body)}</svg>\n'
+    )

@@ -1,0 +1,98 @@
+"""Writes docs/results.md, and the last result into each card's README, from the committed tables.
+
+python -m experiments.index [--check]     (--check: only say whether they are up to date)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from experiments.card import LoadedCard, load_card, names
+from experiments.record import figure, gain, judgements, records, text, told
+from moe_jax.config.cli import Arguments, door_flags, run_door
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results.md"
+BEGIN, END = "<!-- result -->\n", "<!-- /result -->\n"
+HEAD = """# Results
+
+What papers say about mixtures of experts, tested with this framework;
+`python -m experiments.index` writes this page from the tables beside the cards. Every claim, its
+band, its seeds and its budget of tokens were committed before its runs. A claim **holds** where the
+95 % interval of the gain over paired seeds (the wider of Student's and a bootstrap's) lies above
+its band, **does not hold** where it lies below, and is **undecided** in between. *Null* is the same
+test between runs of one arm that differ in nothing but their seeds: it must not say that a claim
+holds. "Does not hold" is about these sizes.
+
+| card | claim | published | ours | verdict | null |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+FLAGS = door_flags()
+flags.DEFINE_boolean("check", False, "write nothing; exit code 1 if stale", flag_values=FLAGS)
+
+
+def main(arguments: Arguments) -> int:
+    stale = []
+    for file, content in pages():
+        if not file.is_file() or file.read_text("utf-8") != content:
+            stale.append(file)
+            if not FLAGS.check:
+                file.write_text(content, "utf-8")
+    for file in stale:
+        print(f"{'stale' if FLAGS.check else 'wrote'}: {file.relative_to(ROOT)}")
+    return 1 if FLAGS.check and stale else 0
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every file that is made from the tables, with its content."""
+    cards = [load_card(name) for name in names()]
+    yield RESULTS, results(cards)
+    for card in cards:
+        readme = card.folder / "README.md"
+        yield readme, with_result(readme.read_text("utf-8"), card)
+        for record in records(card):
+            yield card.folder / f"figure_{record['scale']}.svg", figure(card, record)
+
+
+def results(cards: list[LoadedCard]) -> str:
+    rows, runs = [], []
+    for card in cards:
+        link = f"[{card.card.title}](../experiments/{card.name}/README.md)"
+        for record in records(card):
+            runs.append(f"* {link}: {told(card, record)}")
+            for judgement in judgements(card, record):
+                cells = (
+                    f"{link} ({record['scale']})",
+                    judgement.claim.text,
+                    f"{judgement.claim.published} ({judgement.claim.source})",
+                    "; ".join(map(gain, judgement.findings)),
+                    f"**{judgement.verdict}**",
+                    judgement.null_verdict,
+                )
+                rows.append("| " + " | ".join(cells) + " |\n")
+        if not records(card):
+            rows += [
+                f"| {link} | {claim.text} | {claim.published} ({claim.source}) | | not run | |\n"
+                for claim in card.claims
+            ]
+    return HEAD + "".join(rows) + "".join(f"\n{line}" for line in ["", *runs]).rstrip() + "\n"
+
+
+def with_result(readme: str, card: LoadedCard) -> str:
+    """The README with the card's records between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    shown = [
+        f"{text(card, record)}\n\n![{card.card.title}](figure_{record['scale']}.svg)\n"
+        for record in records(card)
+    ]
+    return before + BEGIN + ("\n".join(shown) or "Not run yet.\n") + END + after
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))

@@ -1,0 +1,112 @@
+"""Runs a paper card: its sweep, the verdict on each of its claims, its figure.
+
+    python -m experiments.run NAME --scale=tiny --out=DIR [--workers=2]
+    python -m experiments.run NAME --scale=pod --plan      (what it needs; nothing is run)
+
+The same command goes on where it was stopped. --record keeps the figures in the card's folder, from
+which `python -m experiments.index` makes docs/results.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+from rich.console import Console
+
+from experiments.card import LoadedCard, Scale, load_card, names
+from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.errors import UserError
+
+FLAGS = door_flags()
+flags.DEFINE_string("scale", "tiny", "a size that the card has", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "the folder of the sweep", flag_values=FLAGS)
+flags.DEFINE_integer("workers", 1, "runs at a time", 1, flag_values=FLAGS)
+flags.DEFINE_boolean("plan", False, "show what it takes, and run nothing", flag_values=FLAGS)
+flags.DEFINE_boolean("record", False, "keep the figures in the card's folder", flag_values=FLAGS)
+
+
+def main(arguments: Arguments, card: LoadedCard) -> int:
+    scale = card.scale(FLAGS.scale)
+    console = Console()
+    if FLAGS.plan:
+        plan(card, scale, console)
+        return 0
+    if not FLAGS.out:
+        raise UserError("--out is required, the folder of the sweep (or --plan)")
+    return run(card, scale, console)
+
+
+def run(card: LoadedCard, scale: Scale, console: Console) -> int:
+    """The sweep, then what it says; 0 where all points are done."""
+    from experiments.record import make_record, save_record, text
+    from moe_jax.sweeps.engine import State, run_jobs
+    from moe_jax.sweeps.folder import SweepFolder
+    from moe_jax.sweeps.view import LiveTable, plan_table
+
+    points = card.points(scale)
+    console.print(plan_table(points))
+    folder = SweepFolder(FLAGS.out)
+    folder.prepare(points)
+    jobs = [folder.job(point, command(card, folder, point)) for point in points]
+    steps = {point.name: point.experiment.steps for point in points}
+    with LiveTable(console, jobs, steps) as live:
+        states = run_jobs(jobs, FLAGS.workers, live)
+    live.tell_failures()
+    record = make_record(card, FLAGS.scale, points, folder)
+    console.print(text(card, record), markup=False, soft_wrap=True)
+    missing = sum(state != State.DONE for state in states.values())
+    if missing:
+        console.print(f"{missing} of {len(points)} runs are not done; the same command goes on")
+        return 1
+    for file in save_record(card, record, FLAGS.out):
+        console.print(f"wrote {file}")
+    if FLAGS.record:
+        for file in save_record(card, record, card.folder):
+            console.print(f"wrote {file}")
+    return 0
+
+
+def command(card: LoadedCard, folder, point) -> list[str]:
+    """Trains the point and measures what the card asks for."""
+    workdir = folder.point_folder(point)
+    return [
+        *(sys.executable, "-m", "experiments.trial"),
+        *(f"--card={card.name}", f"--workdir={workdir}"),
+    ]
+
+
+def plan(card: LoadedCard, scale: Scale, console: Console) -> None:
+    """The runs and, for a pod, what one step of each arm is estimated to take there."""
+    from moe_jax.planning import report
+    from moe_jax.planning.hardware import topology_of
+    from moe_jax.planning.search import candidate
+    from moe_jax.sweeps.view import plan_table
+
+    points = card.points(scale)
+    console.print(plan_table(points))
+    if scale.topology is None:
+        return
+    topology = topology_of(scale.topology)
+    for arm in dict.fromkeys(point.arm for point in points):
+        point = next(point for point in points if point.arm == arm)
+        one = report.Plan(topology=topology, candidate=candidate(point.experiment, topology))
+        console.print(f"\n{arm}", markup=False, style="bold")
+        console.print(report.text(one), markup=False, highlight=False, soft_wrap=True)
+
+
+def parts(argv: list[str]) -> tuple[str, list[str]]:
+    """The card's name and the flags."""
+    given = [argument for argument in argv if not argument.startswith("-")]
+    return (given or [""])[0], [argument for argument in argv if argument not in given[:1]]
+
+
+if __name__ == "__main__":
+    name, rest = parts(sys.argv[1:])
+
+    def door(arguments: Arguments) -> int:
+        if not name:
+            raise UserError(f"name a card: {', '.join(names())}")
+        return main(arguments, load_card(name))
+
+    sys.exit(run_door(door, usage=__doc__ or "", flags=FLAGS, argv=rest))

@@ -1,0 +1,112 @@
+"""Door: many runs of one config, each with other values."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import flags
+
+from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.errors import UserError
+
+USAGE = """
+usage: python -m moe_jax.sweep --config=FILE.py[:arg] --out=DIR [--sweep=...] [--config.a.b=V]
+
+Checks every point of the sweep, then runs them, each in its own folder; the same command goes on
+where it was stopped or killed. Without --sweep: the config file's own get_sweep(h).
+  python -m moe_jax.sweep --config=configs/quickstart.py --out=runs/k --workers=2 \\
+    --sweep="moe.router.k=1,2,4; seed=0..2"
+Several paths that go together: "(moe.num_experts, moe.expert_dim) = (8, 256), (16, 128)".
+"""
+FLAGS = door_flags("config")
+flags.DEFINE_string("out", None, "the folder of the sweep", flag_values=FLAGS, required=True)
+flags.DEFINE_string(
+    "sweep", None, '"PATH=VALUE,VALUE; PATH=A..B", or FILE.py with get_sweep(h)', flag_values=FLAGS
+)
+flags.DEFINE_integer("workers", 1, "runs at a time, on this machine", 1, flag_values=FLAGS)
+flags.DEFINE_enum(
+    "match",
+    None,
+    ["flops", "active", "parameters"],
+    "give every point what the config has of it, by another width of the experts",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("match_width", None, "the width that is solved for (a path)", flag_values=FLAGS)
+flags.DEFINE_string("metric", None, "what arms are compared by", flag_values=FLAGS)
+flags.DEFINE_string(
+    "baseline",
+    None,
+    "the arm that others are compared with (default: the first)",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean("dry_run", False, "show the plan and write nothing", flag_values=FLAGS)
+flags.DEFINE_string(
+    "commands",
+    None,
+    "write each point's command to this file, for a cluster, and start none",
+    flag_values=FLAGS,
+)
+
+
+def main(arguments: Arguments) -> int:
+    # Imported here: --help and a misspelt flag need no JAX.
+    from rich.console import Console
+
+    from moe_jax.sweeps.definition import read_sweep
+    from moe_jax.sweeps.folder import SweepFolder
+    from moe_jax.sweeps.matching import Matching
+    from moe_jax.sweeps.points import resolve
+    from moe_jax.sweeps.view import plan_table
+
+    if FLAGS.match_width and not FLAGS.match:
+        raise UserError("--match_width needs --match")
+    points = resolve(
+        FLAGS.config,
+        arguments.overrides,
+        read_sweep(FLAGS.sweep, FLAGS.config),
+        Matching(FLAGS.match, FLAGS.match_width),
+    )
+    console = Console()
+    console.print(plan_table(points))
+    if FLAGS.dry_run:
+        return 0
+    folder = SweepFolder(FLAGS.out)
+    folder.prepare(points)
+    if FLAGS.commands:
+        text = "".join(shlex.join(folder.command(point)) + "\n" for point in points)
+        with open(FLAGS.commands, "w") as file:
+            file.write(text)
+        console.print(f"wrote {len(points)} commands to {FLAGS.commands}")
+        return 0
+    return run(folder, points, console)
+
+
+def run(folder, points, console) -> int:
+    """Runs what is not done, writes the tables and the report; 0 where all is done."""
+    from moe_jax.sweeps.engine import State, run_jobs
+    from moe_jax.sweeps.report import write_report
+    from moe_jax.sweeps.table import arms_of, default_metric
+    from moe_jax.sweeps.view import LiveTable, arms_table
+
+    jobs = [folder.job(point) for point in points]
+    steps = {point.name: point.experiment.steps for point in points}
+    with LiveTable(console, jobs, steps) as live:
+        states = run_jobs(jobs, FLAGS.workers, live)
+    rows = folder.write_results(points, FLAGS.metric, FLAGS.baseline)
+    metric = FLAGS.metric or default_metric(rows)
+    arms = arms_of(rows, metric, FLAGS.baseline)
+    console.print(arms_table(arms, metric))
+    live.tell_failures()
+    if any(row.done for row in rows):
+        console.print(f"wrote {write_report(folder.path, rows, arms, metric)}")
+    missing = sum(state != State.DONE for state in states.values())
+    if missing:
+        console.print(
+            f"{missing} of {len(points)} points are not done; the same command tries again"
+        )
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))

@@ -1,0 +1,1 @@
+"""Sweeps: which configs, in what order they run, what came out."""

@@ -1,0 +1,152 @@
+"""From a sweep to checked configs: every point is built and validated before any of them runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moe_jax.config.errors import ConfigError, UserError
+from moe_jax.config.kinds import KIND
+from moe_jax.config.overrides import Overrides, load_config
+from moe_jax.config.tree import from_json_dict, to_json_dict
+from moe_jax.sweeps.matching import Matching
+from moe_jax.sweeps.space import SEED, Point
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.rules import cross_check
+
+LONGEST_NAME = 100  # letters; a longer name is cut, and a hash of all of it appended
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """One run of a sweep.
+
+    name: its folder. overrides: what the sweep sets. arm: the name without the seed; runs of one
+    arm differ only in their seed. experiment: the whole config.
+    """
+
+    name: str
+    arm: str
+    overrides: Point
+    experiment: Experiment
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.seed
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "arm": self.arm,
+            "overrides": self.overrides,
+            "config": to_json_dict(self.experiment),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> SweepPoint:
+        return cls(
+            name=tree["name"],
+            arm=tree["arm"],
+            overrides=dict(tree["overrides"]),
+            experiment=from_json_dict(tree["config"], Experiment),
+        )
+
+
+def resolve(
+    config: str, common: Overrides, sweep: Sequence[Mapping[str, Any]], matching: Matching
+) -> list[SweepPoint]:
+    """The points of a sweep over a config file, in the order of the sweep.
+
+    common: overrides of all points, which may not set what the sweep sets. Raises UserError with
+    the problems of all points, and where two points are the same run.
+    """
+    base = load_config(config, common, Experiment)
+    if not sweep:
+        raise UserError("the sweep has no points")
+    common = dict(common)
+    if both := sorted({path for point in sweep for path in point} & common.keys()):
+        raise UserError(f"both the sweep and --config. set {', '.join(both)}")
+    names = short_names({path: None for point in sweep for path in point})
+    target = matching.target(base)
+    points, problems = [], []
+    for overrides in sweep:
+        name = point_name(overrides, names)
+        arm = point_name({k: v for k, v in overrides.items() if k != SEED}, names)
+        try:
+            point = build_point(config, overrides, arm=arm, name=name, common=common)
+            matched = matching.match(point.experiment, target)
+            points.append(replace(point, experiment=matched))
+        except ConfigError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} problems in the sweep:", *problems]))
+    _require_distinct(points)
+    return points
+
+
+def build_point(
+    config: str,
+    overrides: Mapping[str, Any],
+    *,
+    arm: str,
+    name: str,
+    common: Mapping[str, Any] | None = None,
+) -> SweepPoint:
+    """The point whose config is that of the file, with `common` and then `overrides` on top, a
+    kind before its settings. Raises ConfigError, also for what does not fit together on the fewest
+    devices of the mesh; how many there will be is not known here."""
+    pairs = [*(common or {}).items(), *overrides.items(), ("name", name)]
+    experiment = load_config(config, pairs, Experiment)
+    if problems := cross_check(experiment, experiment.mesh.fewest_devices):
+        raise ConfigError(problems)
+    return SweepPoint(name=name, arm=arm, overrides=dict(overrides), experiment=experiment)
+
+
+def _require_distinct(points: Sequence[SweepPoint]) -> None:
+    seen: dict[str, str] = {}
+    for point in points:
+        config = to_json_dict(point.experiment) | {"name": None}
+        earlier = seen.setdefault(json.dumps(config, sort_keys=True), point.name)
+        if earlier != point.name:
+            raise UserError(f"the sweep has one run twice: {earlier} and {point.name}")
+    if twice := [name for name, n in Counter(point.name for point in points).items() if n > 1]:
+        raise UserError(f"the sweep has a point twice: {', '.join(twice)}")
+
+
+def short_names(paths: Mapping[str, Any]) -> dict[str, str]:
+    """For each path the shortest end of it that tells it from the others: "k" of "moe.router.k".
+    The choice of a kind has the name of what is chosen: "router" of "moe.router.kind"."""
+    parts = {path: path.removesuffix(f".{KIND}").split(".") for path in paths}
+    found = {}
+    for path, own in parts.items():
+        for length in range(1, len(own) + 1):
+            end = own[-length:]
+            if not any(other[-length:] == end for name, other in parts.items() if name != path):
+                break
+        found[path] = ".".join(end)
+    return found
+
+
+def point_name(overrides: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """ "router=switch,k=1,seed=0": a folder's name on any file system; "base" without overrides."""
+    parts = [f"{names[path]}={plain(value)}" for path, value in overrides.items()]
+    name = ",".join(parts) or "base"
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - 9]}-{digest}"
+
+
+def plain(value: Any) -> str:
+    """A value as a part of a file's name."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(_plain, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")

@@ -1,0 +1,197 @@
+"""A sweep on the terminal: its plan, what runs now, and what came out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from moe_jax.sweeps.engine import Job, State, last_words
+from moe_jax.sweeps.matching import counts_of
+from moe_jax.sweeps.points import SweepPoint
+from moe_jax.sweeps.table import Arm, costs_of
+
+REFRESH = 1.0  # seconds between two looks at the metrics of what runs
+MOST_ROWS = 40  # of a table on the terminal
+TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
+SIGNS = {
+    State.WAITING: "dim",
+    State.RUNNING: "cyan",
+    State.ELSEWHERE: "magenta",
+    State.DONE: "green",
+    State.STOPPED: "yellow",
+    State.FAILED: "bold red",
+}
+
+
+def plan_table(points: Sequence[SweepPoint]) -> Table:
+    """Each arm's parameters and FLOPs, and the sum over all runs."""
+    table = Table(title="The sweep", title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for name in ("seeds", "steps", "parameters", "active", "MFLOPs/token", "PFLOPs of all runs"):
+        table.add_column(name, justify="right")
+    groups: dict[str, list[SweepPoint]] = {}
+    for point in points:
+        groups.setdefault(point.arm, []).append(point)
+    total = 0.0
+    for number, (arm, group) in enumerate(groups.items()):
+        counts = counts_of(group[0].experiment)
+        flops = sum(costs_of(point, 0.0)["training_flops"] for point in group)
+        total += flops
+        if number < MOST_ROWS:
+            table.add_row(
+                arm,
+                str(len(group)),
+                f"{group[0].experiment.steps:,}",
+                _short(counts.total),
+                _short(counts.active),
+                f"{counts.flops_per_token / 1e6:,.1f}",
+                f"{flops / 1e15:,.3g}",
+            )
+    if len(groups) > MOST_ROWS:
+        table.add_row(f"... and {len(groups) - MOST_ROWS} more", *[""] * 6)
+    table.add_section()
+    runs = "1 run" if len(points) == 1 else f"{len(points)} runs"
+    table.add_row(runs, "", "", "", "", "", f"{total / 1e15:,.3g}")
+    return table
+
+
+def arms_table(arms: Sequence[Arm], metric: str) -> Table:
+    """The metric of each arm over its seeds, and the paired difference to the baseline."""
+    table = Table(title=f"{metric} (mean and 95 % interval over seeds)", title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for name in ("seeds", metric, "difference to the baseline"):
+        table.add_column(name, justify="right")
+    for arm in arms[:MOST_ROWS]:
+        value = f"{arm.value.mean:.4f}{_margin(arm.value)}" if arm.value else "-"
+        gap = f"{arm.difference.mean:+.4f}{_margin(arm.difference)}" if arm.difference else ""
+        table.add_row(arm.name, str(arm.value.n if arm.value else 0), value, gap)
+    if len(arms) > MOST_ROWS:
+        table.add_row(f"... and {len(arms) - MOST_ROWS} more", "", "", "")
+    return table
+
+
+def _margin(interval: Any) -> str:
+    half = (interval.high - interval.low) / 2
+    return f" \u00b1 {half:.4f}" if math.isfinite(half) else ""
+
+
+def _short(number: float) -> str:
+    for size, sign in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{sign}"
+    return f"{number:g}"
+
+
+class LiveTable:
+    """Shows a sweep while it runs: a live table on a terminal, else a line for each change."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job], steps: Mapping[str, int]):
+        self._console, self._jobs, self._steps = console, jobs, steps
+        self._looked, self._began = 0.0, time.time()
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.failures: list[Job] = []
+
+    def __enter__(self) -> LiveTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def changed(self, job: Job, state: State) -> None:
+        if state == State.FAILED:
+            self.failures.append(job)
+        if self._live is None and state != State.WAITING:
+            self._console.print(f"{state}: {job.name}", highlight=False, soft_wrap=True)
+
+    def tick(self, states: dict[str, State]) -> None:
+        if self._live is not None and time.time() - self._looked >= REFRESH:
+            self._looked = time.time()
+            self._live.update(self._drawn(states), refresh=True)
+
+    def _drawn(self, states: Mapping[str, State]) -> Group:
+        table = Table()
+        table.add_column("point", overflow="fold")
+        for name in ("state", "step", "loss", "evaluation", "tokens/s"):
+            table.add_column(name, justify="right")
+        order = sorted(self._jobs, key=lambda job: _RANK[states[job.name]])
+        room = max(self._console.height - 8, 5)
+        for job in order[:room]:
+            state = states[job.name]
+            table.add_row(
+                job.name, Text(state, style=SIGNS[state]), *_reached(job, self._steps[job.name])
+            )
+        counted = Counter(states.values())
+        told = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
+        hidden = f" ({len(order) - room} not shown)" if len(order) > room else ""
+        minutes = (time.time() - self._began) / 60
+        return Group(table, Text(f"{told}{hidden}; {minutes:.1f} min"))
+
+    def tell_failures(self) -> None:
+        """The end of the log of each point that failed."""
+        for job in self.failures:
+            self._console.print(f"[bold red]failed[/]: {job.name} ({job.folder / 'log.txt'})")
+            for line in last_words(job.folder):
+                self._console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+_RANK = {
+    state: rank
+    for rank, state in enumerate(
+        (
+            *(State.RUNNING, State.FAILED, State.ELSEWHERE, State.STOPPED),
+            *(State.WAITING, State.DONE),
+        )
+    )
+}
+
+
+def _reached(job: Job, steps: int) -> list[str]:
+    """Step, loss, last evaluation and speed, from the end of the run's metrics."""
+    last: dict[str, Any] = {}
+    evaluation = ""
+    for line in _tail(job.folder / "metrics.jsonl"):
+        last |= {k: v for k, v in line.items() if k in ("step", "loss", "tokens_per_s")}
+        if line.get("split") == "eval":
+            named = [n for n in ("bits_per_byte", "cross_entropy", "accuracy") if n in line]
+            evaluation = f"{line[named[0]]:.4f}" if named else ""
+    if not last:
+        return ["", "", "", ""]
+    loss, speed = last.get("loss"), last.get("tokens_per_s")
+    return [
+        f"{last['step']}/{steps}",
+        "" if loss is None else f"{loss:.3f}",
+        evaluation,
+        "" if speed is None else f"{speed:,.0f}",
+    ]
+
+
+def _tail(file: Path) -> list[dict[str, Any]]:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - TAIL, 0))
+            lines = stream.read().splitlines()
+    except OSError:
+        return []
+    found = []
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
