@@ -28,6 +28,7 @@ CORE = [
     "rich>=13.0",
     "numpy>=2.0",
     "jaxtyping>=0.3.2",
+    "scipy>=1.14",
 ]
 
 TEXT = ["tokenizers>=0.22"]
@@ -35,7 +36,6 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
-    "scipy>=1.14",
     *TEXT,
 ]
 

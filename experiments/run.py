@@ -40,24 +40,18 @@ def main(arguments: Arguments, card: LoadedCard) -> int:
 def run(card: LoadedCard, scale: Scale, console: Console) -> int:
     """The sweep, then what it says; 0 where all points are done."""
     from experiments.record import make_record, save_record, text
-    from moe_jax.sweeps.engine import State, run_jobs
     from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.view import LiveTable, plan_table
+    from moe_jax.sweeps.view import plan_table, run_shown
 
     points = card.points(scale)
     console.print(plan_table(points))
     folder = SweepFolder(FLAGS.out)
     folder.prepare(points)
     jobs = [folder.job(point, command(card, folder, point)) for point in points]
-    steps = {point.name: point.experiment.steps for point in points}
-    with LiveTable(console, jobs, steps) as live:
-        states = run_jobs(jobs, FLAGS.workers, live)
-    live.tell_failures()
+    all_done = run_shown(jobs, FLAGS.workers, console)
     record = make_record(card, FLAGS.scale, points, folder)
     console.print(text(card, record), markup=False, soft_wrap=True)
-    missing = sum(state != State.DONE for state in states.values())
-    if missing:
-        console.print(f"{missing} of {len(points)} runs are not done; the same command goes on")
+    if not all_done:
         return 1
     for file in save_record(card, record, FLAGS.out):
         console.print(f"wrote {file}")

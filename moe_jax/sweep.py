@@ -57,7 +57,9 @@ def main(arguments: Arguments) -> int:
     from moe_jax.sweeps.folder import SweepFolder
     from moe_jax.sweeps.matching import Matching
     from moe_jax.sweeps.points import resolve
-    from moe_jax.sweeps.view import plan_table
+    from moe_jax.sweeps.report import write_report
+    from moe_jax.sweeps.table import arms_of, default_metric
+    from moe_jax.sweeps.view import arms_table, plan_table, run_shown
 
     if FLAGS.match_width and not FLAGS.match:
         raise UserError("--match_width needs --match")
@@ -74,38 +76,17 @@ def main(arguments: Arguments) -> int:
     folder = SweepFolder(FLAGS.out)
     folder.prepare(points)
     if FLAGS.commands:
-        text = "".join(shlex.join(folder.command(point)) + "\n" for point in points)
         with open(FLAGS.commands, "w") as file:
-            file.write(text)
+            file.writelines(shlex.join(folder.command(point)) + "\n" for point in points)
         console.print(f"wrote {len(points)} commands to {FLAGS.commands}")
         return 0
-    return run(folder, points, console)
-
-
-def run(folder, points, console) -> int:
-    """Runs what is not done, writes the tables and the report; 0 where all is done."""
-    from moe_jax.sweeps.engine import State, run_jobs
-    from moe_jax.sweeps.report import write_report
-    from moe_jax.sweeps.table import arms_of, default_metric
-    from moe_jax.sweeps.view import LiveTable, arms_table
-
-    jobs = [folder.job(point) for point in points]
-    steps = {point.name: point.experiment.steps for point in points}
-    with LiveTable(console, jobs, steps) as live:
-        states = run_jobs(jobs, FLAGS.workers, live)
+    all_done = run_shown([folder.job(point) for point in points], FLAGS.workers, console)
     rows = folder.write_results(points, FLAGS.metric, FLAGS.baseline)
     metric = FLAGS.metric or default_metric(rows)
     arms = arms_of(rows, metric, FLAGS.baseline)
     console.print(arms_table(arms, metric))
-    live.tell_failures()
-    if any(row.done for row in rows):
-        console.print(f"wrote {write_report(folder.path, rows, arms, metric)}")
-    missing = sum(state != State.DONE for state in states.values())
-    if missing:
-        console.print(
-            f"{missing} of {len(points)} points are not done; the same command tries again"
-        )
-    return 1 if missing else 0
+    console.print(f"wrote {write_report(folder.path, rows, arms, metric)}")
+    return 0 if all_done else 1
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Job:
     command: Sequence[str]
     folder: Path
     whole: Callable[[], bool]
+    steps: int = 0  # of the run, to show how far it is
 
 
 class Observer(Protocol):

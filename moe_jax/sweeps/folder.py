@@ -87,6 +87,7 @@ class SweepFolder:
             command=command or self.command(point),
             folder=folder,
             whole=lambda: evaluated(folder, steps),
+            steps=steps,
         )
 
     def command(self, point: SweepPoint) -> list[str]:

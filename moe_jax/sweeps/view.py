@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from moe_jax.sweeps.engine import Job, State, last_words
+from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.table import Arm, costs_of
@@ -93,11 +93,22 @@ def _short(number: float) -> str:
     return f"{number:g}"
 
 
+def run_shown(jobs: Sequence[Job], workers: int, console: Console) -> bool:
+    """Runs the jobs with a live table, tells the failures, and whether all are done."""
+    with LiveTable(console, jobs) as live:
+        states = run_jobs(jobs, workers, live)
+    live.tell_failures()
+    missing = sum(state != State.DONE for state in states.values())
+    if missing:
+        console.print(f"{missing} of {len(jobs)} runs are not done; the same command goes on")
+    return not missing
+
+
 class LiveTable:
     """Shows a sweep while it runs: a live table on a terminal, else a line for each change."""
 
-    def __init__(self, console: Console, jobs: Sequence[Job], steps: Mapping[str, int]):
-        self._console, self._jobs, self._steps = console, jobs, steps
+    def __init__(self, console: Console, jobs: Sequence[Job]):
+        self._console, self._jobs = console, jobs
         self._looked, self._began = 0.0, time.time()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self.failures: list[Job] = []
@@ -131,9 +142,7 @@ class LiveTable:
         room = max(self._console.height - 8, 5)
         for job in order[:room]:
             state = states[job.name]
-            table.add_row(
-                job.name, Text(state, style=SIGNS[state]), *_reached(job, self._steps[job.name])
-            )
+            table.add_row(job.name, Text(state, style=SIGNS[state]), *_reached(job))
         counted = Counter(states.values())
         told = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
         hidden = f" ({len(order) - room} not shown)" if len(order) > room else ""
@@ -159,7 +168,7 @@ _RANK = {
 }
 
 
-def _reached(job: Job, steps: int) -> list[str]:
+def _reached(job: Job) -> list[str]:
     """Step, loss, last evaluation and speed, from the end of the run's metrics."""
     last: dict[str, Any] = {}
     evaluation = ""
@@ -172,7 +181,7 @@ def _reached(job: Job, steps: int) -> list[str]:
         return ["", "", "", ""]
     loss, speed = last.get("loss"), last.get("tokens_per_s")
     return [
-        f"{last['step']}/{steps}",
+        f"{last['step']}/{job.steps}",
         "" if loss is None else f"{loss:.3f}",
         evaluation,
         "" if speed is None else f"{speed:,.0f}",

@@ -97,7 +97,7 @@ def test_matching_a_dense_model_solves_for_its_feed_forward():
     found = points("moe.every=0,1", matching=Matching("flops"))
     # The router of the sparse one takes part: 2 x 128 x 8 weights a layer are worth 2.67 units.
     assert found[0].experiment.model.mlp_dim == pytest.approx(512 + 8 / 3, abs=1)
-    with pytest.raises(UserError, match="no moe.expert_dim gives"):
+    with pytest.raises(UserError, match=r"no moe\.expert_dim gives"):
         points("model.model_dim=2048", matching=Matching("active"))
 
 
