@@ -56,7 +56,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Test:
+class Comparison:
     """One comparison, paired by seed.
 
     gain = baseline - treatment ("lower") or treatment - baseline ("higher"), of `metric`; as a
@@ -86,7 +86,7 @@ class Claim:
     text: str
     published: str
     source: str
-    tests: tuple[Test, ...]
+    tests: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.card import NULL, NULL_SEEDS, Claim, Test
+from experiments.card import NULL, NULL_SEEDS, Claim, Comparison
 from moe_jax.sweeps.statistics import Interval, cautious, paired
 
 Record = Mapping[str, Any]  # "arm", "seed", and metrics by name
@@ -24,7 +24,7 @@ class Verdict(enum.StrEnum):
 class Finding:
     """What a test gave. gain: its mean over seeds and 95 % interval, in the test's unit."""
 
-    test: Test
+    test: Comparison
     gain: Interval
     verdict: Verdict
 
@@ -56,7 +56,7 @@ def judge(claim: Claim, records: Sequence[Record]) -> Judgement:
     )
 
 
-def find(test: Test, records: Sequence[Record], null: bool = False) -> Finding:
+def find(test: Comparison, records: Sequence[Record], null: bool = False) -> Finding:
     """The gain of the treatment over the baseline. null: of the baseline with other seeds over
     the baseline, which is nothing but noise."""
     baseline = _by_seed(records, test.baseline, test.of_baseline)

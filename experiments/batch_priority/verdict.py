@@ -1,7 +1,7 @@
 """What the paper claims, and from which difference on it counts."""
 
 from experiments.batch_priority.sweep import metric
-from experiments.card import Claim, Test
+from experiments.card import Claim, Comparison
 
 
 def better(factor: float, band: float) -> Claim:
@@ -14,7 +14,7 @@ def better(factor: float, band: float) -> Claim:
         "factor falls below 1",
         source="2106.05974, section 4",
         tests=(
-            Test(
+            Comparison(
                 metric=metric("priority", factor),
                 treatment="v_moe",
                 baseline="v_moe",

@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.card import Claim, Test
+from experiments.card import Claim, Comparison
 
 SHAZEER = "1701.06538, table 6"
 THREE_TIMES = math.log(3)
@@ -16,7 +16,7 @@ CLAIMS = [
         "load 17.80 against 1.14",
         source=SHAZEER,
         tests=(
-            Test(
+            Comparison(
                 metric="moe/load_cv",
                 treatment="noise",
                 baseline="noise and losses",
@@ -32,7 +32,7 @@ CLAIMS = [
         published='"This imbalance is self-reinforcing", section 4',
         source="1701.06538",
         tests=(
-            Test(
+            Comparison(
                 metric="moe/load_cv",
                 treatment="neither",
                 baseline="noise and losses",
@@ -48,7 +48,7 @@ CLAIMS = [
         published="test perplexity 39.8 without, 35.6 with both losses at 0.1 (0.11 nats a word)",
         source=SHAZEER,
         tests=(
-            Test(
+            Comparison(
                 metric="bits_per_byte",
                 treatment="noise and losses",
                 baseline="noise",
@@ -62,7 +62,7 @@ CLAIMS = [
         published="OLMoE's first layer collapses to about 2 of 64 experts",
         source="2409.02060, section 4.1",
         tests=(
-            Test(
+            Comparison(
                 metric="busiest",
                 treatment="softmax",
                 baseline="softmax and balance loss",

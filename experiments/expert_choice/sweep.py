@@ -20,7 +20,11 @@ TOKEN_CHOICE = {
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
     return {
-        "expert choice, c=2": {"moe.router.kind": "expert_choice"},
+        "expert choice, c=2": {
+            "moe.router.kind": "expert_choice",
+            "moe.capacity_factor": None,
+            "evaluation.capacity_factor": None,
+        },
         "token choice, k=2": {"moe.router.kind": "gshard", **TOKEN_CHOICE},
     }
 

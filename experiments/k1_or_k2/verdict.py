@@ -1,6 +1,6 @@
 """What the paper claims, and from which difference on it counts."""
 
-from experiments.card import Claim, Test
+from experiments.card import Claim, Comparison
 from experiments.k1_or_k2.sweep import arm
 
 SOURCE = "2101.03961, table 1"
@@ -14,7 +14,7 @@ def ahead(k: int, factor: float, published: str) -> Claim:
         published=f"negative log-perplexity at 100k steps, k = 1 and 2: {published}",
         source=SOURCE,
         tests=(
-            Test(
+            Comparison(
                 metric="bits_per_byte",
                 treatment=arm(k, factor),
                 baseline=arm(3 - k, factor),

@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.card import Claim, Test
+from experiments.card import Claim, Comparison
 
 SOURCE = "2408.15664, table 2 (1B)"
 FIVE_TIMES = math.log(5)
@@ -16,14 +16,16 @@ def balances(name: str, text: str, arm: str) -> Claim:
         published="MaxVio 0.04 against 0.72 (18 times), perplexity 9.50 against 9.56",
         source=SOURCE,
         tests=(
-            Test(
+            Comparison(
                 metric="moe/max_violation",
                 treatment=arm,
                 baseline="aux loss 0.001",
                 unit="log ratio",
                 band=FIVE_TIMES,
             ),
-            Test(metric="bits_per_byte", treatment=arm, baseline="aux loss 0.001", band=-0.005),
+            Comparison(
+                metric="bits_per_byte", treatment=arm, baseline="aux loss 0.001", band=-0.005
+            ),
         ),
     )
 
@@ -45,6 +47,8 @@ CLAIMS = [
         text="Without the auxiliary loss's gradient the model's loss is lower.",
         published="perplexity 9.50 against 9.56 (0.006 nats)",
         source=SOURCE,
-        tests=(Test(metric="bits_per_byte", treatment="loss-free", baseline="aux loss 0.001"),),
+        tests=(
+            Comparison(metric="bits_per_byte", treatment="loss-free", baseline="aux loss 0.001"),
+        ),
     ),
 ]

@@ -1,6 +1,6 @@
 """What the papers claim, and from which difference on it counts."""
 
-from experiments.card import Claim, Test
+from experiments.card import Claim, Comparison
 
 CLAIMS = [
     Claim(
@@ -11,7 +11,9 @@ CLAIMS = [
         "against -1.731",
         source="2101.03961, table 1; 2409.02060, section 4.1",
         tests=(
-            Test(metric="bits_per_byte", treatment="sparse", baseline="dense, iso-FLOP", band=0.02),
+            Comparison(
+                metric="bits_per_byte", treatment="sparse", baseline="dense, iso-FLOP", band=0.02
+            ),
         ),
     ),
     Claim(
@@ -22,7 +24,7 @@ CLAIMS = [
         "parameters: -1.550 against -1.561",
         source="2101.03961, table 1",
         tests=(
-            Test(
+            Comparison(
                 metric="bits_per_byte",
                 treatment="dense, iso-parameter",
                 baseline="sparse",
