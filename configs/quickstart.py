@@ -47,3 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.sequence_length = 256
     return config
+
+
+def get_sweep(h):
+    """The routers people start from, on three seeds: python -m moe_jax.sweep --config=THIS."""
+    routers = h.sweep("moe.router.kind", ["mixtral", "switch", "gshard", "loss_free"])
+    return h.product(routers, h.seeds(3))

@@ -27,8 +27,10 @@ flags.DEFINE_boolean("record", False, "keep the figures in the card's folder", f
 
 
 def main(arguments: Arguments, card: LoadedCard) -> int:
+    from moe_jax.sweeps.view import wide_console
+
     scale = card.scale(FLAGS.scale)
-    console = Console()
+    console = wide_console()
     if FLAGS.plan:
         plan(card, scale, console)
         return 0

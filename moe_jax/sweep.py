@@ -51,15 +51,13 @@ flags.DEFINE_string(
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
-    from rich.console import Console
-
     from moe_jax.sweeps.definition import read_sweep
     from moe_jax.sweeps.folder import SweepFolder
     from moe_jax.sweeps.matching import Matching
     from moe_jax.sweeps.points import resolve
     from moe_jax.sweeps.report import write_report
     from moe_jax.sweeps.table import arms_of, default_metric
-    from moe_jax.sweeps.view import arms_table, plan_table, run_shown
+    from moe_jax.sweeps.view import arms_table, plan_table, run_shown, wide_console
 
     if FLAGS.match_width and not FLAGS.match:
         raise UserError("--match_width needs --match")
@@ -69,7 +67,10 @@ def main(arguments: Arguments) -> int:
         read_sweep(FLAGS.sweep, FLAGS.config),
         Matching(FLAGS.match, FLAGS.match_width),
     )
-    console = Console()
+    arm_names = list(dict.fromkeys(point.arm for point in points))
+    if FLAGS.baseline and FLAGS.baseline not in arm_names:
+        raise UserError(f"--baseline={FLAGS.baseline}: the arms are {', '.join(arm_names)}")
+    console = wide_console()
     console.print(plan_table(points))
     if FLAGS.dry_run:
         return 0

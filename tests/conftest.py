@@ -5,6 +5,7 @@ Set before anything imports jax; subprocesses that a test starts inherit the env
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 import tests.annotations  # noqa: E402, F401 - named as a string below
+from moe_jax.config.cli import run_door  # noqa: E402
 
 jaxtyping.install_import_hook(
     ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"],
@@ -57,3 +59,16 @@ def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     folder = request.path.relative_to(TESTS).parts[0]
     with jax.numpy_dtype_promotion("strict") if folder in STRICT_DTYPES else nullcontext():
         yield
+
+
+@pytest.fixture
+def door(capsys):
+    """door("train", "--flag=...") -> (exit code, stdout, stderr), in this process."""
+
+    def call(name: str, *argv: str) -> tuple[int, str, str]:
+        module = importlib.import_module(f"moe_jax.{name}")
+        code = run_door(module.main, usage=module.USAGE, flags=module.FLAGS, argv=list(argv))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call

@@ -23,6 +23,7 @@ from moe_jax.sweeps.table import Arm, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
 MOST_ROWS = 40  # of a table on the terminal
+PLAIN_WIDTH = 120
 TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
 SIGNS = {
     State.WAITING: "dim",
@@ -34,11 +35,17 @@ SIGNS = {
 }
 
 
+def wide_console() -> Console:
+    """Of the terminal's width; where there is none, wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
 def plan_table(points: Sequence[SweepPoint]) -> Table:
     """Each arm's parameters and FLOPs, and the sum over all runs."""
     table = Table(title="The sweep", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("seeds", "steps", "parameters", "active", "MFLOPs/token", "PFLOPs of all runs"):
+    table.add_column("arm", overflow="fold", min_width=24)
+    for name in ("seeds", "steps", "parameters", "active", "MFLOP/token", "PFLOP"):
         table.add_column(name, justify="right")
     groups: dict[str, list[SweepPoint]] = {}
     for point in points:

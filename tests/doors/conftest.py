@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,6 @@ def tiny(texts, tmp_path_factory) -> str:
         )
     )
     return str(file)
-
-
-@pytest.fixture
-def door(capsys):
-    """door("train", "--flag=...") -> (exit code, stdout, stderr), in this process."""
-
-    def call(name: str, *argv: str) -> tuple[int, str, str]:
-        module = importlib.import_module(f"moe_jax.{name}")
-        code = run_door(module.main, usage=module.USAGE, flags=module.FLAGS, argv=list(argv))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture(scope="session")
