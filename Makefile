@@ -11,13 +11,15 @@ VENV := .venv
 RUN  := $(VENV)/bin/python
 PIP  := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-oracles test-aot test-mutants lint clean
+.PHONY: help quickstart test test-oracles test-aot test-lab test-browser test-mutants lint clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
 	@echo "make test          run the test suite"
 	@echo "make test-oracles  compare with Hugging Face transformers (installs torch)"
 	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
+	@echo "make test-lab      whole sweeps and searches, killed and taken up again"
+	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
 	@echo "make test-mutants  put faults into a copy, one at a time; the tests must catch each"
 	@echo "make lint          ruff and mypy"
 	@echo "make clean         remove the environment and the caches; runs/ and data/ stay"
@@ -35,6 +37,12 @@ test-oracles: $(VENV)/hf.stamp
 
 test-aot: $(VENV)/aot.stamp
 	$(RUN) -m pytest tests/aot
+
+test-lab: $(VENV)/test.stamp
+	$(RUN) -m pytest -m lab
+
+test-browser: $(VENV)/test.stamp
+	$(RUN) -m pytest -m browser
 
 test-mutants: $(VENV)/test.stamp
 	$(RUN) -m tests.mutants.run --workers=$(WORKERS)

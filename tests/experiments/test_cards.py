@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import textwrap
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -156,3 +159,23 @@ def test_a_figure_shows_every_run():
     svg = ElementTree.fromstring(record.figure(card, {"runs": runs, "scale": "tiny"}))
     shown = [run for run in runs if "moe/max_violation" in run]
     assert len(svg.findall(".//{*}circle")) == len(shown)
+
+
+def test_the_card_of_the_docs_is_a_card():
+    text = Path("docs/cards.md").read_text("utf-8")
+    blocks = [
+        textwrap.dedent(block)
+        for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
+        if " import " in block
+    ]
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert sum(len(block.strip().splitlines()) for block in blocks) <= 30
+    card = LoadedCard("docs", names["CARD"], tuple(names["CLAIMS"]))
+    for scale in card.card.scales.values():
+        assert {point.arm for point in card.points(scale)} == {
+            "coefficient 0",
+            "coefficient 0.001",
+            NULL + "coefficient 0",
+        }
