@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 
 import pytest
@@ -9,11 +10,11 @@ import pytest
 from moe_jax.config.checks import check
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.overrides import apply_overrides, load_config, read_config_file
-from moe_jax.config.tree import to_config_dict
+from moe_jax.config.tree import to_config_dict, to_json_dict
 from tests.config.toy import Greedy, Layer, Lazy, Nested, Outside, Toy
 
 BASE = """
-from moe_jax.config.tree import to_config_dict
+from moe_jax.config.tree import to_config_dict, to_json_dict
 from tests.config.toy import Toy
 
 def get_config(arg=""):
@@ -282,3 +283,17 @@ def test_a_missing_file_names_the_nearest(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"did you mean configs/olmoe\.py\?"):
         read_config_file("olmoe")
+
+
+def test_the_config_of_a_run_is_a_config_file(write, tmp_path):
+    """config.json, which a run writes, starts the same run again, with other values on top."""
+    made = load_config(write(BASE), {"layer.chooser.k": 5}, Toy)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_json_dict(made)))
+    assert load_config(file, {}, Toy) == made
+    assert load_config(str(file), {"layer.chooser.k": "2"}, Toy).layer.chooser.k == 2
+    with pytest.raises(UserError, match=r"no config file .*gone\.json"):
+        load_config(tmp_path / "gone.json", {}, Toy)
+    file.write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_config(file, {}, Toy)

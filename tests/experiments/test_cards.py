@@ -97,7 +97,8 @@ def test_the_gain_is_signed_paired_and_in_its_unit():
 def test_verdicts_by_interval():
     assert decide(Interval(1, 0.5, 1.5, 3), 0.4) == Verdict.HOLDS
     assert decide(Interval(1, 0.5, 1.5, 3), 1.6) == Verdict.DOES_NOT_HOLD
-    assert decide(Interval(1, 0.5, 1.5, 3), 1.0) == Verdict.UNDECIDED
+    for band in (0.6, 1.0, 1.4):
+        assert decide(Interval(1, 0.5, 1.5, 3), band) == Verdict.UNDECIDED
     three = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.DOES_NOT_HOLD]
     assert [together(three[:n]) for n in (1, 2, 3)] == three
 

@@ -25,6 +25,7 @@ LAYERS = "tests/nn/test_moe_layer.py::test_"
 STEPS = "tests/training/test_step.py::test_"
 SAME = "tests/training/test_invariance.py::test_"
 ATTENTION = "tests/nn/test_attention.py::test_"
+CARDS = "tests/experiments/test_cards.py::test_"
 TASK = "tests/tasks/test_language_model.py::test_"
 
 
@@ -957,4 +958,84 @@ KERNELS = (
     ),
 )
 
-FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS
+LABORATORY = (
+    _fault(
+        "verdict: a gain of the wrong sign",
+        "experiments/judge.py",
+        'sign = -1.0 if test.direction == "lower" else 1.0',
+        "sign = 1.0",
+        CARDS + "the_gain_is_signed_paired_and_in_its_unit",
+    ),
+    _fault(
+        "verdict: holds by its mean",
+        "experiments/judge.py",
+        "if gain.low > band:",
+        "if gain.mean > band:",
+        CARDS + "verdicts_by_interval",
+    ),
+    _fault(
+        "verdict: the null is the treatment",
+        "experiments/judge.py",
+        "tuple(find(test, records, null=True) for test in claim.tests)",
+        "tuple(find(test, records) for test in claim.tests)",
+        CARDS + "a_claim_holds_where_it_is_true_and_never_between_equal_arms",
+    ),
+    _fault(
+        "verdict: one test that passes is enough",
+        "experiments/judge.py",
+        "if Verdict.DOES_NOT_HOLD in found:",
+        "if Verdict.HOLDS not in found:",
+        CARDS + "a_claim_that_is_false_is_said_to_be",
+    ),
+    _fault(
+        "interval: the bootstrap alone",
+        "moe_jax/sweeps/statistics.py",
+        "min(a.low, b.low), max(a.high, b.high)",
+        "b.low, b.high",
+        "tests/sweeps/test_statistics.py::test_the_cautious_interval_covers_the_truth_as_often_as_it_says",
+    ),
+    _fault(
+        "pairs: in the order of the runs, not of the seeds",
+        "moe_jax/sweeps/statistics.py",
+        "[treatment[seed] - baseline[seed] for seed in",
+        "[treatment[seed] - list(baseline.values())[0] for seed in",
+        "tests/sweeps/test_statistics.py::test_pairs_are_of_the_same_seed",
+    ),
+    _fault(
+        "sweep: two engines start the same point",
+        "moe_jax/sweeps/engine.py",
+        "            if lock is None:",
+        "            if lock is None and False:",
+        "tests/sweeps/test_engine.py::test_two_engines_share_the_work",
+    ),
+    _fault(
+        "sweep: exit code 0 is enough",
+        "moe_jax/sweeps/engine.py",
+        "if code == 0 and job.whole():",
+        "if code == 0:",
+        "tests/sweeps/test_engine.py::test_exit_code_0_of_something_unfinished_is_a_failure",
+    ),
+    _fault(
+        "sweep: runs outlive a killed engine",
+        "moe_jax/sweeps/enter.py",
+        "prctl(PR_SET_PDEATHSIG, signal.SIGTERM)",
+        "prctl(PR_SET_PDEATHSIG, 0)",
+        "tests/sweeps/test_engine.py::test_an_engine_that_is_killed_leaves_nothing_running_and_the_next_goes_on",
+    ),
+    _fault(
+        "matching: FLOPs of dropped assignments count",
+        "moe_jax/sweeps/matching.py",
+        "rest + (1 - dropped) *",
+        "rest +",
+        "tests/sweeps/test_points.py::test_assignments_that_must_be_dropped_cost_nothing",
+    ),
+    _fault(
+        "points: only each value's own rules are checked",
+        "moe_jax/sweeps/points.py",
+        "cross_check(experiment, experiment.mesh.fewest_devices)",
+        "[]",
+        "tests/sweeps/test_points.py::test_all_problems_of_all_points_are_told_at_once",
+    ),
+)
+
+FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS + LABORATORY

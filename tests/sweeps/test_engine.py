@@ -16,7 +16,7 @@ import pytest
 from moe_jax.sweeps.engine import Job, State, is_done, last_words, run_jobs, take_lock
 from moe_jax.sweeps.slots import slots
 
-# Counts to 5 in a file, slowly; stops on SIGTERM with exit code 0, as training does.
+# Counts in a file, slowly; stops on SIGTERM with exit code 0, as training does.
 STAND_IN = textwrap.dedent(
     """
     import os, pathlib, signal, sys, time
@@ -26,7 +26,7 @@ STAND_IN = textwrap.dedent(
     state = folder / "state"
     print("started", os.getpid(), flush=True)
     (folder / "starts").open("a").write("x")
-    for n in range(int(state.read_text()) if state.exists() else 0, 5):
+    for n in range(int(state.read_text()) if state.exists() else 0, int(sys.argv[3])):
         if stop:
             sys.exit(0)
         time.sleep(0.1)
@@ -47,13 +47,16 @@ class Told:
     def tick(self, states: dict[str, State]) -> None: ...
 
 
-def job(root: Path, name: str, fails: bool = False) -> Job:
+def job(root: Path, name: str, fails: bool = False, count: int = 5) -> Job:
     folder = root / name
     return Job(
         name=name,
-        command=[sys.executable, "-c", STAND_IN, str(folder), "fail" if fails else "-"],
+        command=[
+            *(sys.executable, "-c", STAND_IN),
+            *(str(folder), "fail" if fails else "-", str(count)),
+        ],
         folder=folder,
-        whole=lambda: (folder / "state").read_text() == "5",
+        whole=lambda: (folder / "state").read_text() == str(count),
     )
 
 
@@ -81,10 +84,10 @@ def test_exit_code_0_of_something_unfinished_is_a_failure(tmp_path: Path):
     assert run_jobs([lazy], 1, Told()) == {"lazy": State.FAILED}
 
 
-def engine_process(root: Path, names: str) -> subprocess.Popen[bytes]:
+def engine_process(root: Path, names: str, count: int = 5) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path; from tests.sweeps.test_engine import *\n"
-        "run_jobs([job(Path(sys.argv[1]), n) for n in sys.argv[2]], 2, Told())"
+        f"run_jobs([job(Path(sys.argv[1]), n, count={count}) for n in sys.argv[2]], 2, Told())"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root), names], cwd=os.getcwd())
 
@@ -98,16 +101,17 @@ def wait_for(condition, seconds: float = 30.0) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_an_engine_that_is_killed_leaves_nothing_running_and_the_next_goes_on(tmp_path: Path):
-    engine = engine_process(tmp_path, "abcd")
+    engine = engine_process(tmp_path, "abcd", count=30)
     wait_for(lambda: (tmp_path / "a" / "state").exists() and (tmp_path / "b" / "state").exists())
     engine.kill()
     engine.wait()
     pids = [int((tmp_path / n / "log.txt").read_text().split("started ")[1]) for n in "ab"]
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    assert not any(is_done(tmp_path / name) for name in "ab")
-    states = run_jobs([job(tmp_path, name) for name in "abcd"], 2, Told())
+    for name in "ab":
+        assert not is_done(tmp_path / name)
+        assert int((tmp_path / name / "state").read_text()) < 30  # it was ended
+    states = run_jobs([job(tmp_path, name, count=30) for name in "abcd"], 2, Told())
     assert set(states.values()) == {State.DONE}
-    # Went on: counted to 5 over both starts.
     assert (tmp_path / "a" / "starts").read_text() == "xx"
     assert (tmp_path / "c" / "starts").read_text() == "x"
 
