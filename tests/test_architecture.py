@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Imports go only downward. The doors are the modules directly in moe_jax/ (train, report, ...).
 LAYERS = (
-    "doors sweeps checking planning training tasks data models nn analysis dispatch routing ops parallel "
-    "config"
+    "doors sweeps checking planning training tasks data models nn analysis dispatch routing ops "
+    "parallel config"
 ).split()
 PURE = ("routing", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
 IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}  # where it is not the package's
