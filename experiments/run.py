@@ -10,6 +10,8 @@ which `python -m experiments.index` makes docs/results.md.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich.console import Console
@@ -17,6 +19,12 @@ from rich.console import Console
 from experiments.card import LoadedCard, Scale, load_card, names
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
+from moe_jax.sweeps.points import SweepPoint
+
+if TYPE_CHECKING:
+    from moe_jax.planning.report import Plan
+
+DAY = 86_400  # seconds
 
 FLAGS = door_flags()
 flags.DEFINE_string("scale", "tiny", "a size that the card has", flag_values=FLAGS)
@@ -73,22 +81,36 @@ def command(card: LoadedCard, folder, point) -> list[str]:
 
 
 def plan(card: LoadedCard, scale: Scale, console: Console) -> None:
-    """The runs and, for a pod, what one step of each arm is estimated to take there."""
+    """The runs and, for a pod, what each arm is estimated to take there."""
     from moe_jax.planning import report
-    from moe_jax.planning.hardware import topology_of
-    from moe_jax.planning.search import candidate
     from moe_jax.sweeps.view import plan_table
 
     points = card.points(scale)
     console.print(plan_table(points))
     if scale.topology is None:
         return
-    topology = topology_of(scale.topology)
-    for arm in dict.fromkeys(point.arm for point in points):
-        point = next(point for point in points if point.arm == arm)
-        one = report.Plan(topology=topology, candidate=candidate(point.experiment, topology))
+    total = 0.0
+    for arm, one in plans(points, scale.topology).items():
         console.print(f"\n{arm}", markup=False, style="bold")
         console.print(report.text(one), markup=False, highlight=False, soft_wrap=True)
+        days = one.roofline.model / one.roofline.expected_mfu * one.candidate.experiment.steps / DAY
+        total += days * sum(point.arm == arm for point in points)
+        console.print(f"a run at that MFU: {days:.1f} days", highlight=False)
+    console.print(f"\nall runs: {total:.1f} days of {scale.topology}", highlight=False)
+
+
+def plans(points: Sequence[SweepPoint], name: str) -> dict[str, Plan]:
+    """What moe_jax.plan estimates for each arm on a topology."""
+    from moe_jax.planning.hardware import topology_of
+    from moe_jax.planning.report import Plan
+    from moe_jax.planning.search import candidate
+
+    topology = topology_of(name)
+    arms = {point.arm: point.experiment for point in reversed(points)}
+    return {
+        arm: Plan(topology=topology, candidate=candidate(arms[arm], topology))
+        for arm in dict.fromkeys(point.arm for point in points)
+    }
 
 
 def parts(argv: list[str]) -> tuple[str, list[str]]:

@@ -41,6 +41,11 @@ def small(seeds: int, overrides: Mapping[str, Any] | None = None) -> Scale:
     return Scale(config="configs/quickstart.py", seeds=seeds, overrides=given)
 
 
+# How the configs of a pod's size are laid out, so that their dense twins fit too.
+OLMOE_LAYOUT = {"mesh.data": 1, "mesh.fsdp": 16, "accumulation": 4}
+DEEPSEEK_LAYOUT = {"mesh.fsdp": 16, "accumulation": 18, "model.remat": "full"}
+
+
 def pod(
     config: str, topology: str, seeds: int, overrides: Mapping[str, Any] | None = None
 ) -> Scale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.card import Card
-from experiments.scales import pod, small, tiny
+from experiments.scales import OLMOE_LAYOUT, pod, small, tiny
 from moe_jax.notebook import LoadedRun
 from moe_jax.training.experiment import Experiment
 
@@ -18,15 +18,13 @@ BUSIEST = 2
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
     k = base.moe.router.k  # type: ignore[attr-defined]
     noisy = {"moe.router.kind": "noisy_top_k", "moe.router.k": k}
+    softmax = {"moe.router.kind": "mixtral", "moe.router.k": k}
     return {
         "neither": {**noisy, **NO_NOISE},
         "noise": noisy,
         "noise and losses": {**noisy, **LOSSES},
-        "softmax": {"moe.router.kind": "mixtral"},
-        "softmax and balance loss": {
-            "moe.router.kind": "mixtral",
-            "moe.losses.load_balance.coefficient": 0.01,
-        },
+        "softmax": softmax,
+        "softmax and balance loss": {**softmax, "moe.losses.load_balance.coefficient": 0.01},
     }
 
 
@@ -42,7 +40,7 @@ CARD = Card(
     scales={
         "tiny": tiny(3),
         "small": small(5),
-        "pod": pod("configs/olmoe_1b_7b.py", "v5p:4x4x8", 1),
+        "pod": pod("configs/olmoe_1b_7b.py", "v5p:4x4x8", 1, OLMOE_LAYOUT),
     },
     measure=measure,
     shown=("moe/load_cv", "bits_per_byte", "moe/max_violation", "busiest"),

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.card import Card
-from experiments.scales import pod, small, tiny
+from experiments.scales import DEEPSEEK_LAYOUT, pod, small, tiny
 from moe_jax.training.experiment import Experiment
-
-ROUTER = {"moe.router.kind": "loss_free"}
 
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
+    k = base.moe.router.k  # type: ignore[attr-defined]
+    router = {"moe.router.kind": "loss_free", "moe.router.k": k}
     # 300 steps are few for a bias that moves by 0.001 a step: the rate is ten times the paper's,
     # and falls to 0 over the run.
     falling = f"moe.router.bias_rate = linear(0.01, 0, {base.steps})"
     return {
-        "loss-free": {**ROUTER, "schedules": (falling,)},
-        "loss-free, rate 0.001": {**ROUTER, "moe.router.bias_rate": 0.001},
+        "loss-free": {**router, "schedules": (falling,)},
+        "loss-free, rate 0.001": {**router, "moe.router.bias_rate": 0.001},
         "aux loss 0.001": {
-            **ROUTER,
+            **router,
             "moe.router.bias_update": "none",
             "moe.losses.load_balance.coefficient": 0.001,
         },
@@ -32,7 +32,7 @@ CARD = Card(
     scales={
         "tiny": tiny(4),
         "small": small(5),
-        "pod": pod("configs/deepseek_moe_16b.py", "v5e:16x16", 1),
+        "pod": pod("configs/deepseek_moe_16b.py", "v5e:16x16", 1, DEEPSEEK_LAYOUT),
     },
     shown=("moe/max_violation", "bits_per_byte"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.card import Card
-from experiments.scales import pod, small, tiny
+from experiments.scales import OLMOE_LAYOUT, pod, small, tiny
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.sweeps.matching import counts_of, width_for
 from moe_jax.training.experiment import Experiment
@@ -29,7 +29,7 @@ CARD = Card(
     scales={
         "tiny": tiny(4),
         "small": small(5),
-        "pod": pod("configs/olmoe_1b_7b.py", "v5p:4x4x8", 1),
+        "pod": pod("configs/olmoe_1b_7b.py", "v5p:4x4x8", 1, OLMOE_LAYOUT),
     },
     shown=("bits_per_byte", "parameters", "flops_per_token"),
 )

@@ -15,6 +15,7 @@ import pytest
 from experiments import index, record
 from experiments.card import NULL, NULL_SEEDS, Comparison, LoadedCard, load_card, names
 from experiments.judge import Verdict, decide, find, judge, together
+from experiments.run import plans
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.statistics import Interval
 
@@ -128,6 +129,14 @@ def test_every_point_of_every_scale_is_a_valid_config(name: str):
             same = dataclasses.replace(twin.experiment, name=point.name, seed=point.seed)
             assert point.experiment == same
             assert point.seed == twin.seed + NULL_SEEDS
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_arm_of_a_pod_fits_by_the_estimate(name: str):
+    scale = CARDS[name].scale("pod")
+    assert scale.topology is not None
+    for arm, plan in plans(CARDS[name].points(scale), scale.topology).items():
+        assert plan.fits, arm
 
 
 @pytest.mark.parametrize("name", CARDS)
