@@ -42,7 +42,11 @@ def write_report(
     Raises UserError as `build_report` does, and where the file cannot be written.
     """
     html = build_report(workdirs)
-    file = Path(out).expanduser() if out else default_file(workdirs)
+    return write_page(html, Path(out).expanduser() if out else default_file(workdirs))
+
+
+def write_page(html: str, file: Path) -> Path:
+    """Writes the page whole or not at all. UserError where it cannot be written."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +71,21 @@ def default_file(workdirs: Sequence[str | os.PathLike[str]]) -> Path:
 
 def _page(runs: Sequence[RunRecord], parts: Sequence[Section]) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    links = "".join(f'<a href="#{part.id}">{escape(part.title)}</a>' for part in parts)
     chips = "".join(chip(run, number) for number, run in enumerate(runs)) if len(runs) > 1 else ""
+    return document(title, _subtitle(runs), parts, chips=chips)
+
+
+def document(
+    title: str,
+    subtitle: str,
+    parts: Sequence[Section],
+    *,
+    chips: str = "",
+    style: str = "",
+    script: str = "",
+) -> str:
+    """A page of sections. chips: HTML beside their links; style, script: beyond the common ones."""
+    links = "".join(f'<a href="#{part.id}">{escape(part.title)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.id}"><h2>{escape(part.title)}</h2>{part.html}</section>'
         for part in parts
@@ -77,11 +94,11 @@ def _page(runs: Sequence[RunRecord], parts: Sequence[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{escape(title)} · moe_jax report</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(runs))}</p></header>"
+        f"<title>{escape(title)} · moe_jax report</title><style>{STYLE}{style}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
         f'<nav>{links}<span class="chips">{chips}</span></nav><main>{body}</main>'
         '<footer></footer><div id="tip"></div>'
-        f"<script>{CONSTANTS}{SCRIPT}</script></body></html>\n"
+        f"<script>{CONSTANTS}{SCRIPT}{script}</script></body></html>\n"
     )
 
 
