@@ -32,10 +32,15 @@ CORE = [
 ]
 
 TEXT = ["tokenizers>=0.22"]
+SLURM = ["submitit>=1.5.4"]
+KUBERNETES = ["pyyaml>=6.0"]
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
+    "jsonschema>=4.20",
+    *SLURM,
+    *KUBERNETES,
     *TEXT,
 ]
 
@@ -47,6 +52,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     # Compiling for GPUs that are not there: XLA's CUDA compiler and ptxas, no driver.
     "gpu-plan": ["jax-cuda12-plugin>=0.10.2", "nvidia-cuda-nvcc-cu12>=12.9"],
+    "slurm": SLURM,
+    "kubernetes": KUBERNETES,
     "wandb": ["wandb>=0.20"],
     "bench": ["matplotlib>=3.9"],  # pictures of benchmark results
     "dev": [

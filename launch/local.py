@@ -21,6 +21,7 @@ from typing import IO
 
 from absl import flags
 
+from launch.command import split
 from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
@@ -193,13 +194,7 @@ def end(ranks: Sequence[Rank], grace: float) -> None:
         rank.process.wait()
 
 
-def parts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before and behind the first --."""
-    place = argv.index("--") if "--" in argv else len(argv)
-    return list(argv[:place]), list(argv[place + 1 :])
-
-
 if __name__ == "__main__":
-    own, command = parts(sys.argv[1:])
+    own, command = split(sys.argv[1:])
     door = functools.partial(main, command=command)
     sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))

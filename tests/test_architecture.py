@@ -17,7 +17,8 @@ LAYERS = (
     "parallel config"
 ).split()
 PURE = ("routing", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
-IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}  # where it is not the package's
+# Where it is not the package's.
+IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "pyyaml": "yaml"}
 MAX_LINES = 60
 
 SOURCES = {
@@ -114,7 +115,8 @@ def test_only_declared_packages_are_imported(module: str):
 
 def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
-    usual = requirements("CORE") | requirements("TEST") | requirements("TEXT") | {"experiments"}
+    usual = requirements("CORE") | requirements("TEST") | {"experiments"}
+    usual |= requirements("TEXT") | requirements("SLURM") | requirements("KUBERNETES")
     for path in sorted((ROOT / "tests").rglob("*.py")):
         allowed = usual | ({"torch", "transformers"} if "oracles" in path.parts else set())
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path

@@ -12,6 +12,7 @@ import pytest
 from moe_jax.config.errors import UserError
 from tests.launch.conftest import Launched
 
+command = importlib.import_module("launch.command")
 local = importlib.import_module("launch.local")  # no part of the package, nor of its extras
 
 PROGRAM = """
@@ -102,7 +103,7 @@ def test_what_a_process_finds_in_its_environment():
 
 
 def test_the_command_stands_behind_two_dashes():
-    assert local.parts(["--a=1", "--", "--b", "--", "c"]) == (["--a=1"], ["--b", "--", "c"])
-    assert local.parts(["--a=1"]) == (["--a=1"], [])
+    assert command.split(["--a=1", "--", "--b", "--", "c"]) == (["--a=1"], ["--b", "--", "c"])
+    assert command.split(["--a=1"]) == (["--a=1"], [])
     with pytest.raises(UserError, match="after --"):
         local.main(None, [])

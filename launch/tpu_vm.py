@@ -1,0 +1,116 @@
+"""The gcloud commands that run a config on TPU VMs: create, copy, install, start, delete."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch.command import Command, require_label, split
+from launch.hardware import Slice, slice_of
+from launch.xla_flags import variables
+from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.errors import UserError
+
+USAGE = """
+usage: python -m launch.tpu_vm --name=NAME --topology=v5e-256 --zone=ZONE -- ARGUMENTS
+
+Creates a TPU slice, copies this clone to every host, installs it, and starts moe_jax.train with the
+arguments behind --. --dry_run only prints the commands. They are the ones to give by hand too;
+started again on a slice that is there (--no_create), the run goes on.
+  python -m launch.tpu_vm --name=olmoe --topology=v5p-128 --zone=us-east5-a --dry_run -- \\
+    --config=configs/olmoe_1b_7b.py --workdir=gs://BUCKET/olmoe
+"""
+FLAGS = door_flags()
+flags.DEFINE_string("name", None, "of the slice", flag_values=FLAGS, required=True)
+text = "v5e-256, v5p-128, v6e-64, or as v5p:4x4x8"
+flags.DEFINE_string("topology", None, text, flag_values=FLAGS, required=True)
+flags.DEFINE_string("zone", None, "of Google Cloud", flag_values=FLAGS, required=True)
+flags.DEFINE_string("project", None, "of Google Cloud (default: gcloud's)", flag_values=FLAGS)
+flags.DEFINE_string("runtime", None, "software version (default: the kind's)", flag_values=FLAGS)
+flags.DEFINE_string("module", "moe_jax.train", "the module that is run", flag_values=FLAGS)
+flags.DEFINE_boolean("spot", False, "a slice that may be taken away", flag_values=FLAGS)
+flags.DEFINE_boolean("create", True, "make the slice first", flag_values=FLAGS)
+flags.DEFINE_boolean("delete", False, "delete the slice when the run has ended", flag_values=FLAGS)
+flags.DEFINE_boolean("dry_run", False, "print the commands", flag_values=FLAGS)
+
+CLONE = "moe_jax"
+
+
+def main(arguments: Arguments, command: Sequence[str]) -> int:
+    where = slice_of(FLAGS.topology)
+    if where.tpu is None:
+        raise UserError(f"--topology={FLAGS.topology}: is no TPU")
+    steps = commands(
+        require_label(FLAGS.name),
+        where,
+        Command.of(FLAGS.module, command),
+        zone=FLAGS.zone,
+        project=FLAGS.project,
+        runtime=FLAGS.runtime,
+        spot=FLAGS.spot,
+        create=FLAGS.create,
+        delete=FLAGS.delete,
+    )
+    for step in steps:
+        print(shlex.join(step), flush=True)
+        if not FLAGS.dry_run and (code := call(step)):
+            return code
+    return 0
+
+
+def call(step: Sequence[str]) -> int:
+    try:
+        return subprocess.run(step).returncode
+    except FileNotFoundError as error:
+        raise UserError("gcloud is not installed; --dry_run prints the commands") from error
+
+
+def commands(
+    name: str,
+    where: Slice,
+    command: Command,
+    *,
+    zone: str,
+    project: str | None = None,
+    runtime: str | None = None,
+    spot: bool = False,
+    create: bool = True,
+    delete: bool = False,
+) -> list[list[str]]:
+    """One after the other. The same command goes to every host: JAX finds the others by itself."""
+    assert where.tpu is not None
+    place = [f"--zone={zone}", *([f"--project={project}"] if project else [])]
+    vm = ["gcloud", "compute", "tpus", "tpu-vm"]
+
+    def everywhere(script: str) -> list[str]:
+        return [*vm, "ssh", name, *place, "--worker=all", f"--command={script}"]
+
+    set_flags = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables("tpu").items())
+    steps = [
+        [*vm, "scp", "--recurse", ".", f"{name}:{CLONE}", *place, "--worker=all"],
+        everywhere(
+            f"cd {CLONE} && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu,text]'"
+        ),
+        everywhere(f"cd {CLONE} && . .venv/bin/activate && {set_flags} {command}"),
+    ]
+    if create:
+        made = [
+            *(*vm, "create", name, *place, f"--accelerator-type={where.accelerator}"),
+            f"--version={runtime or where.tpu.runtime}",
+            *(["--spot"] if spot else []),
+        ]
+        steps.insert(0, made)
+    if delete:
+        steps.append([*vm, "delete", name, *place, "--quiet"])
+    return steps
+
+
+if __name__ == "__main__":
+    own, command = split(sys.argv[1:])
+    door = functools.partial(main, command=command)
+    sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))

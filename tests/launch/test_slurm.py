@@ -1,0 +1,157 @@
+"""SLURM: the script, what sbatch is really given, and a run that is preempted and goes on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_jax.config.cli import run_door
+from tests.launch.conftest import ROOT
+
+# Its set-up of logging closes what pytest has set up.
+os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+slurm = importlib.import_module("launch.slurm")
+RUN = ["--config=configs/olmoe_1b_7b.py", "--workdir=/shared/a b"]
+
+
+def door(capsys, *argv: str, run=RUN) -> tuple[int, str, str]:
+    code = run_door(
+        lambda arguments: slurm.main(arguments, run),
+        usage=slurm.USAGE,
+        flags=slurm.FLAGS,
+        argv=list(argv),
+    )
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def options(script: str) -> dict[str, str]:
+    """The #SBATCH lines."""
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH --")]
+    pairs = (shlex.split(line.removeprefix("#SBATCH --"))[0].partition("=") for line in lines)
+    return {name: value for name, _, value in pairs}
+
+
+EIGHT_NODES = [
+    *("--nodes=8", "--tasks_per_node=8", "--gpus_per_node=8", "--minutes=1440", "--grace=180"),
+    *("--partition=gpu", "--account=me", "--memory=900G", "--setup=module load cuda"),
+]
+
+
+def test_the_script_is_bash_and_asks_for_eight_nodes_of_eight(capsys, tmp_path):
+    code, out, err = door(capsys, f"--logs={tmp_path}", "--dry_run", *EIGHT_NODES)
+    assert code == 0, err
+    assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
+    found = options(out)
+    assert (found["nodes"], found["ntasks-per-node"], found["gpus-per-node"]) == ("8", "8", "8")
+    assert found["signal"] == "USR2@180" and found["time"] == "1440" and "requeue" in found
+    assert found["partition"] == "gpu" and found["account"] == "me" and found["mem"] == "900G"
+    assert found["wckey"] == "submitit"
+    assert "module load cuda" in out and "--kill-on-bad-exit=1" in out
+    last = shlex.split(out.splitlines()[-1].removeprefix("# "))
+    assert last[1:] == ["-m", "moe_jax.train", *RUN, "--stopped_exit_code=75"]
+
+
+def test_a_sweep_is_an_array_of_single_processes(capsys, tmp_path):
+    commands = tmp_path / "commands.txt"
+    commands.write_text("python -m moe_jax.train --workdir='a b'\npython -m moe_jax.train\n\n")
+    given = [f"--logs={tmp_path}", f"--commands={commands}", "--parallel=8", "--nowckey"]
+    code, out, err = door(capsys, *given, "--dry_run", run=[])
+    assert code == 0, err
+    found = options(out)
+    assert found["array"] == "0-1%2" and found["nodes"] == "1" and "wckey" not in found
+    runs = slurm.planned(str(commands), "moe_jax.train", [])
+    assert runs[0].command == ["python", "-m", "moe_jax.train", "--workdir=a b"]
+    assert runs[0].environment["MOE_JAX_PROCESSES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("more", "run", "told"),
+    [
+        ([], [], "give either --commands=FILE, or --"),
+        (["--commands=x"], RUN, "give either"),
+        (["--commands=/no/such"], [], "no such file"),
+        ([], ["--config=a"], "no --workdir"),
+        (["--cluster=local", "--tasks_per_node=2"], RUN, "--cluster=local: one process"),
+    ],
+)
+def test_mistakes_are_told(capsys, tmp_path, more, run, told):
+    code, _, err = door(capsys, f"--logs={tmp_path}", *more, run=run)
+    assert code == 2 and told in err
+
+
+def test_without_slurm_it_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = door(capsys, f"--logs={tmp_path}")
+    assert code == 2 and "--dry_run prints the script" in err
+
+
+def test_sbatch_is_given_what_the_dry_run_showed(capsys, tmp_path, monkeypatch):
+    programs, logs = tmp_path / "bin", tmp_path / "logs"
+    programs.mkdir()
+    for name, body in (
+        ("srun", "exit 0"),
+        ("sbatch", f"cp $1 {tmp_path}/sent; echo Submitted batch job 12"),
+    ):
+        file = programs / name
+        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    code, shown, _ = door(capsys, f"--logs={logs}", "--dry_run", *EIGHT_NODES)
+    code, out, err = door(capsys, f"--logs={logs}", *EIGHT_NODES)
+    assert code == 0 and out.strip() == "12", err
+    assert options((tmp_path / "sent").read_text()) == options(shown)
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The lines of a run without what depends on the machine's speed, the last of each step."""
+    found = {}
+    for text in (workdir / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        for name in ("tokens_per_s", "step_time_s"):
+            line.pop(name, None)
+        found[line["step"], line["split"]] = line
+    return [found[key] for key in sorted(found)]
+
+
+def test_a_preempted_run_is_queued_again_and_ends_as_if_it_had_not_been(
+    config, tmp_path, monkeypatch
+):
+    """For real, by submitit's local executor, which queues a job again as SLURM does."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    common = [f"--config={config}", "--config.checkpoint.every=2", "--config.steps=40"]
+    train = [sys.executable, "-m", "moe_jax.train", *common]
+    subprocess.run([*train, f"--workdir={whole}"], check=True, capture_output=True)
+    run = slurm.Run([*train, f"--workdir={stopped}", "--stopped_exit_code=75"], {})
+    parameters = {"time": 60, "nodes": 1, "ntasks_per_node": 1, "signal_delay_s": 30}
+    slurm.FLAGS(["", f"--logs={tmp_path / 'logs'}"])
+    [job] = slurm.submit([run], parameters, str(tmp_path / "logs"), "local", array=False)
+    deadline = time.monotonic() + 240
+    while not list(stopped.glob("checkpoints/manifests/*")):
+        assert time.monotonic() < deadline and not job.done()
+        time.sleep(0.05)
+    # As SLURM does: the signal goes to the task, not to what watches over it.
+    controller = int(job.job_id)
+    [task] = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signal.SIGUSR2)
+    assert job.result() == shlex.join(run.command)
+    logs = "".join(file.read_text() for file in (tmp_path / "logs").glob("*_log.*"))
+    assert "resuming at step" in logs
+    assert metrics(stopped) == metrics(whole)
+
+
+def test_a_run_that_fails_fails_its_job(tmp_path):
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        slurm.Run([sys.executable, "-c", "import sys; sys.exit(3)"], {})()
+    assert "-c" in slurm.Run([sys.executable, "-c", "pass"], {})()
