@@ -103,6 +103,22 @@ class LoadedRun:
     def params(self) -> dict[str, Any]:
         return self.state.params
 
+    def at(self, step: int) -> LoadedRun:
+        """The same run at another of its checkpoints; nothing is compiled anew. UserError where
+        that is not there or not good."""
+        config = self.program.experiment.checkpoint
+        with Checkpoints(self.workdir / "checkpoints", config, read_only=True) as checkpoints:
+            restored = checkpoints.restore(self.program.abstract_model, step=step, partial=True)
+        if restored is None:
+            raise UserError(f"{self.workdir}: no checkpoint of step {step}")
+        return replace(self, state=restored.state)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the run's checkpoints, ascending."""
+        config = self.program.experiment.checkpoint
+        with Checkpoints(self.workdir / "checkpoints", config, read_only=True) as checkpoints:
+            return checkpoints.steps()
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

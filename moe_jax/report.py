@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
+if TYPE_CHECKING:
+    from moe_jax.analysis.report.routing import RoutingView
+
 USAGE = """
 usage: python -m moe_jax.report --workdir=DIR[,DIR2,...] [--workdir=DIR3 ...] [--out=FILE.html]
 
 Writes a page with the curves, the load of the experts, the speed and the config of a run, finished
-or not; with several runs, over each other. It loads nothing from anywhere.
-  python -m moe_jax.report --workdir=runs/quickstart
+or not; with several runs, over each other. It loads nothing from anywhere. --routing also loads the
+run's checkpoints and shows text by expert, what experts prefer, and how early routes settled.
+  python -m moe_jax.report --workdir=runs/quickstart --routing
   python -m moe_jax.report --workdir=runs/quickstart,runs/dense --out=both.html
 """
 FLAGS = door_flags()
@@ -32,6 +38,11 @@ flags.DEFINE_string(
     "where to write (default: report.html in the workdir; of several, in the folder around them)",
     flag_values=FLAGS,
 )
+flags.DEFINE_boolean(
+    "routing", False, "what the router does with the evaluation's text", flag_values=FLAGS
+)
+flags.DEFINE_integer("batches", 8, "of the evaluation, for --routing", 1, flag_values=FLAGS)
+MOST_CHECKPOINTS = 12
 
 
 def main(arguments: Arguments) -> int:
@@ -40,9 +51,31 @@ def main(arguments: Arguments) -> int:
     workdirs = [folder for given in FLAGS.workdir for folder in _folders(given)]
     if "" in workdirs:
         raise UserError("--workdir is empty, or nothing stands beside a comma")
-    file = write_report(workdirs, FLAGS.out)
+    if FLAGS.routing and len(workdirs) > 1:
+        raise UserError("--routing is of one run: give one --workdir")
+    routing = routing_view(workdirs[0], FLAGS.batches) if FLAGS.routing else None
+    file = write_report(workdirs, FLAGS.out, routing)
     print(f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)")
     return 0
+
+
+def routing_view(workdir: str, batches: int) -> RoutingView:
+    """Traces of the run's checkpoints (some of them, where there are many) on evaluation batches.
+    UserError for a dense model."""
+    from moe_jax.analysis.report.routing import RoutingView
+    from moe_jax.notebook import load
+
+    run = load(workdir)
+    steps = run.checkpoint_steps()
+    if len(steps) > MOST_CHECKPOINTS:
+        steps = [
+            steps[n * (len(steps) - 1) // (MOST_CHECKPOINTS - 1)] for n in range(MOST_CHECKPOINTS)
+        ]
+    traces = [run.at(step).trace(batches) for step in steps if step != run.step]
+    decode = run.rows.tokenizer.decode
+    return RoutingView(
+        [*traces, run.trace(batches)], functools.cache(lambda token: decode([token]))
+    )
 
 
 def _folders(given: str) -> list[str]:

@@ -59,6 +59,8 @@ code, dd { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans M
 figure { grid-row: span 4; display: grid; grid-template-rows: subgrid; margin: 0 0 14px;
   min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 12px 18px 10px 12px; }
+/* Outside a grid there are no rows to share, and what scrolls would shrink to nothing. */
+section > figure, details > figure { display: block; }
 figure > * { min-width: 0; }
 figure > h3 { grid-row: 1; }
 figure > .legend, figure > .chip { grid-row: 2; align-self: start; }
@@ -221,12 +223,13 @@ for (const svg of document.querySelectorAll("svg.lines")) {
     cross.style.left = near[1][0] / UNITS * 100 + "%";
     const step = stepOf(near[1][0]);
     tip.replaceChildren();
-    say(tip, "b", "step " + step.toLocaleString("en"));
+    say(tip, "b", data.unit + " " + step.toLocaleString("en"));
     for (const [path, point] of found) {
       const row = say(tip, "div", "");
       say(row, "i", "").style.background = getComputedStyle(path).stroke;
       const own = stepOf(point[0]);
-      const where = own === step ? "" : " (step " + own.toLocaleString("en") + ")";
+      const where = own === step ? ""
+        : " (" + data.unit + " " + own.toLocaleString("en") + ")";
       row.append(path.dataset.label + where);
       say(row, "span", told(valueOf(point[1]), +data.percent));
     }
@@ -263,12 +266,14 @@ for (const img of document.querySelectorAll("img.heat[data-row]")) {
     if (data.row === "expert") {
       const step = Math.round(data.first + column * data.width);
       say(tip, "b", `${data.title}, expert ${row}, step ${step.toLocaleString("en")}`);
+    } else if (data.row === "named") {
+      say(tip, "b", `${data.title}: ${data.rows[row]}, expert ${column}`);
     } else {
       say(tip, "b", `${data.title}: layer ${data.layers[row]}, expert ${column}`);
     }
     const share = data.experts ? ` (${(100 * ratio / data.experts).toPrecision(2)} % of all)` : "";
     say(tip, "div", index === NOTHING ? "no data"
-      : `${sign}${ratio ? ratio.toPrecision(2) : 0} times the mean${share}`);
+      : `${sign}${ratio ? ratio.toPrecision(2) : 0} ${data.what ?? "times the mean"}${share}`);
     place(event);
   });
   img.addEventListener("pointerleave", () => { tip.style.display = "none"; });

@@ -159,6 +159,24 @@ def matrix(relative_LE: np.ndarray, layers: Sequence[int], title: str, beside: i
     return plot(img, x, ticks, height=height, x_title="expert", y_title="layer")
 
 
+def named_grid(
+    values_RC: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    what: str,
+    square: bool = False,
+) -> str:
+    """Rows and columns with names; 1 is the pale middle. what: the unit, for the tip; square: as
+    high as a square would be on a card."""
+    count, width = values_RC.shape
+    img = image(values_RC, title, row="named", title=title, rows=list(rows), what=what)
+    height = 380 if square else min(max(20 * count, 64), 420)
+    y = [((n + 0.5) / count, escape(str(rows[n]))) for n in _some(count, most=height // 14)]
+    x = [((n + 0.5) / width, escape(str(columns[n]))) for n in _some(width, most=16)]
+    return plot(img, x, y, height=height, x_title="expert")
+
+
 def _cell_numbers(relative_LE: np.ndarray) -> str:
     cells = []
     for value in relative_LE.ravel():

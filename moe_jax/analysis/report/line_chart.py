@@ -64,11 +64,13 @@ def line_chart(
     include: Sequence[float] = (),
     early: bool = False,
     references: Sequence[float] = (),
+    x_title: str = "step",
 ) -> tuple[str, bool]:
     """The plot, and whether the first steps leave it at the top.
 
     steps: first and last of the x axis. include: values that the y axis must reach. early: a
     metric that falls steeply at first; its first steps may be cut off. references: dashed levels.
+    x_title: what the steps are.
     """
     y_axis, cut = _y_axis(lines, steps, log=log, include=[*include, *references], early=early)
     x_axis = Axis(steps[0], steps[1] + 0.015 * (steps[1] - steps[0]))  # room for the last dot
@@ -80,10 +82,18 @@ def line_chart(
     svg = (
         f'<svg class="lines" viewBox="0 0 {UNITS} {UNITS}" preserveAspectRatio="none" '
         f'data-x="{x_axis.low},{x_axis.high}" data-y="{y_axis.low!r},{y_axis.high!r}" '
-        f'data-log="{int(log)}" data-percent="{int(percent)}" data-grid="{_spacing(lines)}">'
+        f'data-log="{int(log)}" data-percent="{int(percent)}" data-grid="{_spacing(lines)}" '
+        f'data-unit="{escape(x_title)}">'
         f'{"".join(body)}</svg><div class="cross"></div>'
     )
-    return plot(svg, x_ticks(x_axis.low, x_axis.high), y_axis.ticks(percent), height=HEIGHT), cut
+    drawn = plot(
+        svg,
+        x_ticks(x_axis.low, x_axis.high),
+        y_axis.ticks(percent),
+        height=HEIGHT,
+        x_title=x_title,
+    )
+    return drawn, cut
 
 
 def x_ticks(low: float, high: float) -> list[Tick]:

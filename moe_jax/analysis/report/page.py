@@ -12,36 +12,48 @@ from pathlib import Path
 from moe_jax.analysis.read_run import RunRecord, read_runs
 from moe_jax.analysis.report import heat_map, line_chart
 from moe_jax.analysis.report.assets import SCRIPT, STYLE
+from moe_jax.analysis.report.routing import STYLE as ROUTING_STYLE
+from moe_jax.analysis.report.routing import RoutingView, routing_sections
 from moe_jax.analysis.report.sections import Section, sections
 from moe_jax.analysis.report.tables import chip, is_finished, progress
 from moe_jax.config.errors import UserError
 
 # The browser itself keeps the page from loading anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+BEFORE_ROUTES = ("summary", "learning", "load", "routing")
 CONSTANTS = (
     f"const UNITS = {line_chart.UNITS}, PER_OCTAVE = {heat_map.PER_OCTAVE}, "
     f"LOWEST = {heat_map.LOWEST}, HIGHEST = {heat_map.HIGHEST}, NOTHING = {heat_map.NOTHING};"
 )
 
 
-def build_report(workdirs: Sequence[str | os.PathLike[str]]) -> str:
+def build_report(
+    workdirs: Sequence[str | os.PathLike[str]], routing: RoutingView | None = None
+) -> str:
     """One HTML page on the runs in `workdirs`, which loads nothing from anywhere.
 
-    Runs may be going on still, and may be dense. Raises UserError for a folder without metrics.
+    Runs may be going on still, and may be dense. routing: of the run, where there is one: its
+    sections follow those on the load. Raises UserError for a folder without metrics.
     """
     runs = read_runs(workdirs)
-    return _page(runs, sections(runs))
+    parts = sections(runs)
+    if routing is not None:
+        place = 1 + max(n for n, part in enumerate(parts) if part.id in BEFORE_ROUTES)
+        parts[place:place] = routing_sections(routing)
+    return _page(runs, parts)
 
 
 def write_report(
-    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+    workdirs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    routing: RoutingView | None = None,
 ) -> Path:
     """Writes the page to `out` and returns where it is.
 
     By default report.html in the workdir, or, of several, in the folder that they have in common.
     Raises UserError as `build_report` does, and where the file cannot be written.
     """
-    html = build_report(workdirs)
+    html = build_report(workdirs, routing)
     return write_page(html, Path(out).expanduser() if out else default_file(workdirs))
 
 
@@ -72,7 +84,7 @@ def default_file(workdirs: Sequence[str | os.PathLike[str]]) -> Path:
 def _page(runs: Sequence[RunRecord], parts: Sequence[Section]) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     chips = "".join(chip(run, number) for number, run in enumerate(runs)) if len(runs) > 1 else ""
-    return document(title, _subtitle(runs), parts, chips=chips)
+    return document(title, _subtitle(runs), parts, chips=chips, style=ROUTING_STYLE)
 
 
 def document(

@@ -1,0 +1,318 @@
+"""What --routing adds to a report: text by expert, preferences, pairs, saturation, drops."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from moe_jax.analysis import preferences
+from moe_jax.analysis.read_run import Series
+from moe_jax.analysis.report.frame import figure
+from moe_jax.analysis.report.heat_map import named_grid, scale
+from moe_jax.analysis.report.line_chart import Line, line_chart
+from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.sections import Section
+from moe_jax.analysis.report.tables import table
+from moe_jax.analysis.specialisation import domain_counts
+from moe_jax.analysis.trace import Trace
+
+TEXT_TOKENS = 700  # of the text that is shown, over all domains
+SHOWN_LAYERS = 3  # the first, the middle and the last; the others fold away
+MOST_DOMAINS = 12
+BINS = 32
+VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
+
+
+@dataclass(frozen=True)
+class RoutingView:
+    """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
+    id, for people."""
+
+    traces: Sequence[Trace]
+    text: Callable[[int], str]
+
+    @property
+    def last(self) -> Trace:
+        return self.traces[-1]
+
+
+def routing_sections(view: RoutingView) -> list[Section]:
+    """The sections that have something to show."""
+    if not preferences.taken(view.last).any():
+        told_why = (
+            "<p>This router assigns no token to an expert (every expert gets a mixture of all "
+            "tokens), so there are no routes to show.</p>"
+        )
+        return [Section("text", "Text by expert", told_why)]
+    found = (
+        Section("text", "Text by expert", _text(view)),
+        Section("preferences", "What experts prefer", _preferences(view)),
+        Section("pairs", "Experts together", _pairs(view)),
+        Section("saturation", "Saturation", _saturation(view)),
+        Section("drops", "Drops by position", _drops(view)),
+    )
+    return [section for section in found if section.html]
+
+
+def _by_layer(view: RoutingView, draw: Callable[[int], str], kind: str = "") -> str:
+    """draw(number) for the first, the middle and the last layer; the others fold away. kind: of the
+    boxes around both."""
+    count = len(view.last.layers_L)
+    shown = sorted({round(n) for n in np.linspace(0, count - 1, min(SHOWN_LAYERS, count))})
+    parts, rest = (
+        "".join(draw(layer) for layer in range(count) if (layer in shown) == first)
+        for first in (True, False)
+    )
+    boxed = f'<div class="{kind}">{parts}</div>'
+    if not rest:
+        return boxed
+    more = count - len(shown)
+    told_more = f"{more} more layer" + ("s" if more > 1 else "")
+    return (
+        f'{boxed}<details><summary>{told_more}</summary><div class="{kind}">{rest}</div></details>'
+    )
+
+
+def _title(view: RoutingView, layer: int) -> str:
+    return f"Layer {int(view.last.layers_L[layer])}"
+
+
+# Text
+
+
+def _text(view: RoutingView) -> str:
+    trace = view.last
+    experts = preferences.leading_expert(trace)
+    rows = _sample_rows(trace)
+    length = TEXT_TOKENS // len(rows)
+
+    def draw(layer: int) -> str:
+        paragraphs = "".join(
+            f'<p class="text">{_coloured(view, row, experts[layer, row], length)}</p>'
+            for row in rows
+        )
+        return figure(_title(view, layer), paragraphs, kind="panel")
+
+    intro = (
+        "<p>Each token has the colour of the expert with the largest weight among those that took "
+        "it (point at it for the number); without colour: none took it. ⏎ is the end of a line. "
+        f"From the evaluation at step {trace.step:,}.</p>"
+    )
+    return intro + _palette(trace.num_experts) + _by_layer(view, draw, "texts")
+
+
+def _sample_rows(trace: Trace) -> list[int]:
+    """The first row of each of the first domains, at least two rows."""
+    _, first = np.unique(trace.domain_N, return_index=True)
+    rows = sorted(first.tolist())[:4]
+    return rows if len(rows) > 1 else list(range(min(2, trace.rows)))
+
+
+def _coloured(view: RoutingView, row: int, expert_S: np.ndarray, length: int) -> str:
+    """The row's first tokens, runs of one expert in one span."""
+    trace = view.last
+    real = np.flatnonzero(trace.segment_NS[row] > 0)[:length]
+    spans = []
+    for expert, group in itertools.groupby(real, key=lambda s: int(expert_S[s])):
+        text = "".join(_visible(view.text(int(trace.token_NS[row, s]))) for s in group)
+        if expert < 0:
+            spans.append(escape(text))
+        else:
+            style = f"background:{colour(expert, trace.num_experts)}"
+            spans.append(f'<i style="{style}" title="expert {expert}">{escape(text)}</i>')
+    return "".join(spans)
+
+
+def _visible(text: str) -> str:
+    return "".join(VISIBLE.get(letter, letter) for letter in text)
+
+
+def colour(expert: int, num_experts: int) -> str:
+    """A light background, on which black text is read in either mode. Neighbours differ by the
+    golden angle of hue; beyond 12 experts lightness and strength differ too."""
+    hue = round(expert * 137.508 % 360)
+    level = (expert // 12) % 3 if num_experts > 12 else 0
+    return f"hsl({hue} {(72, 55, 90)[level]}% {(80, 70, 88)[level]}%)"
+
+
+def _palette(num_experts: int) -> str:
+    keys = "".join(
+        f'<i style="background:{colour(e, num_experts)}">{e}</i>' for e in range(num_experts)
+    )
+    return f'<p class="palette">{keys}</p>'
+
+
+# Preferences
+
+
+def _preferences(view: RoutingView) -> str:
+    trace = view.last
+    counts_LDE, domains = domain_counts(trace)
+    several = len(domains) > 1
+
+    def draw(layer: int) -> str:
+        liked = preferences.preferred_tokens(trace, layer)
+        load_E = counts_LDE[layer].sum(axis=0)
+        lines = [
+            [
+                f'<i class="mark" style="background:{colour(e, trace.num_experts)}">{e}</i>',
+                told(float(load_E[e] / max(load_E.sum(), 1)), percent=True),
+                _tokens(view, liked[e]),
+            ]
+            for e in range(trace.num_experts)
+        ]
+        shown = table(["expert", "load", "tokens, and the share of each that it takes"], lines)
+        parts = [f"<h3>{_title(view, layer)}</h3>"]
+        if several:
+            parts.append(_domains(view, layer, counts_LDE[layer], domains))
+        return "".join([*parts, f'<div class="likes">{shown}</div>'])
+
+    intro = (
+        "<p>The input tokens that an expert takes most of: of all occurrences of a token (20 at "
+        "least), the share that this expert took. By chance it were "
+        f"{told(preferences.chance(trace, 0), percent=True)}.</p>"
+    )
+    return intro + _by_layer(view, draw)
+
+
+def _tokens(view: RoutingView, liked: Sequence[preferences.Preference]) -> str:
+    return " ".join(
+        f'<span class="token" title="{one.count} occurrences"><code>'
+        f"{escape(_visible(view.text(one.token)).replace(chr(10), ''))}</code>"
+        f"&thinsp;{100 * one.share:.0f}&thinsp;%</span>"
+        for one in liked
+    )
+
+
+def _domains(view: RoutingView, layer: int, counts_DE: np.ndarray, domains: Sequence[str]) -> str:
+    """Domains by experts, relative to the load that the expert has over all domains."""
+    largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MOST_DOMAINS]
+    kept = sorted(largest.tolist())
+    share_DE = counts_DE[kept] / np.maximum(counts_DE[kept].sum(axis=1, keepdims=True), 1)
+    load_E = counts_DE.sum(axis=0) / max(counts_DE.sum(), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        times = np.where(load_E > 0, share_DE / load_E, np.nan)
+    names = [domains[d] for d in kept]
+    drawn = named_grid(times, names, _numbers(view), f"{_title(view, layer)}, domains", "times")
+    caption = "How much more of a domain's assignments an expert takes than of all assignments."
+    return scale("times its load over all domains") + figure(
+        "Domains by experts", drawn, caption=caption, kind="panel"
+    )
+
+
+def _numbers(view: RoutingView) -> list[str]:
+    return [str(e) for e in range(view.last.num_experts)]
+
+
+# Pairs, saturation, drops
+
+
+def _pairs(view: RoutingView) -> str:
+    if view.last.expert_LNSK.shape[-1] < 2:
+        return ""
+    share_LEE = preferences.co_activation(view.last)
+    if not np.nansum(share_LEE) > 0:
+        return ""
+    names = _numbers(view)
+
+    def draw(layer: int) -> str:
+        share_EE = share_LEE[layer]
+        flat = share_EE[np.isfinite(share_EE)]
+        times = share_EE / flat.mean() if flat.size and flat.mean() > 0 else share_EE
+        title = f"{_title(view, layer)}, pairs"
+        drawn = named_grid(times, names, names, title, "times", square=True)
+        return figure(_title(view, layer), drawn, kind="panel")
+
+    intro = (
+        "<p>Of the tokens of an expert (row), the share that another one (column) took too, "
+        "relative to the mean of all pairs: warm pairs are chosen together.</p>"
+    )
+    return intro + scale("times the mean of all pairs") + _by_layer(view, draw, "pairs")
+
+
+def _saturation(view: RoutingView) -> str:
+    if len(view.traces) < 2:
+        return (
+            "<p>One checkpoint only: nothing to compare with. config.checkpoint.keep_every keeps "
+            "more of them.</p>"
+        )
+    steps = np.array([trace.step for trace in view.traces])
+    K, E = view.last.expert_LNSK.shape[-1], view.last.num_experts
+    figures = []
+    for k, title in ((None, "All choices"), (1, "First choice")):
+        if k == 1 and K == 1:
+            continue
+        share = preferences.saturation(view.traces, k)
+        lines = _layer_lines(view, steps, share.T)
+        chance = min(k or K, E) / E
+        drawn, _ = line_chart(
+            lines,
+            (int(steps[0]), int(steps[-1])),
+            percent=True,
+            include=(0.0, 1.0),
+            references=(chance,),
+        )
+        caption = f"Dashed: {told(chance, percent=True)}, by chance."
+        figures.append(figure(title, drawn, caption=caption))
+    intro = (
+        "<p>The share of a token's experts at each checkpoint that it still has at the last one "
+        "(2409.02060, section 5.1): how early routes settle. Cold to warm: first to last layer.</p>"
+    )
+    return f'{intro}<div class="grid charts">{"".join(figures)}</div>'
+
+
+def _drops(view: RoutingView) -> str:
+    trace = view.last
+    bins = min(BINS, trace.token_NS.shape[1])
+    share = preferences.dropped_by_position(trace, bins)
+    if not np.nansum(share) > 0:
+        return "<p>Nothing was dropped in this evaluation.</p>"
+    S = trace.token_NS.shape[1]
+    places = ((np.arange(bins) + 0.5) * S / bins).astype(int)
+    lines = _layer_lines(view, places, share)
+    drawn, _ = line_chart(lines, (0, S), percent=True, include=(0.0,), x_title="place in the row")
+    caption = (
+        "Dropped / wanted assignments by the token's place. Cold to warm: first to last layer."
+    )
+    return f'<div class="grid charts">{figure("Dropped assignments", drawn, caption=caption)}</div>'
+
+
+def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) -> list[Line]:
+    """A line a layer, in the colours that reports have for layers."""
+    count = len(values_LS)
+    hues = np.linspace(205, 385, count) if count > 1 else [205.0]
+    return [
+        Line(
+            _title(view, layer),
+            Series(steps, values_LS[layer]),
+            f"hsl({hues[layer] % 360:.0f} 62% var(--layer-light))",
+            "total" if count == 1 else "layer",
+        )
+        for layer in range(count)
+    ]
+
+
+STYLE = """
+.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 10px; max-width: none;
+  font: 12.5px/1.65 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  color: var(--text); }
+.text i, .palette i, .mark { font-style: normal; color: #10151c; border-radius: 2px; }
+.texts { display: grid; gap: 0 14px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.texts figure, .pairs figure { display: block; }
+.palette { display: flex; flex-wrap: wrap; gap: 3px; }
+.palette i, .mark { display: inline-block; min-width: 24px; text-align: center; font-size: 11px;
+  padding: 1px 4px; }
+.likes table td { white-space: normal; }
+.likes { max-width: 100%; }
+.token { display: inline-block; margin: 0 10px 2px 0; white-space: nowrap; font-size: 12px;
+  color: var(--muted); }
+.token code { color: var(--text); background: var(--grid); border-radius: 3px; padding: 0 4px;
+  white-space: pre; }
+.pairs { display: grid; gap: 0 14px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
+"""
