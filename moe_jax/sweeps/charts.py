@@ -15,6 +15,7 @@ from moe_jax.analysis.report.line_chart import Axis
 from moe_jax.analysis.report.numbers import log_ticks, ticks, told
 
 UNITS = 1000  # of the SVG's coordinates, along both axes
+APART = 0.06  # of the axis, between two labels
 DECADES = 20.0  # values spread over a larger ratio stand on a logarithmic axis
 FAR, NEAR = (38, 75, 150), (235, 200, 60)  # worst and best of a colour scale, dark to light
 
@@ -63,7 +64,16 @@ class Scale:
 
         few = sorted(set(numbers))
         marks = few if len(few) <= 7 else (log_ticks if log else ticks)(low, high)
-        return cls(place, [(place(mark), told(mark)) for mark in marks])
+        return cls(place, _apart([(place(mark), told(mark)) for mark in marks]))
+
+
+def _apart(ticks: Sequence[Tick]) -> list[Tick]:
+    """Without those whose labels would stand on another's."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        if not kept or tick[0] - kept[-1][0] >= APART:
+            kept.append(tick)
+    return kept
 
 
 def shown(value: Any) -> str:

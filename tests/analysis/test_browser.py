@@ -23,6 +23,7 @@ pytestmark = pytest.mark.browser
 WIDTHS = (1280, 500)  # the narrowest window that headless Chromium opens
 # What a person would find ugly, as a list of sentences.
 PROBE = """
+(() => {
 const found = [];
 const say = (what, element) => found.push(
   what + ": " + element.tagName + "." + element.className + " " + element.textContent.slice(0, 40));
@@ -40,15 +41,16 @@ for (const element of document.querySelectorAll("main *")) {
 for (const axis of document.querySelectorAll(".x-axis, .y-axis, .bar-labels, .axis")) {
   const boxes = [...axis.children].map(child => child.getBoundingClientRect());
   boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
-    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)
-      say("labels overlap", axis);
+    if (a.left < b.right - 1 && b.left < a.right - 1
+        && a.top < b.bottom - 2 && b.top < a.bottom - 2) say("labels overlap", axis);
   }));
 }
 for (const figure of document.querySelectorAll("figure")) {
   const box = figure.getBoundingClientRect();
   const parts = [...figure.children].map(part => part.getBoundingClientRect());
   parts.forEach((a, i) => {
-    if (a.height && (a.bottom > box.bottom + 1 || a.top < box.top - 1)) say("leaves its card", figure);
+    if (a.height && (a.bottom > box.bottom + 1 || a.top < box.top - 1))
+      say("leaves its card", figure);
     parts.slice(i + 1).forEach(b => {
       if (a.height && b.height && a.top < b.bottom - 1 && b.top < a.bottom - 1
           && a.left < b.right - 1 && b.left < a.right - 1) say("parts overlap", figure);
@@ -59,7 +61,8 @@ for (const figure of document.querySelectorAll("figure")) {
 }
 for (const section of document.querySelectorAll("section"))
   if (section.getBoundingClientRect().height < 60) say("empty", section);
-document.title = "PROBE" + JSON.stringify(found) + "EBORP";
+document.title = "PROBE" + JSON.stringify(found);
+})();
 """
 
 
@@ -72,7 +75,7 @@ def faults(page: str, width: int, folder: Path) -> list[str]:
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--window-size={width},900", f"--user-data-dir={folder}/profile", file.as_uri()]
     told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    match = re.search(r"PROBE(.*?)EBORP", told, re.DOTALL)
+    match = re.search(r"<title>PROBE(.*?)</title>", told, re.DOTALL)
     assert match is not None, told[:500]
     return sorted(set(json.loads(html.unescape(match[1]))))
 
