@@ -32,6 +32,7 @@ CORE = [
 ]
 
 TEXT = ["tokenizers>=0.22"]
+SWEEP = ["optuna>=4.5"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
 TEST = [
@@ -39,6 +40,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
     "jsonschema>=4.20",
+    *SWEEP,
     *SLURM,
     *KUBERNETES,
     *TEXT,
@@ -52,6 +54,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     # Compiling for GPUs that are not there: XLA's CUDA compiler and ptxas, no driver.
     "gpu-plan": ["jax-cuda12-plugin>=0.10.2", "nvidia-cuda-nvcc-cu12>=12.9"],
+    "sweep": SWEEP,
     "slurm": SLURM,
     "kubernetes": KUBERNETES,
     "wandb": ["wandb>=0.20"],

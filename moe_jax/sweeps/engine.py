@@ -32,6 +32,7 @@ class State(enum.StrEnum):
     RUNNING = "running"
     ELSEWHERE = "elsewhere"  # another process holds the point's lock
     DONE = "done"
+    PRUNED = "pruned"  # by a search: it went worse than others
     STOPPED = "stopped"  # by a signal, saved: the same command goes on
     FAILED = "failed"
 
@@ -68,7 +69,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, observer: Observer) -> dict[str,
     save, and KeyboardInterrupt is raised.
     """
     engine = _Engine(jobs, workers, observer)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         try:
             while engine.step(stopping=bool(stop)):
                 time.sleep(POLL)
@@ -80,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, observer: Observer) -> dict[str,
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """The stop signals that have come; a second one raises KeyboardInterrupt at once."""
     came: list[int] = []
 
@@ -152,8 +153,7 @@ class _Engine:
         self._free.append(running.slot)
         job, code = running.job, running.process.returncode
         if code == 0 and job.whole():
-            facts = {"seconds": round(time.time() - running.since, 1)}
-            write_atomically(job.folder / OUTCOME, json.dumps(facts) + "\n")
+            finish(job.folder, running.since)
             self._set(job, State.DONE)
         else:
             self._set(job, State.STOPPED if code == 0 and self._asked else State.FAILED)
@@ -167,18 +167,30 @@ class _Engine:
 
     def end(self) -> None:
         """Leaves nothing running, whatever has happened."""
-        self._ask_to_stop()
-        deadline = time.monotonic() + STOPPING
-        for running in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.process.wait(max(deadline - time.monotonic(), 0))
-            running.process.kill()
-            running.process.wait()
+        wait_for_all([running.process for running in self._running])
 
     def _set(self, job: Job, state: State) -> None:
         if self.states[job.name] != state:
             self.states[job.name] = state
             self._observer.changed(job, state)
+
+
+def finish(folder: Path, since: float) -> None:
+    """Marks the point of this folder as done; since: when its last start was."""
+    facts = {"seconds": round(time.time() - since, 1)}
+    write_atomically(folder / OUTCOME, json.dumps(facts) + "\n")
+
+
+def wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Asks all that run to save and end; after STOPPING seconds they are killed."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOPPING
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0))
+        process.kill()
+        process.wait()
 
 
 def spawn(job: Job, slot: Slot, lock: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -61,16 +61,24 @@ class SweepFolder:
                 f"{self.path} holds other runs by the names of this sweep:\n  {told}\n"
                 "Use another --out."
             )
+        for point in points:
+            self.write_config(point)
+        self.write_points(points)
+
+    def write_config(self, point: SweepPoint) -> None:
+        """Makes the folder of a point, from whose config it is started."""
+        folder = self.point_folder(point)
         try:
-            for point in points:
-                folder = self.point_folder(point)
-                folder.mkdir(parents=True, exist_ok=True)
-                config = json.dumps(to_json_dict(point.experiment), indent=2) + "\n"
-                write_atomically(folder / CONFIG, config)
-            trees = [point.to_json() for point in points]
-            write_atomically(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
+            folder.mkdir(parents=True, exist_ok=True)
+            config = json.dumps(to_json_dict(point.experiment), indent=2) + "\n"
+            write_atomically(folder / CONFIG, config)
         except OSError as error:
             raise UserError(f"--out={self.path}: cannot be written ({error.strerror})") from error
+
+    def write_points(self, points: Sequence[SweepPoint]) -> None:
+        """Writes which points there are."""
+        trees = [point.to_json() for point in points]
+        write_atomically(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
 
     def _changes(self, point: SweepPoint) -> list[str]:
         file = self.point_folder(point) / CONFIG

@@ -26,9 +26,8 @@ from moe_jax.sweeps.engine import last_words
 from moe_jax.sweeps.points import short_names
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval
-from moe_jax.sweeps.table import Arm, Row
+from moe_jax.sweeps.table import HIGHER_IS_BETTER, Arm, Row
 
-HIGHER_IS_BETTER = ("accuracy",)
 BESIDE = ("moe/max_violation", "moe/dropped_fraction")  # further axes of parallel coordinates
 MOST_PAIRS, MOST_CURVES, MOST_COLOURS, MOST_ARMS = 6, 60, 8, 30
 MOST_VALUES, BINS = 10, 5  # of a setting in a heat map; more numbers than these are put into bins

@@ -81,7 +81,7 @@ def parse(text: str) -> Sweep:
     value; A..B stands for the integers A to B. Several paths that go together:
     "(PATH, PATH) = (VALUE, VALUE), (VALUE, VALUE)". UserError for a text that is no sweep.
     """
-    parts = [part.strip() for part in _split(text, ";")]
+    parts = [part.strip() for part in split(text, ";")]
     if not any(parts):
         raise UserError("--sweep is empty; write PATH=VALUE,VALUE")
     return product(*(_parse_part(part) for part in parts if part))
@@ -91,15 +91,15 @@ def _parse_part(part: str) -> Sweep:
     left, equals, right = (piece.strip() for piece in part.partition("="))
     if not equals or not left or not right:
         raise UserError(f"--sweep: {part!r} is not PATH=VALUE,VALUE")
-    values = [value.strip() for value in _split(right, ",")]
+    values = [value.strip() for value in split(right, ",")]
     if "" in values:
         raise UserError(f"--sweep: {part!r} has an empty value")
     if not left.startswith("("):
-        return sweep(_path(left), itertools.chain.from_iterable(map(_range, values)))
-    paths = [_path(path.strip()) for path in _split(left[1:].removesuffix(")"), ",")]
+        return sweep(path_of(left), itertools.chain.from_iterable(map(_range, values)))
+    paths = [path_of(path.strip()) for path in split(left[1:].removesuffix(")"), ",")]
     points = []
     for value in values:
-        together = _split(value[1:-1], ",") if value[0] + value[-1] == "()" else []
+        together = split(value[1:-1], ",") if value[0] + value[-1] == "()" else []
         if len(together) != len(paths):
             raise UserError(f"--sweep: {value!r} is not ({', '.join(['VALUE'] * len(paths))})")
         points.append(
@@ -108,10 +108,11 @@ def _parse_part(part: str) -> Sweep:
     return tuple(points)
 
 
-def _path(text: str) -> str:
+def path_of(text: str, flag: str = "--sweep") -> str:
+    """A path without "config.". UserError, which names the flag, for what is none."""
     path = text.removeprefix("config.")
     if not re.fullmatch(r"\w+(\.\w+)*", path):
-        raise UserError(f"--sweep: {text!r} is not the path of a setting")
+        raise UserError(f"{flag}: {text!r} is not the path of a setting")
     return path
 
 
@@ -126,7 +127,7 @@ def _range(value: str) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
 
 
-def _split(text: str, mark: str) -> list[str]:
+def split(text: str, mark: str) -> list[str]:
     """`text` at each `mark` outside brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
@@ -141,5 +142,5 @@ def _split(text: str, mark: str) -> list[str]:
         else:
             parts[-1] += letter
     if depth or quote:
-        raise UserError(f"--sweep: a bracket or quote is left open in {text!r}")
+        raise UserError(f"a bracket or quote is left open in {text!r}")
     return parts

@@ -20,6 +20,7 @@ from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval, paired, student
 
 METRICS = ("bits_per_byte", "cross_entropy", "accuracy", "loss")  # the first that is there
+HIGHER_IS_BETTER = ("accuracy",)
 SPEED = ("step_time_s", "tokens_per_s", "mfu")  # of the machine, not of the point
 MEASURES = "measures.json"  # what an experiment measured beyond the run's own metrics
 

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
-from moe_jax.sweeps.points import SweepPoint
+from moe_jax.sweeps.points import SweepPoint, short_names
+from moe_jax.sweeps.search import best_trials
 from moe_jax.sweeps.table import Arm, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
@@ -30,6 +31,7 @@ SIGNS = {
     State.RUNNING: "cyan",
     State.ELSEWHERE: "magenta",
     State.DONE: "green",
+    State.PRUNED: "blue",
     State.STOPPED: "yellow",
     State.FAILED: "bold red",
 }
@@ -85,6 +87,21 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
         table.add_row(arm.name, str(arm.value.n if arm.value else 0), value, gap)
     if len(arms) > MOST_ROWS:
         table.add_row(f"... and {len(arms) - MOST_ROWS} more", "", "", "")
+    return table
+
+
+def trials_table(study: Any, metric: str) -> Table:
+    """The best trials of a search, and how many there were of each kind."""
+    states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    table = Table(title=f"The best trials ({counted})", title_justify="left")
+    best = best_trials(study)
+    paths = list(best[0].params) if best else []
+    for name in ("trial", metric, *short_names(dict.fromkeys(paths)).values()):
+        table.add_column(name, justify="right")
+    for trial in best:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values()]
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *values)
     return table
 
 
@@ -169,7 +186,7 @@ _RANK = {
     for rank, state in enumerate(
         (
             *(State.RUNNING, State.FAILED, State.ELSEWHERE, State.STOPPED),
-            *(State.WAITING, State.DONE),
+            *(State.WAITING, State.DONE, State.PRUNED),
         )
     )
 }
