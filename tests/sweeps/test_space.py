@@ -70,5 +70,5 @@ def test_paths_in_brackets_go_together():
     ["", " ; ", "k", "k=", "=1", "k=1,,2", "k=3..1", "(a,b)=(1,2),(3)", "(a,b)=1", "a b=1", "a=(1"],
 )
 def test_what_is_no_sweep_is_told(text: str):
-    with pytest.raises(UserError, match="--sweep|left open"):
+    with pytest.raises(UserError, match=r"--sweep|left open"):
         h.parse(text)
