@@ -29,8 +29,9 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
 CARD = Card(
     title="Loss-free balancing",
     arms=arms,
+    first_seed=20,
     scales={
-        "tiny": tiny(4),
+        "tiny": tiny(6),
         "small": small(5),
         "pod": pod("configs/deepseek_moe_16b.py", "v5e:16x16", 1, DEEPSEEK_LAYOUT),
     },
