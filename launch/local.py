@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import queue
@@ -24,6 +23,7 @@ from absl import flags
 from launch.command import split
 from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
+from moe_jax.sweeps.slots import Slot
 
 USAGE = """
 usage: python -m launch.local --processes=N [--devices_per_process=M] -- ARGUMENTS
@@ -118,7 +118,7 @@ def start(module: str, arguments: Sequence[str], processes: int, devices: int) -
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            Slot().command([sys.executable, "-m", module, *arguments]),
             env=environment(os.environ, address, processes, number, devices),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -126,7 +126,6 @@ def start(module: str, arguments: Sequence[str], processes: int, devices: int) -
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches them once, through the launcher
-            preexec_fn=become_rank,
         )
         for number in range(processes)
     ]
@@ -148,15 +147,6 @@ def environment(
         "XLA_FLAGS": re.sub(other_count, "", inherited.get("XLA_FLAGS", "")).strip(),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def become_rank() -> None:
-    """Lets the signals through that the launcher holds back while it starts; asks Linux to send
-    SIGTERM when the launcher dies, so that no process is left behind."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def running(ranks: Sequence[Rank]) -> Iterator[Rank]:

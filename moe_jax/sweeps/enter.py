@@ -1,9 +1,9 @@
 """A program that becomes another: `python enter.py CORES PARENT COMMAND ...`.
 
-It takes the cores (numbers with commas, or nothing) and asks Linux for SIGTERM when its parent, of
-process number PARENT, dies, so that a sweep that is killed leaves nothing running. Both outlive
-exec. A process of its own because Python code between fork and exec may deadlock in a parent with
-threads, which JAX starts.
+It takes the cores (numbers with commas, or nothing), lets signals through that its parent holds
+back, and asks Linux for SIGTERM when its parent, of process number PARENT, dies, so that what is
+killed leaves nothing running. All outlive exec. A process of its own because Python code between
+fork and exec may deadlock in a parent with threads, which JAX starts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PR_SET_PDEATHSIG = 1
 def main(cores: str, parent: str, *command: str) -> None:
     if cores:
         os.sched_setaffinity(0, map(int, cores.split(",")))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(parent):

@@ -195,7 +195,7 @@ def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path):
 
 
 @pytest.mark.lab
-def test_a_search_of_real_runs(door, tmp_path: Path):
+def test_a_search_of_real_runs(one_device, door, tmp_path: Path):
     from tests.sweeps.test_sweep_door import TINY
 
     code, out, err = door(
