@@ -44,7 +44,8 @@ class Card:
 
     arms: name -> overrides, for the config of a scale. first_seed: seeds are first_seed, ... (so
     that a card can be run on seeds that its author has not seen). measure: further figures of a
-    trained run. shown: metrics of the tables, the first of which is drawn.
+    trained run. shown: metrics of the tables. figure: an SVG of the runs; None: the first of them,
+    a row an arm.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Card:
     first_seed: int = 10
     measure: Callable[[LoadedRun], dict[str, float]] | None = None
     shown: Sequence[str] = ("bits_per_byte",)
+    figure: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ from experiments.card import NULL
 from moe_jax.analysis.report.numbers import tick_labels, ticks
 
 WIDTH, ROW, TOP, LETTER = 420, 26, 48, 6.6
+HEIGHT = 230
 COLOUR, PALE = "#2563a8", "#9aa5b1"
+COLOURS = (COLOUR, "#c2410c", "#12875a", "#9333b8")
 
 
 def dots(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
@@ -46,5 +48,53 @@ def dots(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + WIDTH + 24:.0f} '
         f'{bottom + 28}" font-family="sans-serif" font-size="12" fill="#333">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(body)}</svg>\n'
+    )
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, Sequence[float]]]], title: str, x_title: str
+) -> str:
+    """A line a series through the means at each x (on an axis of equal steps), a dot a seed."""
+    xs = sorted({x for points in series.values() for x, _ in points})
+    values = [v for points in series.values() for _, found in points for v in found]
+    pad = 0.05 * (max(values) - min(values)) or 0.05
+    low, high = min(values) - pad, max(values) + pad
+    left, bottom = 56, TOP + HEIGHT
+
+    def at(x: float, value: float) -> tuple[float, float]:
+        across = left + WIDTH * (xs.index(x) + 0.5) / len(xs)
+        return round(across, 1), round(bottom - HEIGHT * (value - low) / (high - low), 1)
+
+    body = [f'<text x="12" y="20" font-weight="bold">{escape(title)}</text>']
+    marks = ticks(low, high)
+    for mark, label in zip(marks, tick_labels(marks), strict=True):
+        y = at(xs[0], mark)[1]
+        body.append(f'<path d="M{left} {y}h{WIDTH}" stroke="#e3e6ea"/>')
+        body.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{label}</text>')
+    for x in xs:
+        body.append(
+            f'<text x="{at(x, low)[0]}" y="{bottom + 18}" text-anchor="middle">{x:g}</text>'
+        )
+    body.append(
+        f'<text x="{left + WIDTH / 2}" y="{bottom + 38}" text-anchor="middle">'
+        f"{escape(x_title)}</text>"
+    )
+    for number, (name, points) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        line = "L".join(f"{a} {b}" for a, b in (at(x, sum(v) / len(v)) for x, v in points))
+        body.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        body += [
+            f'<circle cx="{at(x, v)[0]}" cy="{at(x, v)[1]}" r="3.5" fill="{colour}" '
+            'fill-opacity="0.55"/>'
+            for x, found in points
+            for v in found
+        ]
+        key = left + 130 * number
+        body.append(f'<path d="M{key} 36h18" stroke="{colour}" stroke-width="2"/>')
+        body.append(f'<text x="{key + 24}" y="40">{escape(name)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + WIDTH + 24} {bottom + 50}" '
+        f'font-family="sans-serif" font-size="12" fill="#333">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(body)}</svg>\n'
     )

@@ -96,7 +96,9 @@ def judgements(card: LoadedCard, record: Record) -> list[Judgement]:
 
 
 def figure(card: LoadedCard, record: Record) -> str:
-    """The first metric of the card, a row an arm."""
+    """The card's own picture, or its first metric with a row an arm."""
+    if card.card.figure is not None:
+        return card.card.figure(record["runs"])
     return dots(record["runs"], card.card.shown[0], f"{card.card.title}, {record['scale']}")
 
 
@@ -124,15 +126,23 @@ def told(card: LoadedCard, record: Record) -> str:
 
 
 def arms_table(card: LoadedCard, record: Record) -> list[str]:
-    """Each arm's runs, seed by seed."""
+    """Each arm's runs, seed by seed: arms by metrics, or the other way round where that is less
+    wide."""
     names = [name for name in metrics_of(card) if any(name in run for run in record["runs"])]
-    lines = ["| arm | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     arms = dict.fromkeys(run["arm"] for run in record["runs"])
-    for arm in sorted(arms, key=lambda arm: arm.startswith(NULL)):
-        runs = [run for run in record["runs"] if run["arm"] == arm]
-        cells = [", ".join(number(run.get(name)) for run in runs) for name in names]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return lines
+    ordered = sorted(arms, key=lambda arm: arm.startswith(NULL))
+    cells = {
+        (arm, name): ", ".join(number(run.get(name)) for run in record["runs"] if run["arm"] == arm)
+        for arm in ordered
+        for name in names
+    }
+    if len(names) > 2 * len(ordered):
+        rows = [[name, *(cells[arm, name] for arm in ordered)] for name in names]
+        head = ["metric", *ordered]
+    else:
+        rows = [[arm, *(cells[arm, name] for name in names)] for arm in ordered]
+        head = ["arm", *names]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def number(value: float | None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.card import Card
+from experiments.figures import curves
 from experiments.scales import pod, small, tiny
 from moe_jax.notebook import LoadedRun, load
 from moe_jax.training.experiment import Experiment
@@ -48,6 +50,16 @@ def measure(run: LoadedRun) -> dict[str, float]:
     return found
 
 
+def figure(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Bits per byte over the factor, a line an order."""
+    own = [run for run in runs if run["arm"] == "v_moe"]
+    series = {
+        order: [(factor, [run[metric(order, factor)] for run in own]) for factor in FACTORS[::-1]]
+        for order in ORDERS
+    }
+    return curves(series, "Bits per byte at falling capacity", "capacity factor of the evaluation")
+
+
 CARD = Card(
     title="Batch priority",
     arms=arms,
@@ -57,5 +69,6 @@ CARD = Card(
         "pod": pod("configs/switch_base_like.py", "v5p:4x4x4", 1),
     },
     measure=measure,
+    figure=figure,
     shown=tuple(metric(order, factor) for order in ORDERS for factor in FACTORS),
 )
