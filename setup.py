@@ -18,6 +18,7 @@ CORE = [
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "etils[epath]>=1.10",
     "grain>=0.2.18",
     "array_record>=0.8.3",
     "tensorflow-datasets>=4.9.10",  # used without TensorFlow: file format array_record only
@@ -39,6 +40,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
+    "fsspec",  # stands in for an object store
     "jsonschema>=4.20",
     *SWEEP,
     *SLURM,
@@ -57,6 +59,8 @@ EXTRAS = {
     "sweep": SWEEP,
     "slurm": SLURM,
     "kubernetes": KUBERNETES,
+    "gcs": ["gcsfs"],
+    "s3": ["s3fs"],
     "wandb": ["wandb>=0.20"],
     "bench": ["matplotlib>=3.9"],  # pictures of benchmark results
     "dev": [

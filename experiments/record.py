@@ -13,7 +13,7 @@ from typing import Any
 from experiments.card import NULL, LoadedCard
 from experiments.figures import dots
 from experiments.judge import Judgement, judge
-from moe_jax.sweeps.engine import write_atomically
+from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.matching import training_tokens
 from moe_jax.sweeps.points import SweepPoint
@@ -80,8 +80,8 @@ def save_record(card: LoadedCard, record: Record, folder: str | Path) -> list[Pa
     folder = Path(folder)
     file = record_file(folder, record["scale"])
     picture = folder / f"figure_{record['scale']}.svg"
-    write_atomically(file, json.dumps(record, indent=1) + "\n")
-    write_atomically(picture, figure(card, record))
+    write_whole(file, json.dumps(record, indent=1) + "\n")
+    write_whole(picture, figure(card, record))
     return [file, picture]
 
 

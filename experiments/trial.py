@@ -13,10 +13,10 @@ from absl import flags
 
 from experiments.card import load_card
 from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.paths import write_whole
 from moe_jax.notebook import config_of, load
 from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.host_memory import keep_freed_memory
-from moe_jax.sweeps.engine import write_atomically
 from moe_jax.sweeps.table import MEASURES
 from moe_jax.training.loop import train
 
@@ -31,7 +31,7 @@ def main(arguments: Arguments) -> int:
     outcome = train(config_of(FLAGS.workdir), FLAGS.workdir)
     if outcome.complete and card.measure is not None:
         measures = card.measure(load(FLAGS.workdir))
-        write_atomically(Path(FLAGS.workdir) / MEASURES, json.dumps(measures, indent=1) + "\n")
+        write_whole(Path(FLAGS.workdir) / MEASURES, json.dumps(measures, indent=1) + "\n")
     return 0
 
 

@@ -18,6 +18,7 @@ from moe_jax.analysis.trace import Trace
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
+from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import evaluation_batches
 from moe_jax.models.generation import Generator, Token
@@ -48,7 +49,7 @@ def load(
     processes: all devices, in the mesh of the config.
     Raises UserError where there is no run or no good checkpoint.
     """
-    folder = Path(workdir).expanduser()
+    folder = folder_of(workdir)
     experiment = config_of(folder)
     if devices is None and several():
         devices = jax.devices()
@@ -70,7 +71,7 @@ def load(
 
 def config_of(workdir: str | os.PathLike[str]) -> Experiment:
     """The config of the run in `workdir`. UserError where there is none."""
-    folder = Path(workdir).expanduser()
+    folder = folder_of(workdir)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")

@@ -47,6 +47,7 @@ MOST_CHECKPOINTS = 12
 
 def main(arguments: Arguments) -> int:
     from moe_jax.analysis.report import write_report
+    from moe_jax.config.paths import size_of
 
     workdirs = [folder for given in FLAGS.workdir for folder in _folders(given)]
     if "" in workdirs:
@@ -55,7 +56,7 @@ def main(arguments: Arguments) -> int:
         raise UserError("--routing is of one run: give one --workdir")
     routing = routing_view(workdirs[0], FLAGS.batches) if FLAGS.routing else None
     file = write_report(workdirs, FLAGS.out, routing)
-    print(f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)")
+    print(f"wrote {file} ({size_of(file) / 1e3:,.0f} kB)")
     return 0
 
 

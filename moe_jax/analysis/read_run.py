@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import folder_of, resolved
 
 SPLITS = ("train", "eval")
 LONG_NAME = 24
@@ -111,7 +112,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
     """The records of several runs, each workdir once. Raises UserError as `read_metrics` does."""
-    folders = list(dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs))
+    folders = list(dict.fromkeys(map(resolved, workdirs)))
     return [
         RunRecord(
             workdir=folder,
@@ -125,7 +126,7 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
 
 
 def _lines(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    folder = Path(workdir).expanduser()
+    folder = folder_of(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder")
     file = folder / "metrics.jsonl"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.slots import Slot, slots
 
 LOG, OUTCOME, LOCK = "log.txt", "outcome.json", ".lock"
@@ -178,7 +179,7 @@ class _Engine:
 def finish(folder: Path, since: float) -> None:
     """Marks the point of this folder as done; since: when its last start was."""
     facts = {"seconds": round(time.time() - since, 1)}
-    write_atomically(folder / OUTCOME, json.dumps(facts) + "\n")
+    write_whole(folder / OUTCOME, json.dumps(facts) + "\n")
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -221,13 +222,6 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         file.close()
         return None
     return file
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(file)
 
 
 def last_words(folder: Path, lines: int = 12) -> list[str]:

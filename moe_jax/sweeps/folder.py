@@ -17,8 +17,9 @@ from typing import Any
 
 from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import folder_of, is_remote, write_whole
 from moe_jax.config.tree import to_json_dict
-from moe_jax.sweeps.engine import Job, write_atomically
+from moe_jax.sweeps.engine import Job
 from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.table import (
     Row,
@@ -39,7 +40,9 @@ class SweepFolder:
     """A sweep on disk."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
+        self.path = folder_of(path)
+        if is_remote(self.path):
+            raise UserError(f"--out={path}: a sweep needs a file system, for its locks")
 
     def point_folder(self, point: SweepPoint) -> Path:
         return self.path / POINTS / point.name
@@ -71,14 +74,14 @@ class SweepFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             config = json.dumps(to_json_dict(point.experiment), indent=2) + "\n"
-            write_atomically(folder / CONFIG, config)
+            write_whole(folder / CONFIG, config)
         except OSError as error:
             raise UserError(f"--out={self.path}: cannot be written ({error.strerror})") from error
 
     def write_points(self, points: Sequence[SweepPoint]) -> None:
         """Writes which points there are."""
         trees = [point.to_json() for point in points]
-        write_atomically(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
+        write_whole(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
 
     def _changes(self, point: SweepPoint) -> list[str]:
         file = self.point_folder(point) / CONFIG
@@ -117,7 +120,7 @@ class SweepFolder:
         metric = metric or default_metric(rows)
         records: list[dict[str, Any]] = to_records(rows)
         arms = arm_records(arms_of(rows, metric, baseline), metric)
-        write_atomically(self.path / "results.json", json.dumps(records, indent=1) + "\n")
-        write_atomically(self.path / "results.csv", to_csv(records))
-        write_atomically(self.path / "arms.csv", to_csv(arms))
+        write_whole(self.path / "results.json", json.dumps(records, indent=1) + "\n")
+        write_whole(self.path / "results.csv", to_csv(records))
+        write_whole(self.path / "arms.csv", to_csv(arms))
         return rows

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +24,14 @@ from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.paths import (
+    files_below,
+    folder_of,
+    is_remote,
+    remove_tree,
+    size_of,
+    write_whole,
+)
 from moe_jax.parallel.agreement import from_primary, together
 from moe_jax.parallel.hosts import is_primary
 
@@ -100,7 +107,9 @@ class Checkpoints:
         *,
         read_only: bool = False,
     ):
-        self.directory = Path(directory).absolute()
+        folder = folder_of(directory)
+        self._remote = is_remote(folder)
+        self.directory = folder if self._remote else folder.absolute()
         self._config = config
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -122,7 +131,7 @@ class Checkpoints:
                 raise UserError(told, exit_code=1 if error.errno in FULL else 2) from error
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    remove_tree(leftover)
 
         from_primary(prepare)
 
@@ -134,7 +143,7 @@ class Checkpoints:
         try:
             (folder / "state").mkdir(exist_ok=True)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -178,8 +187,8 @@ class Checkpoints:
             if not file.is_file() or name not in manifest:
                 return f"{name} is missing"
             size, digest = manifest[name]
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes, not {size}"
+            if size_of(file) != size:
+                return f"{name} has {size_of(file)} bytes, not {size}"
             if self._config.verify and sha256(file) != digest:
                 return f"{name} has changed since it was written (sha256)"
         try:
@@ -267,7 +276,9 @@ class Checkpoints:
         try:
             with context:
                 loaded = together(
-                    lambda: ocp.load_checkpointables(folder, {"state": _not_empty(wanted)})["state"]
+                    lambda: ocp.load_checkpointables(
+                        for_orbax(folder), {"state": _not_empty(wanted)}
+                    )["state"]
                 )
         except Exception as error:
             told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
@@ -321,21 +332,23 @@ class Checkpoints:
         """Starts writing the arrays. UserError at all processes where one of them cannot."""
         try:
             together(self._try_folder)  # before Orbax, in which the processes wait for each other
-            return ocp.save_checkpointables_async(
-                self._unpublished(step), {"state": _not_empty(arrays)}
-            )
+            folder = for_orbax(self._unpublished(step))
+            return ocp.save_checkpointables_async(folder, {"state": _not_empty(arrays)})
         except Exception as error:
             self._discard(step)
             raise self._told(error) from error
 
     def _is_kept(self, step: int) -> bool:
         """Whether there is a good checkpoint of this step. A bad one is moved to STEP.bad, with its
-        manifest."""
+        manifest; in an object store, where moving is copying, it is removed."""
         folder = self.directory / str(step)
         if not folder.exists():
             return False
         if self.problem(step) is None:
             return True
+        if self._remote:
+            remove_tree(folder)
+            return False
         aside = _free_name(self.directory / f"{step}.bad")
         folder.rename(aside)
         if self._manifest(step).exists():
@@ -354,25 +367,29 @@ class Checkpoints:
             self._discard(step)
 
     def _unpublished(self, step: int) -> Path:
-        return self.directory / f"{step}.saving"
+        """Where a step is written. In an object store that is its place: without a manifest, which
+        comes last, it is no step."""
+        return self.directory / (str(step) if self._remote else f"{step}.saving")
 
     def _discard(self, step: int) -> None:
         """Removes what a failed save has written: it may be what fills the disk."""
         if is_primary():
-            for leftover in self.directory.glob(f"{step}.saving*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            pattern = f"{step}.saving*"
+            leftovers = [self._unpublished(step)] if self._remote else self.directory.glob(pattern)
+            for leftover in leftovers:
+                remove_tree(leftover)
 
     def _publish(self, step: int, meta: dict[str, Any]) -> None:
         """Writes meta.json and the manifest; then the step appears, whole, under its name."""
         folder = self._unpublished(step)
         _write(folder / META, meta)
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         manifest = {
-            file.relative_to(folder).as_posix(): (file.stat().st_size, sha256(file))
-            for file in files
+            file.relative_to(folder).as_posix(): (size_of(file), sha256(file))
+            for file in files_below(folder)
         }
         _write(self._manifest(step), manifest)
-        folder.rename(self.directory / str(step))
+        if not self._remote:
+            folder.rename(self.directory / str(step))
 
     def _remove_old(self, step: int) -> None:
         """Retention, of steps up to the one just saved. Later ones (an earlier step was resumed)
@@ -384,10 +401,11 @@ class Checkpoints:
         ]
         for old in good[: -self._config.keep_last]:
             if not self._config.keep_every or old % self._config.keep_every:
-                folder = self.directory / f"{old}.deleted"
-                (self.directory / str(old)).rename(folder)
+                folder = self.directory / str(old)
+                if not self._remote:
+                    folder = folder.rename(self.directory / f"{old}.deleted")
                 self._manifest(old).unlink()
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
     def _manifest(self, step: int) -> Path:
         return self.directory / MANIFESTS / f"{step}.json"
@@ -443,12 +461,12 @@ def _read(file: Path) -> Iterable[tuple[str, Any]]:
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     """JSON, atomically: a reader finds all of it or nothing."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as out:
-        json.dump(content, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
+    write_whole(file, json.dumps(content, indent=1))
+
+
+def for_orbax(folder: Path) -> Any:
+    """The folder as Orbax takes it, which reads and writes object stores by itself."""
+    return folder
 
 
 def flatten(state: Any) -> tuple[dict[str, Any], Any]:

@@ -18,6 +18,7 @@ from moe_jax.config.checks import require
 from moe_jax.config.diff import difference
 from moe_jax.config.environment import environment
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import folder_of, write_whole
 from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.data.pipeline import Pipeline, evaluation_batches
 from moe_jax.models.counts import summary
@@ -126,7 +127,7 @@ def train(
 def make_workdir(workdir: str | os.PathLike[str]) -> Path:
     """Creates the folder; UserError where it cannot be written, or where the processes of the run
     do not all see the same one."""
-    path = Path(workdir).expanduser()
+    path = folder_of(workdir)
     probe = path / ".writable"
 
     def create() -> None:
@@ -206,7 +207,7 @@ def new_state(program: Program, warm_start_from: str | None) -> TrainState:
     state = program.init()
     if warm_start_from is None:
         return state
-    folder = Path(warm_start_from) / "checkpoints"
+    folder = folder_of(warm_start_from) / "checkpoints"
     old_params = load_params(folder)
     params, report = warm_start(state.params, old_params)
     say(str(report))
@@ -254,9 +255,7 @@ def write_facts(program: Program, workdir: Path) -> None:
         "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
     }
     for name, content in facts.items():
-        temporary = workdir / f".{name}"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(workdir / name)
+        write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
 
 
 @dataclass

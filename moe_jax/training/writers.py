@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.paths import Lines, folder_of, is_remote, remove_tree, write_whole
 from moe_jax.parallel.hosts import is_primary
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
@@ -54,7 +55,7 @@ class MetricWriter:
     """
 
     def __init__(self, directory: Path, config: LoggingConfig, start_step: int = 0):
-        self.directory = Path(directory)
+        self.directory = folder_of(directory)
         self._active = is_primary()
         self._board: Board | None = None
         self._wandb: Any = None
@@ -64,7 +65,7 @@ class MetricWriter:
             self._wandb = _wandb(self.directory)
         path = self.directory / "metrics.jsonl"
         drop_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
         if config.tensorboard:
             self._board = Board(self.directory / "tensorboard", start_step)
 
@@ -84,8 +85,7 @@ class MetricWriter:
         if not self._active:
             return
         plain = {name: _plain(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
-        self._file.flush()
+        self._lines.add(json.dumps({"step": step, "split": split, **plain}))
         if self._board is not None:
             self._board.write(step, {f"{split}/{name}": v for name, v in metrics.items()})
         if self._wandb is not None:
@@ -95,7 +95,7 @@ class MetricWriter:
     def close(self) -> None:
         if not self._active:
             return
-        self._file.close()
+        self._lines.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -105,12 +105,17 @@ class MetricWriter:
 class Board:
     """An event file for TensorBoard: numbers as scalars, lists as histograms.
 
-    Written by the caller's own thread. tensorboardX's SummaryWriter has one for it, and where that
-    dies, of a full disk say, the run waits for it for ever.
+    Where the folder is in an object store the file is written in a temporary folder, and sent there
+    when it is closed. Written by the caller's own thread: tensorboardX's SummaryWriter has one for
+    it, and where that dies, of a full disk say, the run waits for it for ever.
     """
 
     def __init__(self, folder: Path, start_step: int):
         folder.mkdir(exist_ok=True)
+        self._goal = folder if is_remote(folder) else None
+        if self._goal is not None:
+            folder = Path(tempfile.mkdtemp(prefix="tensorboard-"))
+        self._folder = folder
         # With the step: two starts in one second would else share a file, the second emptying it.
         self._events = EventsWriter(str(folder / "events"), f".{start_step}")
         self._flushed = time.monotonic()
@@ -137,6 +142,10 @@ class Board:
 
     def close(self) -> None:
         self._events.close()
+        if self._goal is not None:
+            for file in self._folder.iterdir():
+                (self._goal / file.name).write_bytes(file.read_bytes())
+            remove_tree(self._folder)
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -151,9 +160,7 @@ def drop_after(path: Path, step: int) -> None:
                 kept.append(line + b"\n")
         except (ValueError, TypeError, KeyError):
             continue
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+    write_whole(path, b"".join(kept).decode())
 
 
 def _plain(value: Any) -> Any:
@@ -174,6 +181,8 @@ def _wandb(directory: Path) -> Any:
         raise UserError(
             'config.logging.wandb needs the extra "wandb": pip install -e ".[wandb]"'
         ) from error
+    if is_remote(directory):
+        raise UserError("config.logging.wandb needs a local --workdir")
     id_file = directory / "wandb_id"
     if not id_file.exists():
         id_file.write_text(wandb.util.generate_id())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from moe_jax.analysis.report.routing import RoutingView, routing_sections
 from moe_jax.analysis.report.sections import Section, sections
 from moe_jax.analysis.report.tables import chip, is_finished, progress
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import folder_of, is_remote, resolved, write_whole
 
 # The browser itself keeps the page from loading anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -54,19 +54,15 @@ def write_report(
     Raises UserError as `build_report` does, and where the file cannot be written.
     """
     html = build_report(workdirs, routing)
-    return write_page(html, Path(out).expanduser() if out else default_file(workdirs))
+    return write_page(html, folder_of(out) if out else default_file(workdirs))
 
 
 def write_page(html: str, file: Path) -> Path:
     """Writes the page whole or not at all. UserError where it cannot be written."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, "utf-8")
-        temporary.replace(file)
+        write_whole(file, html)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         exit_code = 1 if error.errno == errno.ENOSPC else 2
         told = f"{file}: cannot be written ({error.strerror})"
         raise UserError(told, exit_code=exit_code) from error
@@ -75,9 +71,11 @@ def write_page(html: str, file: Path) -> Path:
 
 def default_file(workdirs: Sequence[str | os.PathLike[str]]) -> Path:
     """Where a report goes when nobody says where."""
-    folders = {Path(workdir).expanduser().resolve() for workdir in workdirs}
+    folders = {resolved(workdir) for workdir in workdirs}
     if len(folders) == 1:
-        return Path(workdirs[0]).expanduser() / "report.html"
+        return folder_of(workdirs[0]) / "report.html"
+    if any(map(is_remote, folders)):
+        raise UserError("a report on runs in an object store needs --out=FILE")
     return Path(os.path.commonpath([folder.parent for folder in folders])) / "report.html"
 
 

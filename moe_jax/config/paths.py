@@ -1,0 +1,135 @@
+"""Where a run's files are: a local folder, or an object store (gs://, s3://) by etils.epath.
+
+All paths below a workdir come from `folder_of`. Local ones are pathlib's and behave as ever. Object
+stores have no append, no rename and no locks, but an object appears whole or not at all; what is
+written so that it works on both goes through the functions here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config.errors import UserError
+
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+# A file of lines in an object store is sent as a whole: not more often, and not more than this.
+SEND_EVERY, SEND_RATE = 10.0, 1e6  # seconds, bytes/s
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it is in an object store: "gs://bucket/run"."""
+    return SCHEME.match(str(path)) is not None
+
+
+def folder_of(path: str | os.PathLike[str]) -> Path:
+    """The path, of this file system or, by its scheme, of an object store. UserError for a scheme
+    that is not known, or whose package is not installed."""
+    text = str(path)
+    if not is_remote(text):
+        return Path(text).expanduser()
+    scheme = text.partition("://")[0]
+    if scheme not in PACKAGES:
+        known = ", ".join(f"{name}://" for name in PACKAGES)
+        raise UserError(f"{text}: folders are local, or {known}")
+    from etils import epath
+
+    found: Any = epath.Path(text)
+    try:
+        found.exists()
+    except ImportError as error:
+        told = f"{text}: {scheme}:// needs pip install {PACKAGES[scheme]}"
+        raise UserError(told) from error
+    except Exception as error:
+        raise UserError(f"{text}: cannot be reached ({error})") from error
+    return found
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """`folder_of`, absolute and without links where it is local."""
+    found = folder_of(path)
+    return found if is_remote(found) else found.resolve()
+
+
+def size_of(file: Path) -> int:
+    """Bytes."""
+    stat: Any = file.stat()
+    return int(stat.length if is_remote(file) else stat.st_size)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and the folders in it, in order."""
+    if not is_remote(folder):
+        return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    found: list[Path] = []
+    for below in sorted(folder.iterdir()):
+        found += files_below(below) if below.is_dir() else [below]
+    return found
+
+
+def write_whole(file: Path, text: str) -> None:
+    """A reader finds all of it or what was there before, also after a crash."""
+    if is_remote(file):
+        file.write_text(text)
+        return
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def remove_tree(folder: Path) -> None:
+    """All of a folder that can be removed; a folder that is not there is no error."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        remote: Any = folder
+        remote.rmtree()
+
+
+class Lines:
+    """A file that grows by lines. Local: each is there at once. In an object store the file is sent
+    again as a whole, seldom enough to keep below SEND_RATE, and when it is closed."""
+
+    def __init__(self, file: Path):
+        self._file, self._remote = file, is_remote(file)
+        self._sent = time.monotonic()
+        self._waiting = False
+        if self._remote:
+            self._text = file.read_text() if file.exists() else ""
+        else:
+            self._stream = file.open("a", encoding="utf-8")
+
+    def add(self, line: str) -> None:
+        if not self._remote:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+            return
+        self._text += line + "\n"
+        self._waiting = True
+        if time.monotonic() - self._sent > max(SEND_EVERY, len(self._text) / SEND_RATE):
+            self._send()
+
+    def _send(self) -> None:
+        self._file.write_text(self._text)
+        self._sent, self._waiting = time.monotonic(), False
+
+    def close(self) -> None:
+        if not self._remote:
+            self._stream.close()
+        elif self._waiting:
+            self._send()
