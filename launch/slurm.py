@@ -123,8 +123,19 @@ def main(arguments: Arguments, command: Sequence[str]) -> int:
     for job in submit(runs, parameters, FLAGS.logs, FLAGS.cluster, array=bool(FLAGS.commands)):
         print(job.job_id, flush=True)
         if FLAGS.cluster == "local":
-            job.result()
+            wait_for(job)
     return 0
+
+
+def wait_for(job: Any) -> None:
+    """Until a local job has ended. UserError where it failed, with what it said."""
+    try:
+        job.result()
+    except Exception as error:
+        own = (job.stderr() or "").partition("Traceback")[0].splitlines()
+        said = [line for line in own if line.strip() and not line.startswith("submitit ")][-5:]
+        told = "\n  ".join([f"job {job.job_id} failed ({job.paths.stderr}):", *said])
+        raise UserError(told, exit_code=1) from error
 
 
 def planned(file: str | None, module: str, arguments: Sequence[str]) -> list[Run]:

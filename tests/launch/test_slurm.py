@@ -155,3 +155,10 @@ def test_a_run_that_fails_fails_its_job(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 3"):
         slurm.Run([sys.executable, "-c", "import sys; sys.exit(3)"], {})()
     assert "-c" in slurm.Run([sys.executable, "-c", "pass"], {})()
+
+
+def test_a_local_job_that_fails_says_why(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = ["--config=configs/quickstrat.py", f"--workdir={tmp_path / 'run'}"]
+    code, _, err = door(capsys, f"--logs={tmp_path}", "--cluster=local", run=run)
+    assert code == 1 and "did you mean configs/quickstart.py?" in err
