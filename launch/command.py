@@ -30,13 +30,17 @@ class Command:
         return cls(module, tuple(arguments))
 
     def argv(self, python: str = "python") -> list[str]:
-        """A run that was stopped before its end says so by its exit code."""
-        stopped = [f"--stopped_exit_code={STOPPED}"] if self.module == "moe_jax.train" else []
-        return [python, "-m", self.module, *self.arguments, *stopped]
+        return telling([python, "-m", self.module, *self.arguments])
 
     def __str__(self) -> str:
         """For a shell."""
         return shlex.join(self.argv())
+
+
+def telling(argv: Sequence[str]) -> list[str]:
+    """The command line, so that a run which is stopped before its end says so by its exit code."""
+    stopped = [f"--stopped_exit_code={STOPPED}"] if "moe_jax.train" in argv else []
+    return [*argv, *stopped]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -20,6 +20,11 @@ class Tpu:
     machine: str
     runtime: str
 
+    @property
+    def shapes(self) -> dict[int, str]:
+        """Of slices that are named by their size, by chips."""
+        return CUBES if self.cores == 2 else FLAT
+
 
 # cloud.google.com/kubernetes-engine/docs/concepts/tpus, cloud.google.com/tpu/docs
 TPUS = {
@@ -54,7 +59,6 @@ TPUS = {
 }
 GPUS = {"h100": "nvidia-h100-mega-80gb", "h200": "nvidia-h200-141gb"}  # GKE's node label
 CHIPS_PER_HOST = 4  # of the TPU machines above
-# Slices are offered in these shapes; by chips.
 FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {
     4: "2x2x1",
@@ -111,6 +115,11 @@ class Slice:
             return f"{GPUS[self.kind].removeprefix('nvidia-')}-{self.topology.chip.host}"
         return f"{self.tpu.accelerator}-{self.chips * self.tpu.cores}"
 
+    @property
+    def usual(self) -> bool:
+        """Whether `accelerator`, which tells only the size, stands for this shape."""
+        return self.tpu is None or self.tpu.shapes.get(self.chips) == self.shape
+
 
 def slice_of(name: str) -> Slice:
     """The slice of a name of moe_jax.plan ("v5e:16x16", "h200:64") or of Cloud TPU ("v5e-256",
@@ -122,7 +131,7 @@ def slice_of(name: str) -> Slice:
         kind = "v5e" if match[1] == "v5litepod" else match[1]
         if kind not in TPUS:
             raise UserError(f"--topology={name}: there are {', '.join(TPUS)}; GPUs: h200:64")
-        shapes = CUBES if TPUS[kind].cores == 2 else FLAT
+        shapes = TPUS[kind].shapes
         chips = int(match[2]) // TPUS[kind].cores
         if chips not in shapes:
             sizes = ", ".join(f"{match[1]}-{n * TPUS[kind].cores}" for n in shapes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from launch.command import Command, require_label, split
+from launch.command import STOPPED, Command, require_label, split
 from launch.hardware import GPUS, Slice, slice_of
 from launch.xla_flags import variables
 from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
@@ -23,7 +23,8 @@ usage: python -m launch.kubernetes --name=NAME --topology=v5e-256 --image=IMAGE 
 
 Sends a run to a Kubernetes cluster that has JobSet (kubectl apply); --dry_run only prints the
 manifest and the equivalent xpk command. A pod that is asked to leave saves, and the restarted set
-goes on. What stands behind -- goes to moe_jax.train; its workdir must outlive the pods.
+goes on; a mistake of the user (exit code 2) ends it. What stands behind -- goes to moe_jax.train;
+its workdir must outlive the pods.
   python -m launch.kubernetes --name=olmoe --topology=v5p-128 --image=IMAGE --dry_run -- \\
     --config=configs/olmoe_1b_7b.py --workdir=gs://BUCKET/olmoe
 """
@@ -44,12 +45,13 @@ flags.DEFINE_integer("grace", 180, "seconds that a pod has to save", 1, flag_val
 flags.DEFINE_boolean("dry_run", False, "print what would be sent", flag_values=FLAGS)
 
 JOB, PORT = "run", 8476
+USER_ERROR = 2  # exit code of a mistake of the user: starting again mends nothing
 COMPLETION = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
 def main(arguments: Arguments, command: Sequence[str]) -> int:
     name, where = require_label(FLAGS.name), slice_of(FLAGS.topology)
-    what = Command.of(FLAGS.module, command)
+    what = patient(Command.of(FLAGS.module, command))
     if where.tpu is None and FLAGS.slices > 1:
         raise UserError("--slices is for TPUs: give all GPUs as one topology, such as h200:64")
     manifest = jobset(
@@ -66,13 +68,22 @@ def main(arguments: Arguments, command: Sequence[str]) -> int:
     rendered = to_yaml(manifest)
     if FLAGS.dry_run:
         print(rendered, end="")
-        print("# The same by xpk (in an environment of its own: it pins other versions):")
-        print(f"# {xpk(name, where, what, FLAGS.image, FLAGS.slices, FLAGS.cluster)}")
+        print(f"# It needs, of the cluster: {needs(where, FLAGS.slices)}.")
+        if where.usual:
+            print("# The same by xpk (in an environment of its own: it pins other versions):")
+            print(f"# {xpk(name, where, what)}")
         return 0
     try:
         return subprocess.run(["kubectl", "apply", "-f", "-"], input=rendered, text=True).returncode
     except FileNotFoundError as error:
         raise UserError("kubectl is not installed; --dry_run prints the manifest") from error
+
+
+def patient(command: Command) -> Command:
+    """Nodes may come minutes apart, and who has waited in vain ends with USER_ERROR."""
+    if command.module != "moe_jax.train" or "--join_timeout" in " ".join(command.arguments):
+        return command
+    return Command(command.module, (*command.arguments, "--join_timeout=1800"))
 
 
 def jobset(
@@ -91,9 +102,10 @@ def jobset(
 
     Any pod's failure fails its Job, and the set is started anew, all pods together: a run cannot
     go on without one of its processes. A run that was asked to leave saves and ends with exit code
-    75, a failure too, and resumes from what it saved. Names of fields: jobset.x-k8s.io/v1alpha2.
+    75, a failure too, and resumes from what it saved. A mistake of the user fails the set at once.
+    Names of fields: jobset.x-k8s.io/v1alpha2.
     """
-    pod = {
+    pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace,
         "nodeSelector": node_selector(where, spot),
@@ -102,11 +114,16 @@ def jobset(
     if where.tpu is None:
         # NCCL's shared memory; the default of 64 MB is too little for 8 cards.
         pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    if slices > 1:
+        # What slices say to each other takes the node's own network, not the pods' overlay.
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    hopeless = {"operator": "In", "values": [USER_ERROR]}
     job = {
         "parallelism": where.hosts,
         "completions": where.hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": hopeless}]},
         "template": {"spec": pod},
     }
     metadata: dict[str, Any] = {"name": name, "namespace": namespace}
@@ -119,7 +136,16 @@ def jobset(
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
-            "failurePolicy": {"maxRestarts": max_restarts},
+            "failurePolicy": {
+                "maxRestarts": max_restarts,
+                "rules": [
+                    {
+                        "name": "userError",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
             "network": {"enableDNSHostnames": True, "subdomain": name},
             "replicatedJobs": [{"name": JOB, "replicas": slices, "template": {"spec": job}}],
         },
@@ -149,8 +175,14 @@ def container(name: str, where: Slice, command: Command, image: str, slices: int
         "resources": {"limits": {resource: where.chips_per_host}},
     }
     if where.tpu is None:
+        # Where GKE puts the driver, which images that are not NVIDIA's do not know.
+        found["env"].append({"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"})
         found["env"] += meeting(name, where.hosts)
         found["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    else:
+        # The driver locks memory for the chips, more than a container without privileges may; only
+        # root has privileges.
+        found["securityContext"] = {"privileged": True, "runAsUser": 0}
     return found
 
 
@@ -166,20 +198,37 @@ def meeting(name: str, hosts: int) -> list[dict[str, Any]]:
     ]
 
 
-def xpk(name: str, where: Slice, command: Command, image: str, slices: int, cluster: str) -> str:
-    """The xpk command of the same workload."""
-    kind = "tpu-type" if where.tpu is not None else "device-type"
-    count = f"--num-slices={slices}" if where.tpu is not None else f"--num-nodes={where.hosts}"
-    set_flags = [
-        f"export {key}={shlex.quote(value)}"
-        for key, value in variables(where.topology.chip.platform, slices).items()
-    ]
-    script = " && ".join([*set_flags, str(command)])
+def needs(where: Slice, slices: int) -> str:
+    """The nodes that the manifest asks for."""
+    if where.tpu is None:
+        return f"{where.hosts} nodes of {where.chips_per_host} {GPUS[where.kind]}"
+    pool = f"--machine-type={where.tpu.machine} --tpu-topology={where.shape}"
+    return f"{slices} node pools of {where.hosts} nodes, {pool}"
+
+
+def xpk(name: str, where: Slice, command: Command) -> str:
+    """The xpk command of the same workload. Without the exit codes it would take a run that was
+    stopped, or that has lost another process (1), for one that failed for good."""
+    tpu = where.tpu is not None
+    environment = variables(where.topology.chip.platform, FLAGS.slices)
+    if not tpu:  # xpk names the replicated job slice-job, and counts the nodes in NODE_RANK
+        environment |= {
+            PROCESS_VARIABLES["coordinator"]: f"{name}-slice-job-0-0.{name}:{PORT}",
+            PROCESS_VARIABLES["processes"]: str(where.hosts),
+            PROCESS_VARIABLES["process"]: "$(NODE_RANK)",
+        }
     return shlex.join(
         [
-            *("xpk", "workload", "create", f"--cluster={cluster}", f"--workload={name}"),
-            *(f"--{kind}={where.accelerator}", count, f"--docker-image={image}"),
-            f"--command={script}",
+            *("xpk", "workload", "create", f"--cluster={FLAGS.cluster}", f"--workload={name}"),
+            f"--{'tpu' if tpu else 'device'}-type={where.accelerator}",
+            f"--num-slices={FLAGS.slices}" if tpu else f"--num-nodes={where.hosts}",
+            f"--docker-image={FLAGS.image}",
+            f"--max-restarts={FLAGS.max_restarts}",
+            f"--restart-on-exit-codes=1,{STOPPED}",
+            f"--termination-grace-period-seconds={FLAGS.grace}",
+            *(["--spot"] if FLAGS.spot else []),
+            *(f"--env={key}={value}" for key, value in environment.items()),
+            f"--command={command}",
         ]
     )
 

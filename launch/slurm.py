@@ -16,10 +16,11 @@ from typing import Any
 
 from absl import flags
 
-from launch.command import STOPPED, Command, split
-from launch.xla_flags import variables
+from launch.command import STOPPED, Command, split, telling
+from launch.xla_flags import merged, variables
 from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
+from moe_jax.sweeps.slots import Slot
 
 USAGE = """
 usage: python -m launch.slurm --logs=DIR [--nodes=N ...] -- ARGUMENTS
@@ -59,13 +60,18 @@ flags.DEFINE_multi_string(
 flags.DEFINE_boolean("dry_run", False, "print the script", flag_values=FLAGS)
 
 POLL = 0.2  # seconds
-QUEUING = 60.0  # seconds that process 0 has to queue the job again
+# A run that was stopped, or, while it starts, was ended by the signal that stops it.
+LEAVING = (STOPPED, -signal.SIGUSR2, -signal.SIGTERM)
+PATIENCE = 600.0  # seconds that SLURM, or process 0, has to queue the job again
 
 
 class Run:
     """A command as a function for submitit, which calls `checkpoint` when the job must leave.
 
     The command runs as a process of its own; it is told by SIGUSR2, saves, and ends with STOPPED.
+    SLURM sends its signals to that process too. SIGTERM, which submitit passes over, stops it
+    therefore as well; the job then waits, because SLURM queues a preempted job again only if it
+    has not ended by itself.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]):
@@ -75,18 +81,19 @@ class Run:
 
     def __call__(self) -> str:
         """Runs to the end. Raises RuntimeError, which fails the job, where the command fails."""
-        self._process = subprocess.Popen(self.command, env={**os.environ, **self.environment})
+        self._process = subprocess.Popen(
+            Slot().command(self.command), env=merged(os.environ, self.environment)
+        )
         # submitit's handler interrupts whatever waits here, and then waits itself: for a thread,
         # since the locks of Popen.wait are not made for that.
         self._waiter = threading.Thread(target=self._process.wait, daemon=True)
         self._waiter.start()
         self._wait()
         code = self._process.returncode
-        if code == STOPPED and _rank():
-            # Process 0, which has stopped all, queues the job again; to fail before would end it.
-            time.sleep(QUEUING)
+        if code in LEAVING:
+            time.sleep(PATIENCE)
         if code:
-            what = "was stopped before its end" if code == STOPPED else "failed"
+            what = "was stopped before its end" if code in LEAVING else "failed"
             raise RuntimeError(f"exit code {code}: {shlex.join(self.command)} {what}")
         return shlex.join(self.command)
 
@@ -106,24 +113,23 @@ class Run:
         return {**self.__dict__, "_process": None, "_waiter": None}
 
 
-def _rank() -> int:
-    """Of this process in its job."""
-    return _submitit().JobEnvironment().global_rank
-
-
 def main(arguments: Arguments, command: Sequence[str]) -> int:
     runs = planned(FLAGS.commands, FLAGS.module, command)
     parameters = sbatch_parameters()
     if FLAGS.dry_run:
-        print(script(parameters, FLAGS.logs, len(runs) if FLAGS.commands else None))
+        print(script(parameters, FLAGS.logs, len(runs) if len(runs) > 1 else None))
         print("# Each task runs:")
         for run in runs:
             print(f"# {shlex.join(run.command)}")
         return 0
-    for job in submit(runs, parameters, FLAGS.logs, FLAGS.cluster, array=bool(FLAGS.commands)):
-        print(job.job_id, flush=True)
-        if FLAGS.cluster == "local":
+    if FLAGS.cluster == "local":
+        for run in runs:
+            job = start_here(run, parameters, FLAGS.logs)
+            print(job.job_id, flush=True)
             wait_for(job)
+        return 0
+    for job in submit(runs, parameters, FLAGS.logs):
+        print(job.job_id, flush=True)
     return 0
 
 
@@ -156,11 +162,14 @@ def planned(file: str | None, module: str, arguments: Sequence[str]) -> list[Run
         raise UserError(f"--commands={file}: is empty")
     if FLAGS.nodes * FLAGS.tasks_per_node > 1:
         raise UserError("a task of an array is one process: --nodes=1 --tasks_per_node=1")
-    return [Run(shlex.split(line), environment) for line in lines]
+    return [Run(telling(shlex.split(line)), environment) for line in lines]
 
 
 def sbatch_parameters() -> dict[str, Any]:
     """Of the job, by the names of sbatch."""
+    # One process that dies ends all of them. What sbatch is told of cores, srun does not hear in
+    # SLURM 22.05 and 23.02.
+    cores = [f"--cpus-per-task={FLAGS.cpus_per_task}"] if FLAGS.cpus_per_task else []
     found = {
         "job_name": FLAGS.name,
         "time": FLAGS.minutes,
@@ -176,9 +185,8 @@ def sbatch_parameters() -> dict[str, Any]:
         "signal_delay_s": FLAGS.grace,
         "array_parallelism": FLAGS.parallel,
         "setup": list(FLAGS.setup) or None,
-        # One process that dies ends all of them; the job may be queued again.
-        "srun_args": ["--kill-on-bad-exit=1"],
-        "additional_parameters": {"requeue": True},
+        "srun_args": ["--kill-on-bad-exit=1", *cores],
+        "additional_parameters": {"requeue": True},  # the job may be queued again
     }
     given = {name: value for name, value in found.items() if value is not None}
     return given if FLAGS.wckey else {**given, "wckey": None}
@@ -193,30 +201,27 @@ def script(parameters: dict[str, Any], logs: str, tasks: int | None = None) -> s
     return slurm._make_sbatch_string(command, folder=folder, map_count=tasks, **parameters)
 
 
-def submit(
-    runs: Sequence[Run], parameters: dict[str, Any], logs: str, cluster: str, *, array: bool
-) -> list[Any]:
-    """Submits the runs as one job or as an array, and returns submitit's jobs."""
-    submitit = _submitit()
-    if cluster == "local":
-        if parameters["nodes"] * parameters["ntasks_per_node"] > 1:
-            raise UserError("--cluster=local: one process; launch.local starts several")
-        executor = submitit.LocalExecutor(logs, max_num_timeout=FLAGS.max_requeues)
-        executor.update_parameters(
-            timeout_min=parameters["time"],
-            signal_delay_s=parameters["signal_delay_s"],
-        )
-        return [executor.submit(run) for run in runs]
+def submit(runs: Sequence[Run], parameters: dict[str, Any], logs: str) -> list[Any]:
+    """Submits the runs, several as an array, and returns submitit's jobs."""
     try:
-        executor = submitit.SlurmExecutor(logs, max_num_timeout=FLAGS.max_requeues)
+        executor = _submitit().SlurmExecutor(logs, max_num_timeout=FLAGS.max_requeues)
     except RuntimeError as error:
         raise UserError(f"no SLURM here ({error}); --dry_run prints the script") from error
     executor.update_parameters(**parameters)
-    if not array:
-        return [executor.submit(runs[0])]
-    with executor.batch():
-        jobs = [executor.submit(run) for run in runs]
-    return jobs
+    return executor.submit_array(runs)
+
+
+def start_here(run: Run, parameters: dict[str, Any], logs: str) -> Any:
+    """Starts the run on this machine, queued again as SLURM does, and returns submitit's job."""
+    if parameters["nodes"] * parameters["ntasks_per_node"] > 1:
+        raise UserError("--cluster=local: one process; launch.local starts several")
+    executor = _submitit().LocalExecutor(logs, max_num_timeout=FLAGS.max_requeues)
+    executor.update_parameters(
+        timeout_min=parameters["time"],
+        signal_delay_s=parameters["signal_delay_s"],
+        gpus_per_node=parameters.get("gpus_per_node", 0),
+    )
+    return executor.submit(run)
 
 
 def _submitit() -> Any:

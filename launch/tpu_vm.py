@@ -6,7 +6,9 @@ import functools
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -20,8 +22,8 @@ USAGE = """
 usage: python -m launch.tpu_vm --name=NAME --topology=v5e-256 --zone=ZONE -- ARGUMENTS
 
 Creates a TPU slice, copies this clone to every host, installs it, and starts moe_jax.train with the
-arguments behind --. --dry_run only prints the commands. They are the ones to give by hand too;
-started again on a slice that is there (--no_create), the run goes on.
+arguments behind --, as long as this command lives. --dry_run only prints the commands. They are the
+ones to give by hand too; started again on a slice that is there (--nocreate), the run goes on.
   python -m launch.tpu_vm --name=olmoe --topology=v5p-128 --zone=us-east5-a --dry_run -- \\
     --config=configs/olmoe_1b_7b.py --workdir=gs://BUCKET/olmoe
 """
@@ -35,16 +37,20 @@ flags.DEFINE_string("runtime", None, "software version (default: the kind's)", f
 flags.DEFINE_string("module", "moe_jax.train", "the module that is run", flag_values=FLAGS)
 flags.DEFINE_boolean("spot", False, "a slice that may be taken away", flag_values=FLAGS)
 flags.DEFINE_boolean("create", True, "make the slice first", flag_values=FLAGS)
-flags.DEFINE_boolean("delete", False, "delete the slice when the run has ended", flag_values=FLAGS)
+flags.DEFINE_boolean("delete", False, "delete the slice once the run is done", flag_values=FLAGS)
 flags.DEFINE_boolean("dry_run", False, "print the commands", flag_values=FLAGS)
 
 CLONE = "moe_jax"
+LEFT_BEHIND = (".venv", ".cache", "runs", "data")
 
 
 def main(arguments: Arguments, command: Sequence[str]) -> int:
     where = slice_of(FLAGS.topology)
     if where.tpu is None:
         raise UserError(f"--topology={FLAGS.topology}: is no TPU")
+    if not where.usual:
+        usual = ", ".join(where.tpu.shapes.values())
+        raise UserError(f"--topology={FLAGS.topology}: TPU VMs come as {usual}")
     steps = commands(
         require_label(FLAGS.name),
         where,
@@ -67,7 +73,8 @@ def call(step: Sequence[str]) -> int:
     try:
         return subprocess.run(step).returncode
     except FileNotFoundError as error:
-        raise UserError("gcloud is not installed; --dry_run prints the commands") from error
+        told = f"{step[0]} is not installed; --dry_run prints the commands"
+        raise UserError(told) from error
 
 
 def commands(
@@ -91,11 +98,12 @@ def commands(
         return [*vm, "ssh", name, *place, "--worker=all", f"--command={script}"]
 
     set_flags = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables("tpu").items())
+    archive = Path(tempfile.gettempdir()) / f"{name}.tar.gz"
+    left_behind = [f"--exclude=./{folder}" for folder in LEFT_BEHIND]
     steps = [
-        [*vm, "scp", "--recurse", ".", f"{name}:{CLONE}", *place, "--worker=all"],
-        everywhere(
-            f"cd {CLONE} && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu,text]'"
-        ),
+        ["tar", "--create", "--gzip", f"--file={archive}", *left_behind, "."],
+        [*vm, "scp", str(archive), f"{name}:", *place, "--worker=all"],
+        everywhere(installation(archive.name)),
         everywhere(f"cd {CLONE} && . .venv/bin/activate && {set_flags} {command}"),
     ]
     if create:
@@ -108,6 +116,20 @@ def commands(
     if delete:
         steps.append([*vm, "delete", name, *place, "--quiet"])
     return steps
+
+
+def installation(archive: str) -> str:
+    """By uv, which brings the Python that these machines lack: theirs is 3.10."""
+    return " && ".join(
+        [
+            f"mkdir -p {CLONE}",
+            f"tar --extract --gzip --file={archive} --directory={CLONE}",
+            f"cd {CLONE}",
+            "python3 -m pip install --quiet --user uv",
+            "python3 -m uv venv --quiet --allow-existing --python=3.11",
+            "python3 -m uv pip install --quiet --editable='.[tpu,text,gcs]'",
+        ]
+    )
 
 
 if __name__ == "__main__":

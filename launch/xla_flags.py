@@ -3,11 +3,13 @@
 Few, and only where the default was no choice: a flag costs everyone who reads a profile. TPU flags
 go into LIBTPU_INIT_ARGS, those of GPUs into XLA_FLAGS. That the compilers know every flag here is
 tested; what it gains is not, as no accelerator was at hand: measure on yours, and take out what
-does not pay.
+does not pay. What only some programs or chips can do (asynchronous all-to-alls: not on v5e pods) is
+no flag here, but an option of the program, in moe_jax/parallel/compiler.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -26,11 +28,6 @@ TPU = (
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
         "true",
         "gathers of weights over fsdp run beside the products of the layer before",
-    ),
-    Flag(
-        "xla_tpu_enable_async_all_to_all",
-        "true",
-        "tokens travel to their experts beside shared experts and overlap_chunks",
     ),
     Flag(
         "xla_enable_async_collective_permute",
@@ -81,3 +78,9 @@ def variables(platform: str, slices: int = 1) -> dict[str, str]:
     """The environment variable that holds the flags; none for a platform without."""
     chosen = flags(platform, slices)
     return {VARIABLES[platform]: " ".join(map(str, chosen))} if chosen else {}
+
+
+def merged(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Both environments; the user's own compiler flags stand last, and count."""
+    both = {name: inherited[name] for name in VARIABLES.values() if name in own.keys() & inherited}
+    return {**inherited, **own, **{name: f"{own[name]} {theirs}" for name, theirs in both.items()}}

@@ -45,6 +45,7 @@ def options(script: str) -> dict[str, str]:
 EIGHT_NODES = [
     *("--nodes=8", "--tasks_per_node=8", "--gpus_per_node=8", "--minutes=1440", "--grace=180"),
     *("--partition=gpu", "--account=me", "--memory=900G", "--setup=module load cuda"),
+    "--cpus_per_task=12",
 ]
 
 
@@ -58,6 +59,8 @@ def test_the_script_is_bash_and_asks_for_eight_nodes_of_eight(capsys, tmp_path):
     assert found["partition"] == "gpu" and found["account"] == "me" and found["mem"] == "900G"
     assert found["wckey"] == "submitit"
     assert "module load cuda" in out and "--kill-on-bad-exit=1" in out
+    # srun of SLURM 22.05 asks for it again.
+    assert found["cpus-per-task"] == "12" and "srun" in out and out.count("--cpus-per-task=12") == 2
     last = shlex.split(out.splitlines()[-1].removeprefix("# "))
     assert last[1:] == ["-m", "moe_jax.train", *RUN, "--stopped_exit_code=75"]
 
@@ -71,7 +74,8 @@ def test_a_sweep_is_an_array_of_single_processes(capsys, tmp_path):
     found = options(out)
     assert found["array"] == "0-1%2" and found["nodes"] == "1" and "wckey" not in found
     runs = slurm.planned(str(commands), "moe_jax.train", [])
-    assert runs[0].command == ["python", "-m", "moe_jax.train", "--workdir=a b"]
+    train = ["python", "-m", "moe_jax.train"]
+    assert runs[0].command == [*train, "--workdir=a b", "--stopped_exit_code=75"]
     assert runs[0].environment["MOE_JAX_PROCESSES"] == "1"
 
 
@@ -96,7 +100,8 @@ def test_without_slurm_it_is_told(capsys, tmp_path, monkeypatch):
     assert code == 2 and "--dry_run prints the script" in err
 
 
-def test_sbatch_is_given_what_the_dry_run_showed(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tasks", [None, 1, 3])
+def test_sbatch_is_given_what_the_dry_run_showed(capsys, tmp_path, monkeypatch, tasks):
     programs, logs = tmp_path / "bin", tmp_path / "logs"
     programs.mkdir()
     for name, body in (
@@ -107,10 +112,90 @@ def test_sbatch_is_given_what_the_dry_run_showed(capsys, tmp_path, monkeypatch):
         file.write_text(f"#!/bin/sh\n{body}\n")
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    code, shown, _ = door(capsys, f"--logs={logs}", "--dry_run", *EIGHT_NODES)
-    code, out, err = door(capsys, f"--logs={logs}", *EIGHT_NODES)
-    assert code == 0 and out.strip() == "12", err
-    assert options((tmp_path / "sent").read_text()) == options(shown)
+    given, run = [f"--logs={logs}", *EIGHT_NODES], RUN
+    if tasks is not None:
+        commands = tmp_path / "commands.txt"
+        commands.write_text("python -m moe_jax.train\n" * tasks)
+        given += [f"--commands={commands}", "--nodes=1", "--tasks_per_node=1"]
+        run = []
+    code, shown, _ = door(capsys, *given, "--dry_run", run=run)
+    code, out, err = door(capsys, *given, run=run)
+    jobs = ["12"] if tasks in (None, 1) else [f"12_{i}" for i in range(tasks)]
+    assert code == 0 and out.split() == jobs, err
+    script = shown.partition("# Each task runs:")[0]
+    assert (tmp_path / "sent").read_text().strip() == script.strip()
+
+
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("left").touch(), sys.exit(75)))
+pathlib.Path("pid").write_text(str(os.getpid()))
+if pathlib.Path("left").exists():
+    sys.exit(0)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A job here, whose program ends by itself only after it was stopped once; its task, and the
+    program's process."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    job = start([sys.executable, "-c", STUBBORN], tmp_path / "logs")
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), job)
+    yield job, task_of(job), int((tmp_path / "pid").read_text())
+    job.cancel()
+
+
+def start(command: list[str], logs: Path):
+    parameters = {"time": 60, "nodes": 1, "ntasks_per_node": 1, "signal_delay_s": 30}
+    slurm.FLAGS(["", f"--logs={logs}"])
+    return slurm.start_here(slurm.Run(command, {}), parameters, str(logs))
+
+
+def task_of(job) -> int:
+    """What SLURM signals, together with what it starts: not what watches over it."""
+    controller = int(job.job_id)
+    [task] = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    return int(task)
+
+
+def wait_until(condition, job=None, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and not (job and job.done())
+        time.sleep(0.05)
+
+
+def gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
+
+
+def test_who_was_stopped_waits_to_be_queued_again(started, tmp_path):
+    """SLURM's preemption: SIGTERM to all processes, then the signal that submitit waits for."""
+    job, task, process = started
+    for number in (task, process):
+        os.kill(number, signal.SIGTERM)
+    wait_until(lambda: gone(process), job)
+    time.sleep(0.5)
+    assert not job.done()
+    os.kill(task, signal.SIGUSR2)
+    assert "-c" in job.result() and (tmp_path / "left").exists()
+
+
+def test_no_process_outlives_its_task(started):
+    _, task, process = started
+    os.kill(task, signal.SIGKILL)
+    wait_until(lambda: gone(process), seconds=30)
+
+
+@pytest.mark.parametrize("end", ["sys.exit(75)", "os.kill(os.getpid(), signal.SIGUSR2)"])
+def test_a_stopped_run_that_is_not_queued_again_has_failed(monkeypatch, end):
+    monkeypatch.setattr(slurm, "PATIENCE", 0.1)
+    program = f"import os, signal, sys; {end}"
+    with pytest.raises(RuntimeError, match="was stopped before its end"):
+        slurm.Run([sys.executable, "-c", program], {})()
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -133,19 +218,11 @@ def test_a_preempted_run_is_queued_again_and_ends_as_if_it_had_not_been(
     common = [f"--config={config}", "--config.checkpoint.every=2", "--config.steps=40"]
     train = [sys.executable, "-m", "moe_jax.train", *common]
     subprocess.run([*train, f"--workdir={whole}"], check=True, capture_output=True)
-    run = slurm.Run([*train, f"--workdir={stopped}", "--stopped_exit_code=75"], {})
-    parameters = {"time": 60, "nodes": 1, "ntasks_per_node": 1, "signal_delay_s": 30}
-    slurm.FLAGS(["", f"--logs={tmp_path / 'logs'}"])
-    [job] = slurm.submit([run], parameters, str(tmp_path / "logs"), "local", array=False)
-    deadline = time.monotonic() + 240
-    while not list(stopped.glob("checkpoints/manifests/*")):
-        assert time.monotonic() < deadline and not job.done()
-        time.sleep(0.05)
-    # As SLURM does: the signal goes to the task, not to what watches over it.
-    controller = int(job.job_id)
-    [task] = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-    os.kill(int(task), signal.SIGUSR2)
-    assert job.result() == shlex.join(run.command)
+    command = [*train, f"--workdir={stopped}", "--stopped_exit_code=75"]
+    job = start(command, tmp_path / "logs")
+    wait_until(lambda: list(stopped.glob("checkpoints/manifests/*")), job)
+    os.kill(task_of(job), signal.SIGUSR2)
+    assert job.result() == shlex.join(command)
     logs = "".join(file.read_text() for file in (tmp_path / "logs").glob("*_log.*"))
     assert "resuming at step" in logs
     assert metrics(stopped) == metrics(whole)
@@ -162,3 +239,14 @@ def test_a_local_job_that_fails_says_why(capsys, tmp_path, monkeypatch):
     run = ["--config=configs/quickstrat.py", f"--workdir={tmp_path / 'run'}"]
     code, _, err = door(capsys, f"--logs={tmp_path}", "--cluster=local", run=run)
     assert code == 1 and "did you mean configs/quickstart.py?" in err
+
+
+def test_runs_of_a_file_come_one_after_the_other_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    program = "import os, time; open('mine', 'x'); time.sleep(0.5); os.remove('mine')"
+    commands = tmp_path / "commands.txt"
+    commands.write_text(f"{shlex.join([sys.executable, '-c', program])}\n" * 2)
+    given = [f"--logs={tmp_path / 'logs'}", f"--commands={commands}", "--cluster=local"]
+    code, out, err = door(capsys, *given, run=[])
+    assert code == 0 and len(out.split()) == 2, err
