@@ -26,8 +26,9 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
 CARD = Card(
     title="Sparsity pays",
     arms=arms,
+    first_seed=20,
     scales={
-        "tiny": tiny(4),
+        "tiny": tiny(8),
         "small": small(5),
         "pod": pod("configs/olmoe_1b_7b.py", "v5p:4x4x8", 1, OLMOE_LAYOUT),
     },
