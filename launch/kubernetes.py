@@ -80,7 +80,7 @@ def main(arguments: Arguments, command: Sequence[str]) -> int:
 
 
 def patient(command: Command) -> Command:
-    """Nodes may come minutes apart, and who has waited in vain ends with USER_ERROR."""
+    """Nodes may come minutes apart; who has waited in vain costs a restart of all."""
     if command.module != "moe_jax.train" or "--join_timeout" in " ".join(command.arguments):
         return command
     return Command(command.module, (*command.arguments, "--join_timeout=1800"))

@@ -91,6 +91,14 @@ def write_whole(file: Path, text: str) -> None:
         raise
 
 
+def copy_files(source: Path, goal: Path) -> None:
+    """All files below a local folder, to the same places below another, maybe remote one."""
+    for file in files_below(source):
+        copy = goal / file.relative_to(source).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+
+
 def remove_tree(folder: Path) -> None:
     """All of a folder that can be removed; a folder that is not there is no error."""
     if not is_remote(folder):
@@ -103,7 +111,7 @@ def remove_tree(folder: Path) -> None:
 
 class Lines:
     """A file that grows by lines. Local: each is there at once. In an object store the file is sent
-    again as a whole, seldom enough to keep below SEND_RATE, and when it is closed."""
+    again as a whole, seldom enough to keep below SEND_RATE, when asked, and when it is closed."""
 
     def __init__(self, file: Path):
         self._file, self._remote = file, is_remote(file)
@@ -122,14 +130,16 @@ class Lines:
         self._text += line + "\n"
         self._waiting = True
         if time.monotonic() - self._sent > max(SEND_EVERY, len(self._text) / SEND_RATE):
-            self._send()
+            self.send()
 
-    def _send(self) -> None:
-        self._file.write_text(self._text)
-        self._sent, self._waiting = time.monotonic(), False
+    def send(self) -> None:
+        """All lines are there when it returns."""
+        if self._waiting:
+            self._file.write_text(self._text)
+            self._sent, self._waiting = time.monotonic(), False
 
     def close(self) -> None:
         if not self._remote:
             self._stream.close()
-        elif self._waiting:
-            self._send()
+        else:
+            self.send()

@@ -220,7 +220,7 @@ def _meet(meeting: Meeting, timeout: float) -> None:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise UserError(_nobody(meeting, timeout))
+        raise UserError(_nobody(meeting, timeout), exit_code=1)  # another try may find them
     if failed:
         if isinstance(failed[0], ValueError) and not meeting.certain:
             return  # a single host after all

@@ -96,6 +96,9 @@ class Checkpoints:
     them see. Process 0 writes what is not an array, and it alone decides which steps are there and
     good, so that all restore the same one; what one of them fails at is an error of all.
 
+    In an object store nothing can be renamed: a step is written in its place, and is one from when
+    its manifest, which comes last, is there.
+
     read_only: nothing below the folder is created or cleaned up, so that the run that it belongs
     to may go on saving meanwhile.
     """
@@ -132,6 +135,9 @@ class Checkpoints:
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
                     remove_tree(leftover)
+            if self._remote:
+                for step in set(self._folders()) - set(self.steps()):
+                    remove_tree(self.directory / str(step))
 
         from_primary(prepare)
 
@@ -166,7 +172,11 @@ class Checkpoints:
     # --- reading ---
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, ascending; good or bad."""
+        """Good and bad ones, ascending: folders; in an object store, those with a manifest."""
+        found = self._folders()
+        return [step for step in found if self._manifest(step).exists()] if self._remote else found
+
+    def _folders(self) -> list[int]:
         if not self.directory.is_dir():
             return []
         folders = (p.name for p in self.directory.iterdir() if p.is_dir())
@@ -347,6 +357,7 @@ class Checkpoints:
         if self.problem(step) is None:
             return True
         if self._remote:
+            self._manifest(step).unlink(missing_ok=True)  # first: without it there is no step
             remove_tree(folder)
             return False
         aside = _free_name(self.directory / f"{step}.bad")
@@ -367,8 +378,7 @@ class Checkpoints:
             self._discard(step)
 
     def _unpublished(self, step: int) -> Path:
-        """Where a step is written. In an object store that is its place: without a manifest, which
-        comes last, it is no step."""
+        """Where a step is written. In an object store that is its place."""
         return self.directory / (str(step) if self._remote else f"{step}.saving")
 
     def _discard(self, step: int) -> None:

@@ -42,7 +42,7 @@ from moe_jax.training.rules import warnings
 from moe_jax.training.signals import StopSignals, signal_name
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
-from moe_jax.training.writers import MetricWriter
+from moe_jax.training.writers import MetricWriter, Profile
 
 # Parts of a config that do not change what is computed: they may differ when a run goes on.
 FREE = (
@@ -269,6 +269,7 @@ class Run:
     writer: MetricWriter
     progress: Progress
     signals: StopSignals
+    profile: Profile | None = None
 
     def until_done(self, state: TrainState, workdir: Path) -> Outcome:
         experiment = self.program.experiment
@@ -309,11 +310,12 @@ class Run:
         raw = self.program.put(next(self.pipeline), batch_size=self.pipeline.batch_size)
         profile = self.program.experiment.logging.profile_steps
         if profile and step == profile[0]:
-            jax.profiler.start_trace(str(self.writer.directory / "profile"))
+            self.profile = Profile(self.writer.directory / "profile")
         state, result = self.program.train_step(state, raw, self.program.knobs(step))
-        if profile and step == profile[1]:
+        if self.profile is not None and step == profile[1]:
             jax.block_until_ready(result)
-            jax.profiler.stop_trace()
+            self.profile.stop()
+            self.profile = None
         return state, result
 
     def _guard(self, result: StepResult, step: int) -> None:
@@ -364,6 +366,7 @@ class Run:
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
+        self.writer.send()
         self.checkpoints.save(
             step,
             state,

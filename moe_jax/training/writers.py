@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -20,7 +21,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.config.paths import Lines, folder_of, is_remote, remove_tree, write_whole
+from moe_jax.config.paths import Lines, copy_files, folder_of, is_remote, remove_tree, write_whole
 from moe_jax.parallel.hosts import is_primary
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
@@ -92,6 +93,15 @@ class MetricWriter:
             named = {f"{split}/{name}": value for name, value in plain.items()}
             self._wandb.log(named, step=step)
 
+    def send(self) -> None:
+        """What was written is in the workdir when it returns, where that is in an object store: a
+        checkpoint must not be ahead of the metrics, which are not written anew."""
+        if not self._active:
+            return
+        self._lines.send()
+        if self._board is not None:
+            self._board.send()
+
     def close(self) -> None:
         if not self._active:
             return
@@ -106,8 +116,9 @@ class Board:
     """An event file for TensorBoard: numbers as scalars, lists as histograms.
 
     Where the folder is in an object store the file is written in a temporary folder, and sent there
-    when it is closed. Written by the caller's own thread: tensorboardX's SummaryWriter has one for
-    it, and where that dies, of a full disk say, the run waits for it for ever.
+    with each checkpoint and when it is closed. Written by the caller's own thread: tensorboardX's
+    SummaryWriter has one for it, and where that dies, of a full disk say, the run waits for it for
+    ever.
     """
 
     def __init__(self, folder: Path, start_step: int):
@@ -140,11 +151,30 @@ class Board:
         event.wall_time = time.time()
         self._events.write_event(event)
 
+    def send(self) -> None:
+        if self._goal is not None:
+            self._events.flush()
+            copy_files(self._folder, self._goal)
+
     def close(self) -> None:
         self._events.close()
         if self._goal is not None:
-            for file in self._folder.iterdir():
-                (self._goal / file.name).write_bytes(file.read_bytes())
+            copy_files(self._folder, self._goal)
+            remove_tree(self._folder)
+
+
+class Profile:
+    """A trace of the profiler, which itself writes to local folders only."""
+
+    def __init__(self, folder: Path):
+        self._goal = folder if is_remote(folder) else None
+        self._folder = folder if self._goal is None else Path(tempfile.mkdtemp(prefix="profile-"))
+        jax.profiler.start_trace(str(self._folder))
+
+    def stop(self) -> None:
+        jax.profiler.stop_trace()
+        if self._goal is not None:
+            copy_files(self._folder, self._goal)
             remove_tree(self._folder)
 
 

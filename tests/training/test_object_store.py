@@ -112,9 +112,76 @@ def test_a_run_goes_on_from_the_last_whole_step(door, tiny, bucket: Path, tmp_pa
     (bucket / "run/checkpoints/manifests/12.json").unlink()
     code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0, err
-    assert "not committed whole" in err
+    assert "bad" not in err
     assert lines(bucket / "run") == lines(bucket / "whole")
     assert (bucket / "run/checkpoints/manifests/12.json").is_file()
+
+
+def test_a_killed_first_save_is_no_step(door, tiny, bucket: Path):  # noqa: F811
+    whole, remote = "gs://bucket/whole", "gs://bucket/run"
+    code, _, err = door("train", f"--config={tiny}", f"--workdir={whole}")
+    assert code == 0, err
+    shutil.copytree(bucket / "whole", bucket / "run")
+    manifests = bucket / "run/checkpoints/manifests"
+    for manifest in manifests.iterdir():
+        manifest.unlink()
+    checkpoints = checkpoint.Checkpoints(
+        f"{remote}/checkpoints", checkpoint.CheckpointConfig(), read_only=True
+    )
+    assert checkpoints.steps() == [] and checkpoints.read_metadata() is None
+    assert (bucket / "run/checkpoints/4").is_dir()  # a reader removes nothing
+    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    assert code == 0, err
+    assert lines(bucket / "run") == lines(bucket / "whole")
+    assert len(list(manifests.iterdir())) == 3
+
+
+def test_a_save_in_progress_does_not_disturb_a_reader(door, tiny, bucket: Path):  # noqa: F811
+    remote = "gs://bucket/run"
+    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    assert code == 0, err
+    folder = bucket / "run/checkpoints"
+    (folder / "manifests/12.json").unlink()
+    (folder / "12/meta.json").unlink()
+    code, out, err = door("evaluate", f"--workdir={remote}")
+    assert code == 0 and "bad" not in err, err
+    assert "step 8" in out and (folder / "12").is_dir()
+
+
+def test_a_checkpoint_is_never_ahead_of_the_metrics(
+    door,
+    tiny,  # noqa: F811
+    bucket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(paths, "SEND_EVERY", 1e9)
+    seen: dict[int, list[int]] = {}
+    publish = checkpoint.Checkpoints._publish
+
+    def watched(self: Any, step: int, meta: dict) -> None:
+        seen[step] = [line["step"] for line in lines(bucket / "run")]
+        assert sum(f.stat().st_size for f in (bucket / "run/tensorboard").iterdir()) > 0
+        publish(self, step, meta)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_publish", watched)
+    code, _, err = door("train", f"--config={tiny}", "--workdir=gs://bucket/run")
+    assert code == 0, err
+    assert {step: max(found) for step, found in seen.items()} == {4: 4, 8: 8, 12: 12}
+
+
+@pytest.mark.parametrize("scheme", ["gs://bucket", "local"])
+def test_a_profile_lies_in_the_workdir(door, tiny, bucket: Path, tmp_path: Path, scheme):  # noqa: F811
+    workdir = f"{scheme}/run" if "://" in scheme else str(tmp_path / "run")
+    found = bucket / "run" if "://" in scheme else tmp_path / "run"
+    code, _, err = door(
+        "train",
+        f"--config={tiny}",
+        f"--workdir={workdir}",
+        "--config.logging.profile_steps=(2,3)",
+        "--config.steps=4",
+    )
+    assert code == 0, err
+    assert list((found / "profile").rglob("*.xplane.pb"))
 
 
 def test_lines_are_sent_seldom_and_all_of_them_at_the_end(bucket: Path, monkeypatch):
