@@ -17,6 +17,7 @@ from moe_jax.config.cli import Arguments, door_flags, run_door
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results.md"
+FIRST = "first_registration.json"
 BEGIN, END = "<!-- result -->\n", "<!-- /result -->\n"
 HEAD = """# Results
 
@@ -75,6 +76,9 @@ def results(cards: list[LoadedCard]) -> str:
                     judgement.null_verdict,
                 )
                 rows.append("| " + " | ".join(cells) + " |\n")
+        if (card.folder / FIRST).is_file():
+            first = f"[its first record](../experiments/{card.name}/{FIRST})"
+            runs.append(f"* {link}: registered twice; {first} is told in its README.")
         if not records(card):
             rows += [
                 f"| {link} | {claim.text} | {claim.published} ({claim.source}) | | not run | |\n"

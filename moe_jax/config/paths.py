@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,6 @@ def write_whole(file: Path, text: str) -> None:
         raise
 
 
-def copy_files(source: Path, goal: Path) -> None:
-    """All files below a local folder, to the same places below another, maybe remote one."""
-    for file in files_below(source):
-        copy = goal / file.relative_to(source).as_posix()
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
-
-
 def remove_tree(folder: Path) -> None:
     """All of a folder that can be removed; a folder that is not there is no error."""
     if not is_remote(folder):
@@ -107,6 +100,29 @@ def remove_tree(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         remote: Any = folder
         remote.rmtree()
+
+
+class Staged:
+    """A folder for a library that writes local files only: `local` is the folder itself, or a
+    temporary one whose files are sent to it where it is in an object store."""
+
+    def __init__(self, folder: Path):
+        self._goal = folder if is_remote(folder) else None
+        self.local = Path(tempfile.mkdtemp(prefix=f"{folder.name}-")) if self._goal else folder
+
+    def send(self) -> None:
+        """All files are in the folder when it returns."""
+        if self._goal is None:
+            return
+        for file in files_below(self.local):
+            copy = self._goal / file.relative_to(self.local).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        """Removes what was only here."""
+        if self._goal is not None:
+            remove_tree(self.local)
 
 
 class Lines:

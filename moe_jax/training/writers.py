@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.config.paths import Lines, copy_files, folder_of, is_remote, remove_tree, write_whole
+from moe_jax.config.paths import Lines, Staged, folder_of, is_remote, write_whole
 from moe_jax.parallel.hosts import is_primary
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
@@ -123,12 +122,10 @@ class Board:
 
     def __init__(self, folder: Path, start_step: int):
         folder.mkdir(exist_ok=True)
-        self._goal = folder if is_remote(folder) else None
-        if self._goal is not None:
-            folder = Path(tempfile.mkdtemp(prefix="tensorboard-"))
-        self._folder = folder
+        self._folder = Staged(folder)
+        self._unsent = False
         # With the step: two starts in one second would else share a file, the second emptying it.
-        self._events = EventsWriter(str(folder / "events"), f".{start_step}")
+        self._events = EventsWriter(str(self._folder.local / "events"), f".{start_step}")
         self._flushed = time.monotonic()
         later_steps_are_void = SessionLog(status=SessionLog.START)
         self._add(Event(session_log=later_steps_are_void, step=start_step + 1))
@@ -150,32 +147,31 @@ class Board:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._events.write_event(event)
+        self._unsent = True
 
     def send(self) -> None:
-        if self._goal is not None:
+        if self._unsent:
             self._events.flush()
-            copy_files(self._folder, self._goal)
+            self._folder.send()
+            self._unsent = False
 
     def close(self) -> None:
+        self.send()
         self._events.close()
-        if self._goal is not None:
-            copy_files(self._folder, self._goal)
-            remove_tree(self._folder)
+        self._folder.close()
 
 
 class Profile:
     """A trace of the profiler, which itself writes to local folders only."""
 
     def __init__(self, folder: Path):
-        self._goal = folder if is_remote(folder) else None
-        self._folder = folder if self._goal is None else Path(tempfile.mkdtemp(prefix="profile-"))
-        jax.profiler.start_trace(str(self._folder))
+        self._folder = Staged(folder)
+        jax.profiler.start_trace(str(self._folder.local))
 
     def stop(self) -> None:
         jax.profiler.stop_trace()
-        if self._goal is not None:
-            copy_files(self._folder, self._goal)
-            remove_tree(self._folder)
+        self._folder.send()
+        self._folder.close()
 
 
 def drop_after(path: Path, step: int) -> None:
