@@ -42,9 +42,9 @@ def run(config: str, workdir: Path, *more: str) -> None:
     assert run_door(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
 
 
-def launch(config: str, workdir: Path, processes: int) -> Launched:
+def launch(config: str, workdir: Path, processes: int, *more: str) -> Launched:
     shape = [f"--processes={processes}", f"--devices_per_process={8 // processes}"]
-    return Launched(*shape, "--", f"--config={config}", f"--workdir={workdir}")
+    return Launched(*shape, "--", f"--config={config}", f"--workdir={workdir}", *more)
 
 
 def at_step_10(finished: Path, copy: Path) -> Path:
@@ -56,10 +56,11 @@ def at_step_10(finished: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(config, tmp_path_factory) -> tuple[Path, str]:
-    """A run of 2 processes of which the second got SIGTERM; its folder and output. It is the first
-    to use the data, and prepares them."""
+    """A run of 2 processes of which the second got SIGTERM; its folder and output. It has a
+    data folder of its own, which nobody has filled before it, and prepares the data."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    launched = launch(config, workdir, 2)
+    data = tmp_path_factory.mktemp("data")
+    launched = launch(config, workdir, 2, f"--config.data.data_dir={data}")
     launched.wait_until(lambda: bool(lines(workdir)))
     os.kill(launched.pids[1], signal.SIGTERM)
     code, out, err = launched.end()
@@ -68,7 +69,7 @@ def stopped(config, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def alone(stopped, config, tmp_path_factory) -> Path:
+def alone(config, tmp_path_factory) -> Path:
     """The uninterrupted run of one process on 8 devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     run(config, workdir)
