@@ -102,7 +102,7 @@ def main(arguments: Arguments) -> int:
 def _tell(search: Search, console: Console) -> int:
     """The best trials, the report, how to train the best; 1 where no trial was completed."""
     from moe_jax.sweeps.report import write_report
-    from moe_jax.sweeps.search import best_trials
+    from moe_jax.sweeps.search import best_trials, importances
     from moe_jax.sweeps.table import arms_of
     from moe_jax.sweeps.view import trials_table
 
@@ -115,7 +115,8 @@ def _tell(search: Search, console: Console) -> int:
         console.print("no trial was completed")
         return 1
     arms = arms_of(rows, FLAGS.metric)
-    console.print(f"wrote {write_report(search.folder.path, rows, arms, FLAGS.metric)}")
+    matters = importances(search.study)
+    console.print(f"wrote {write_report(search.folder.path, rows, arms, FLAGS.metric, matters)}")
     given = [f"--config.{path}={value}" for path, value in best[0].params.items()]
     command = ["python", "-m", "moe_jax.train", f"--config={FLAGS.config}", "--workdir=DIR", *given]
     console.print(f"the best again: {shlex.join(command)}", soft_wrap=True, highlight=False)

@@ -72,18 +72,32 @@ for (const path of document.querySelectorAll("[data-tip]")) {
 """
 
 
-def write_report(folder: Path, rows: Sequence[Row], arms: Sequence[Arm], metric: str) -> Path:
+def write_report(
+    folder: Path,
+    rows: Sequence[Row],
+    arms: Sequence[Arm],
+    metric: str,
+    importance: Mapping[str, float] | None = None,
+) -> Path:
     """Writes DIR/report.html and returns it."""
-    return write_page(build_report(folder, rows, arms, metric), folder / "report.html")
+    html = build_report(folder, rows, arms, metric, importance)
+    return write_page(html, folder / "report.html")
 
 
-def build_report(folder: Path, rows: Sequence[Row], arms: Sequence[Arm], metric: str) -> str:
-    """The page on the rows of a sweep; arms: `arms_of` them, by the same metric."""
+def build_report(
+    folder: Path,
+    rows: Sequence[Row],
+    arms: Sequence[Arm],
+    metric: str,
+    importance: Mapping[str, float] | None = None,
+) -> str:
+    """The page on the rows of a sweep; arms: `arms_of` them, by the same metric; importance: of
+    the settings of a search."""
     swept = _Swept.of(folder, rows, arms, metric)
     parts = (
         Section("arms", "Arms", _arms(swept)),
         Section("cost", "Against cost", _cost(swept)),
-        Section("parallel", "All settings", _parallel(swept)),
+        Section("parallel", "All settings", _parallel(swept, importance or {})),
         Section("pairs", "Two settings", _pairs(swept)),
         Section("curves", "Learning", _curves(swept)),
         Section("runs", "Runs", _runs(swept)),
@@ -226,7 +240,7 @@ def _tip(swept: _Swept, row: Row) -> str:
     return "; ".join([*parts, f"FLOPs: {told(row.costs['used_flops'])}"])
 
 
-def _parallel(swept: _Swept) -> str:
+def _parallel(swept: _Swept, importance: Mapping[str, float]) -> str:
     if not swept.paths or len(swept.finished) < 2:
         return ""
     measured = [swept.metric] + [
@@ -251,6 +265,9 @@ def _parallel(swept: _Swept) -> str:
     )
     better = "low" if swept.lower else "high"
     told_colour = f"A line a run, light where {swept.metric} is good ({better}), dark where not."
+    if importance:
+        shares = (f"{swept.names[path]} {share:.0%}" for path, share in importance.items())
+        told_colour += f" Importance of the settings (PED-ANOVA): {', '.join(shares)}."
     return figure("A line a run", drawn, caption=told_colour)
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
-from moe_jax.sweeps.search import best_trials
+from moe_jax.sweeps.search import best_trials, importances
 from moe_jax.sweeps.table import Arm, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
@@ -91,14 +91,17 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
 
 
 def trials_table(study: Any, metric: str) -> Table:
-    """The best trials of a search, and how many there were of each kind."""
+    """The best trials of a search, how many there were of each kind, and below each setting how
+    much it matters."""
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    table = Table(title=f"The best trials ({counted})", title_justify="left")
-    best = best_trials(study)
-    paths = list(best[0].params) if best else []
-    for name in ("trial", metric, *short_names(dict.fromkeys(paths)).values()):
-        table.add_column(name, justify="right")
+    best, shares = best_trials(study), importances(study)
+    title = f"The best trials ({counted})"
+    table = Table(title=title, title_justify="left", show_footer=bool(shares))
+    table.add_column("trial", justify="right")
+    table.add_column(metric, "importance", justify="right")
+    for path, name in short_names(dict.fromkeys(best[0].params if best else ())).items():
+        table.add_column(name, f"{shares.get(path, 0):.0%}", justify="right")
     for trial in best:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values()]
         table.add_row(str(trial.number), f"{trial.value:.4f}", *values)

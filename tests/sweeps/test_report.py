@@ -16,7 +16,7 @@ from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.points import resolve
 from moe_jax.sweeps.report import build_report, write_report
-from moe_jax.sweeps.table import arms_of
+from moe_jax.sweeps.table import Row, arms_of, costs_of
 
 CONFIG = "configs/quickstart.py"
 
@@ -94,6 +94,17 @@ def test_a_small_sweep_has_a_report(tmp_path: Path, text: str):
 def test_nothing_done_yet(tmp_path: Path):
     html = page(tmp_path, h.parse("moe.router.k=1,2"), None, failed=("k=1", "k=2"))
     assert Page(html).sections == ["arms", "runs"]
+
+
+def test_the_importance_of_a_searchs_settings_is_told(tmp_path: Path):
+    points = resolve(CONFIG, {}, h.parse("moe.router.k=1,2; moe.expert_dim=64,128"), Matching())
+    rows = [
+        Row(point, done=True, metrics={"bits_per_byte": 1.0 + n}, costs=costs_of(point, 0.0))
+        for n, point in enumerate(points)
+    ]
+    shares = {"moe.expert_dim": 0.75, "moe.router.k": 0.25}
+    html = build_report(tmp_path, rows, arms_of(rows, "bits_per_byte"), "bits_per_byte", shares)
+    assert "(PED-ANOVA): expert_dim 75%, k 25%." in html
 
 
 def test_many_numbers_are_put_into_bins(tmp_path: Path):

@@ -15,9 +15,10 @@ from moe_jax.config.errors import UserError
 from moe_jax.sweeps.engine import Job, State
 from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.points import SweepPoint, build_point
-from moe_jax.sweeps.search import Search, best_trials, open_study
+from moe_jax.sweeps.search import FEWEST, Search, best_trials, importances, open_study
 from moe_jax.sweeps.search_space import Choice, Range, distributions, parse_space
 from moe_jax.sweeps.table import evaluated
+from moe_jax.sweeps.view import trials_table
 
 CONFIG = "configs/quickstart.py"
 SPACE = "optimizer.learning_rate = log(1e-4, 1e-1); moe.router.k = 1, 2"
@@ -118,11 +119,24 @@ def test_the_search_finds_the_valley_and_counts_what_fails(tmp_path: Path):
     assert best.value == pytest.approx(best_trials(found.study)[0].value)
     told = [t.user_attrs["problem"] for t in found.study.trials if t.state.name == "FAIL"]
     assert any("config.moe.router.k = 2" in text or "k" in text for text in told)
+    # What the stand-in depends on most is told, by short names.
+    shares = importances(found.study)
+    assert max(shares, key=lambda path: shares[path]) == "optimizer.learning_rate"
+    assert sum(shares.values()) == pytest.approx(1)
+    footers = {column.header: column.footer for column in trials_table(found.study, "loss").columns}
+    assert footers["learning_rate"] == f"{shares['optimizer.learning_rate']:.0%}"
     # The same again does nothing, a larger number goes on.
     found.run(24, 2, Quiet(), [])
     assert sum(states(found).values()) == 24
     found.run(26, 2, Quiet(), [])
     assert sum(states(found).values()) == 26
+
+
+def test_few_trials_say_nothing_of_importance(tmp_path: Path):
+    found = search(tmp_path)
+    found.run(FEWEST - 1, 2, Quiet(), [])
+    assert importances(found.study) == {}
+    assert not trials_table(found.study, "bits_per_byte").show_footer
 
 
 def test_bad_trials_are_ended_early(tmp_path: Path):
