@@ -149,6 +149,13 @@ class Search:
         self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]
     ) -> _Running | None:
         """A dead worker's trial, else a new one; None where there is none (just now)."""
+        # One search asks at a time: two that count at once would both ask for the last trial.
+        if (asking := take_lock(self.folder.path)) is None:
+            return None
+        with asking:
+            return self._ask(trials, slot, observer, jobs)
+
+    def _ask(self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]) -> _Running | None:
         optuna = _optuna()
         found = self.study.get_trials(deepcopy=False)
         for frozen in found:
