@@ -1,4 +1,5 @@
-"""Writes docs/results.md, and the last result into each card's README, from the committed tables.
+"""Writes docs/results.md, the last result into each card's README, and what holds into the
+project's, from the committed tables.
 
 python -m experiments.index [--check]     (--check: only say whether they are up to date)
 """
@@ -12,11 +13,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments.card import LoadedCard, load_card, names
+from experiments.judge import Verdict
 from experiments.record import figure, gain, judgements, records, text, told
 from moe_jax.config.cli import Arguments, door_flags, run_door
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs/results.md"
+RESULTS, README = ROOT / "docs/results.md", ROOT / "README.md"
 FIRST = "first_registration.json"
 BEGIN, END = "<!-- result -->\n", "<!-- /result -->\n"
 HEAD = """# Results
@@ -53,6 +55,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Every file that is made from the tables, with its content."""
     cards = [load_card(name) for name in names()]
     yield RESULTS, results(cards)
+    yield README, between(README.read_text("utf-8"), overview(cards))
     for card in cards:
         readme = card.folder / "README.md"
         yield readme, with_result(readme.read_text("utf-8"), card)
@@ -84,18 +87,38 @@ def results(cards: list[LoadedCard]) -> str:
                 f"| {link} | {claim.text} | {claim.published} ({claim.source}) | | not run | |\n"
                 for claim in card.claims
             ]
-    return HEAD + "".join(rows) + "".join(f"\n{line}" for line in ["", *runs]).rstrip() + "\n"
+    return HEAD + "".join(rows) + "".join(f"\n{line}" for line in runs) + "\n"
+
+
+def overview(cards: list[LoadedCard]) -> str:
+    """The names of the claims by their verdict, a row a card and scale."""
+    lines = [f"| card | {' | '.join(Verdict)} |", "| --- " * (1 + len(Verdict)) + "|"]
+    for card in cards:
+        for record in records(card):
+            judged = judgements(card, record)
+            cells = [
+                "; ".join(j.claim.name for j in judged if j.verdict == verdict)
+                for verdict in Verdict
+            ]
+            link = f"[{card.card.title}](experiments/{card.name}/README.md)"
+            lines.append(f"| {link} ({record['scale']}) | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def with_result(readme: str, card: LoadedCard) -> str:
     """The README with the card's records between its marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
     shown = [
         f"{text(card, record)}\n\n![{card.card.title}](figure_{record['scale']}.svg)\n"
         for record in records(card)
     ]
-    return before + BEGIN + ("\n".join(shown) or "Not run yet.\n") + END + after
+    return between(readme, "\n".join(shown) or "Not run yet.\n")
+
+
+def between(readme: str, shown: str) -> str:
+    """The README with something else between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + shown + END + after
 
 
 if __name__ == "__main__":
