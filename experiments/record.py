@@ -126,13 +126,13 @@ def told(card: LoadedCard, record: Record) -> str:
 
 
 def arms_table(card: LoadedCard, record: Record) -> list[str]:
-    """Each arm's runs, seed by seed: arms by metrics, or the other way round where that is less
-    wide."""
+    """Each arm's runs, seed by seed, or once where all seeds are the same: arms by metrics, or the
+    other way round where that is less wide."""
     names = [name for name in metrics_of(card) if any(name in run for run in record["runs"])]
     arms = dict.fromkeys(run["arm"] for run in record["runs"])
     ordered = sorted(arms, key=lambda arm: arm.startswith(NULL))
     cells = {
-        (arm, name): ", ".join(number(run.get(name)) for run in record["runs"] if run["arm"] == arm)
+        (arm, name): _cell([run.get(name) for run in record["runs"] if run["arm"] == arm])
         for arm in ordered
         for name in names
     }
@@ -143,6 +143,10 @@ def arms_table(card: LoadedCard, record: Record) -> list[str]:
         rows = [[arm, *(cells[arm, name] for name in names)] for arm in ordered]
         head = ["arm", *names]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    return ", ".join(map(number, values[:1] if len(set(values)) == 1 else values))
 
 
 def number(value: float | None) -> str:
