@@ -37,8 +37,9 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
 CARD = Card(
     title="k = 1 or k = 2",
     arms=arms,
+    first_seed=20,
     scales={
-        "tiny": tiny(3),
+        "tiny": tiny(5),
         "small": small(5),
         "pod": pod("configs/switch_base_like.py", "v5p:4x4x4", 1),
     },
