@@ -64,7 +64,12 @@ class Scale:
 
         few = sorted(set(numbers))
         marks = few if len(few) <= 7 else (log_ticks if log else ticks)(low, high)
-        return cls(place, _apart([(place(mark), told(mark)) for mark in marks]))
+        return cls(place, _apart([(place(mark), _label(mark)) for mark in marks]))
+
+
+def _label(number: float) -> str:
+    """A tick's number as one writes it: 0.005, not the 0.00500 of a measured value."""
+    return told(number) if abs(number) >= 1000 else f"{number:.4g}".replace("e-0", "e-")
 
 
 def _apart(ticks: Sequence[Tick]) -> list[Tick]:

@@ -123,6 +123,9 @@ def test_scales_are_linear_logarithmic_or_names():
     assert linear.places("2") == pytest.approx((linear.places(1) + linear.places(3)) / 2)
     log = Scale.of([1e-4, 1e-2, 1.0])
     assert log.places(1e-2) == pytest.approx((log.places(1e-4) + log.places(1.0)) / 2)
+    rates = Scale.of([2e-4 * 1.5**n for n in range(10)])  # as one writes them, not 0.00500
+    assert [label for _, label in rates.ticks] == ["0.0002", "0.0005", "0.001", "0.002", "0.005"]
+    assert Scale.of([2e-5, 3e-3]).ticks[0][1] == "2e-5"
     names = Scale.of(["switch", None, "none", "switch"])
     assert [names.places(v) for v in ("switch", None, "none")] == [1 / 6, 3 / 6, 5 / 6]
     assert Scale.of([5]).places(5) == 0.5
