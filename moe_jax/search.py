@@ -109,14 +109,14 @@ def _tell(search: Search, console: Console) -> int:
     points = search.points()
     search.folder.write_points(points)
     rows = search.folder.write_results(points, FLAGS.metric, None)
-    console.print(trials_table(search.study, FLAGS.metric))
+    shares = importances(search.study)
+    console.print(trials_table(search.study, FLAGS.metric, shares))
     best = best_trials(search.study, 1)
     if not best:
         console.print("no trial was completed")
         return 1
     arms = arms_of(rows, FLAGS.metric)
-    matters = importances(search.study)
-    console.print(f"wrote {write_report(search.folder.path, rows, arms, FLAGS.metric, matters)}")
+    console.print(f"wrote {write_report(search.folder.path, rows, arms, FLAGS.metric, shares)}")
     given = [f"--config.{path}={value}" for path, value in best[0].params.items()]
     command = ["python", "-m", "moe_jax.train", f"--config={FLAGS.config}", "--workdir=DIR", *given]
     console.print(f"the best again: {shlex.join(command)}", soft_wrap=True, highlight=False)

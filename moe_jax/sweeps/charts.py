@@ -69,7 +69,7 @@ class Scale:
 
 def _label(number: float) -> str:
     """A tick's number as one writes it: 0.005, not the 0.00500 of a measured value."""
-    return told(number) if abs(number) >= 1000 else f"{number:.4g}".replace("e-0", "e-")
+    return told(number) if abs(number) >= 1000 else shown(number)
 
 
 def _apart(ticks: Sequence[Tick]) -> list[Tick]:
@@ -84,7 +84,7 @@ def _apart(ticks: Sequence[Tick]) -> list[Tick]:
 def shown(value: Any) -> str:
     """A swept value in few letters."""
     number = numeric(value)
-    text = str(value) if number is None else f"{number:.4g}"
+    text = str(value) if number is None else f"{number:.4g}".replace("e-0", "e-")
     return text if len(text) <= 24 else f"{text[:22]}…"
 
 

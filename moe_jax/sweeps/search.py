@@ -272,8 +272,9 @@ def best_trials(study: Any, most: int = 10) -> Sequence[Any]:
 def importances(study: Any) -> dict[str, float]:
     """path -> the share of a setting in what sets the best trials apart, the largest first.
 
-    PED-ANOVA (2304.10255) of the completed trials: how far the values of the best tenth differ from
-    those of all. Shares sum to 1. Nothing while fewer than FEWEST trials are complete.
+    PED-ANOVA (2304.10255) of the completed trials: how far the values of the best tenth (two at
+    the least) differ from those of all; rough below some 50 trials. Shares sum to 1. Nothing while
+    fewer than FEWEST are complete.
     """
     optuna = _optuna()
     if len(best_trials(study, FEWEST)) < FEWEST:

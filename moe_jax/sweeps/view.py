@@ -19,7 +19,7 @@ from rich.text import Text
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
-from moe_jax.sweeps.search import best_trials, importances
+from moe_jax.sweeps.search import best_trials
 from moe_jax.sweeps.table import Arm, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
@@ -90,12 +90,12 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
     return table
 
 
-def trials_table(study: Any, metric: str) -> Table:
-    """The best trials of a search, how many there were of each kind, and below each setting how
-    much it matters."""
+def trials_table(study: Any, metric: str, shares: Mapping[str, float]) -> Table:
+    """The best trials of a search, how many there were of each kind, and below each setting its
+    share of `importances`, where there are any."""
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    best, shares = best_trials(study), importances(study)
+    best = best_trials(study)
     title = f"The best trials ({counted})"
     table = Table(title=title, title_justify="left", show_footer=bool(shares))
     table.add_column("trial", justify="right")

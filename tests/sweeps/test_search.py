@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from moe_jax.config.errors import UserError
-from moe_jax.sweeps.engine import Job, State
+from moe_jax.sweeps.engine import Job, State, take_lock
 from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.points import SweepPoint, build_point
 from moe_jax.sweeps.search import FEWEST, Search, best_trials, importances, open_study
 from moe_jax.sweeps.search_space import Choice, Range, distributions, parse_space
+from moe_jax.sweeps.slots import slots
 from moe_jax.sweeps.table import evaluated
 from moe_jax.sweeps.view import trials_table
 
@@ -123,7 +124,8 @@ def test_the_search_finds_the_valley_and_counts_what_fails(tmp_path: Path):
     shares = importances(found.study)
     assert max(shares, key=lambda path: shares[path]) == "optimizer.learning_rate"
     assert sum(shares.values()) == pytest.approx(1)
-    footers = {column.header: column.footer for column in trials_table(found.study, "loss").columns}
+    table = trials_table(found.study, "loss", shares)
+    footers = {column.header: column.footer for column in table.columns}
     assert footers["learning_rate"] == f"{shares['optimizer.learning_rate']:.0%}"
     # The same again does nothing, a larger number goes on.
     found.run(24, 2, Quiet(), [])
@@ -136,7 +138,7 @@ def test_few_trials_say_nothing_of_importance(tmp_path: Path):
     found = search(tmp_path)
     found.run(FEWEST - 1, 2, Quiet(), [])
     assert importances(found.study) == {}
-    assert not trials_table(found.study, "bits_per_byte").show_footer
+    assert not trials_table(found.study, "bits_per_byte", {}).show_footer
 
 
 def test_bad_trials_are_ended_early(tmp_path: Path):
@@ -189,6 +191,18 @@ def test_two_searches_share_a_study(tmp_path: Path):
     assert "RUNNING" not in counted
     assert sum(counted.values()) == 8
     assert {file.read_text() for file in tmp_path.glob("points/*/starts")} == {"x"}
+
+
+def test_a_search_asks_for_no_trial_while_another_asks(tmp_path: Path):
+    found = search(tmp_path)
+    slot = slots(1)[0]
+    asking = take_lock(tmp_path)
+    assert asking is not None
+    with asking:
+        assert found._next(1, slot, Quiet(), []) is None
+    assert found.study.get_trials() == []
+    found.run(1, 1, Quiet(), [])
+    assert len(found.study.get_trials()) == 1
 
 
 def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path):
