@@ -2,7 +2,8 @@
 
 Few, and only where the default was no choice: a flag costs everyone who reads a profile. TPU flags
 go into LIBTPU_INIT_ARGS, those of GPUs into XLA_FLAGS. That the compilers know every flag here is
-tested; what it gains is not, as no accelerator was at hand: measure on yours, and take out what
+tested, and a run refuses with one message what its XLA does not know (moe_jax/config/xla_flags.py);
+what it gains is not, as no accelerator was at hand: measure on yours, and take out what
 does not pay. What only some programs or chips can do (asynchronous all-to-alls: not on v5e pods) is
 no flag here, but an option of the program, in moe_jax/parallel/compiler.py.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from moe_jax.config.xla_flags import known
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ def variables(platform: str, slices: int = 1) -> dict[str, str]:
 
 
 def merged(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Both environments; the user's own compiler flags stand last, and count."""
+    """Both environments; the user's own compiler flags stand last, and count. Of ours those that
+    the XLA installed here does not know are left out, with a line on stderr each."""
+    own = dict(own)
+    if "XLA_FLAGS" in own:
+        own["XLA_FLAGS"] = " ".join(known(own["XLA_FLAGS"].split()))
     both = {name: inherited[name] for name in VARIABLES.values() if name in own.keys() & inherited}
     return {**inherited, **own, **{name: f"{own[name]} {theirs}" for name, theirs in both.items()}}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
+from moe_jax.config import xla_flags
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
@@ -79,9 +79,7 @@ def ask_for_devices(count: int) -> Sequence[Any]:
     it has started with fewer.
     """
     # Many device threads on few cores may wait long for each other.
-    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    if "collective_call_terminate_timeout" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}".strip()
+    xla_flags.add("--xla_cpu_collective_call_terminate_timeout_seconds=600")
     import jax
 
     with contextlib.suppress(RuntimeError):  # JAX runs already; what it has is seen below

@@ -11,22 +11,22 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from moe_jax.config import xla_flags
+
 DEVICES = 8
 TESTS = Path(__file__).parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        f"--xla_force_host_platform_device_count={DEVICES}",
-        # Eight device threads on a busy machine with two cores may wait long for each other.
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-        # Nearly all the time goes to compiling programs that run once on a few rows; this is the
-        # compiler's quick way, a third of the time.
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    )
-).strip()
+WANTED = (
+    f"--xla_force_host_platform_device_count={DEVICES}",
+    # Eight device threads on a busy machine with two cores may wait long for each other.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    # Nearly all the time goes to compiling programs that run once on a few rows; this is the
+    # compiler's quick way, a third of the time. jax from 0.11 on has no such emitters to turn off.
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+xla_flags.add(*xla_flags.known(WANTED, tell=False))
 # Workers, subprocesses and the next run share what was compiled, however small.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -27,6 +27,7 @@ from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.collectives import collectives
+from moe_jax.parallel.compiler import quick_options
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.training.build import build
 from moe_jax.training.experiment import Experiment
@@ -87,8 +88,7 @@ def measure(arm: str, devices: int) -> dict[str, Any]:
     B = experiment.batch_size
     raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
     lowered = program.train_step.lower(program.abstract_state, raw, program.knobs(0))
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    compiled = lowered.compile(compiler_options=options)
+    compiled = lowered.compile(compiler_options=quick_options(program.mesh))
     exchanges = [
         c
         for c in collectives(compiled.as_text(), program.mesh)

@@ -14,14 +14,13 @@ import optax
 
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.network import path_name, replicated
+from moe_jax.parallel.compiler import quick_options
 from moe_jax.training.build import Program, build, data_seed
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
 
 Arrays = dict[str, np.ndarray]  # by name
-# The quick way of the compiler for CPU: each program runs a few times on a few rows.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 def initial_state(program: Program) -> TrainState:
     """A new state in the host's memory, to be put on any mesh."""
-    options = _compiler_options(program)
+    options = quick_options(program.mesh)
     return jax.device_get(jax.jit(program.init, compiler_options=options)())
 
 
@@ -112,11 +111,7 @@ def lower_step(program: Program, batch: Arrays, knobs: Mapping[str, Any]) -> Any
 
 def compile_step(program: Program, lowered: Any) -> Any:
     """May be called in another thread."""
-    return lowered.compile(compiler_options=_compiler_options(program))
-
-
-def _compiler_options(program: Program) -> dict[str, Any]:
-    return QUICK if program.mesh.devices.flat[0].platform == "cpu" else {}
+    return lowered.compile(compiler_options=quick_options(program.mesh))
 
 
 def run(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from moe_jax.config import xla_flags
 from moe_jax.planning.hardware import Topology
 
 # A Hopper card for XLA's GPU compiler. Made from a public dump of an H100 (jax-ml/jax#28376) with
@@ -32,9 +33,7 @@ def prepare_environment() -> None:
     # There is no metadata server to ask, and nothing to tune on.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    flags = "--xla_gpu_autotune_level=0 --xla_gpu_shard_autotuning=false"
-    if "xla_gpu_autotune_level" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    xla_flags.add("--xla_gpu_autotune_level=0", "--xla_gpu_shard_autotuning=false")
 
 
 def missing_extra(topology: Topology) -> str | None:
