@@ -9,8 +9,9 @@ A card is a folder of experiments/ with
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +91,12 @@ class Claim:
     source: str
     tests: tuple[Comparison, ...]
 
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Claim:
+        """A claim as a record keeps it."""
+        tests = tuple(Comparison(**test) for test in tree["tests"])
+        return cls(**{**tree, "tests": tests})
+
 
 @dataclass(frozen=True)
 class LoadedCard:
@@ -112,13 +119,28 @@ class LoadedCard:
             raise UserError(f"--scale={name}: {self.name} has {', '.join(self.card.scales)}")
         return self.card.scales[name]
 
+    def seeds(self, scale: Scale) -> list[int]:
+        """Of each arm but the null ones, which have others."""
+        return [self.card.first_seed + number for number in range(scale.seeds)]
+
+    def registration(self, name: str) -> dict[str, Any]:
+        """What stands before the first run of a scale, and is held to afterwards."""
+        claims = json.loads(json.dumps([asdict(claim) for claim in self.claims]))
+        return {
+            "kind": "card",
+            "card": self.name,
+            "scale": name,
+            "seeds": self.seeds(self.scale(name)),
+            "claims": claims,
+        }
+
     def points(self, scale: Scale) -> list[SweepPoint]:
         """A run for each arm and seed, seed by seed: whatever is there when it is stopped is
         paired. Raises ConfigError."""
         points = []
-        for number in range(scale.seeds):
+        for own_seed in self.seeds(scale):
             for arm, overrides in self.arms(scale).items():
-                seed = self.card.first_seed + number + NULL_SEEDS * arm.startswith(NULL)
+                seed = own_seed + NULL_SEEDS * arm.startswith(NULL)
                 given = {**scale.overrides, **overrides, SEED: seed}
                 name = f"{plain(arm)},seed={seed}"
                 points.append(build_point(scale.config, given, arm=arm, name=name))

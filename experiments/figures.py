@@ -20,7 +20,7 @@ def dots(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
     """A row an arm: a dot a seed, a line at the mean; null arms pale, at the end."""
     arms: dict[str, list[float]] = {}
     for run in sorted(runs, key=lambda run: run["arm"].startswith(NULL)):
-        if math.isfinite(run.get(metric, math.nan)):
+        if run.get(metric) is not None and math.isfinite(run[metric]):
             arms.setdefault(run["arm"], []).append(run[metric])
     left = 20 + LETTER * max(map(len, arms), default=0)
     values = [value for arm in arms.values() for value in arm] or [0.0, 1.0]
@@ -53,9 +53,14 @@ def dots(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, Sequence[float]]]], title: str, x_title: str
+    series: Mapping[str, Sequence[tuple[float, Sequence[float | None]]]], title: str, x_title: str
 ) -> str:
-    """A line a series through the means at each x (on an axis of equal steps), a dot a seed."""
+    """A line a series through the means at each x (on an axis of equal steps), a dot a seed; runs
+    without a value (None) are left out."""
+    series = {
+        name: [(x, there) for x, found in points if (there := [v for v in found if v is not None])]
+        for name, points in series.items()
+    }
     xs = sorted({x for points in series.values() for x, _ in points})
     values = [v for points in series.values() for _, found in points for v in found]
     pad = 0.05 * (max(values) - min(values)) or 0.05

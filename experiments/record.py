@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.card import NULL, LoadedCard
+from experiments.card import NULL, Claim, LoadedCard
 from experiments.figures import dots
-from experiments.judge import Judgement, judge
+from experiments.judge import Judgement, judge, level_among
+from moe_jax.config.diff import difference
 from moe_jax.config.paths import write_whole
-from moe_jax.sweeps.folder import SweepFolder
+from moe_jax.sweeps.folder import SweepFolder, by_name
 from moe_jax.sweeps.matching import training_tokens
 from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.table import seconds_of
@@ -26,30 +27,43 @@ DIGITS = 6
 def make_record(
     card: LoadedCard, scale: str, points: Sequence[SweepPoint], folder: SweepFolder
 ) -> dict[str, Any]:
-    """The runs that are done, with the claims as they stood, and where and when it was."""
+    """The runs that are done, with the claims as they stood before the first of them, and where
+    and when it was. A metric that a run has no finite value of is None: the run diverged."""
     rows = [row for row in folder.rows(points) if row.done]
     kept = metrics_of(card)
-    environment = _environment(folder.point_folder(rows[0].point)) if rows else {}
+    environments = [_environment(folder.point_folder(row.point)) for row in rows]
     seconds = [seconds_of(folder.point_folder(row.point)) or 0.0 for row in rows]
+    devices = [environment.get("devices") for environment in environments]
+    known = folder.question()
+    asked = known["asked"] if known else card.registration(scale)
     return {
         "card": card.name,
         "scale": scale,
-        "claims": [asdict(claim) for claim in card.claims],
-        "seeds": card.scale(scale).seeds,
+        "claims": asked["claims"],
+        "seeds": asked["seeds"],
+        "registered": known["git"] if known else None,
         "tokens": training_tokens(points[0].experiment),
         "date": datetime.date.today().isoformat(),
-        "git": environment.get("git"),
-        "devices": environment.get("devices"),
+        "commits": commits(environment.get("git") for environment in environments),
+        "devices": next(iter(devices), None),
         "minutes": round(sum(seconds) / 60, 1),
         "runs": [
             {
                 "arm": row.point.arm,
                 "seed": row.point.seed,
-                **{name: _rounded(row.value(name)) for name in kept if not _missing(row, name)},
+                **{name: _rounded(row.value(name)) for name in kept},
             }
             for row in rows
         ],
     }
+
+
+def commits(found: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """Every commit that runs were made at, whether it was clean, and of how many runs."""
+    counted = Counter(
+        (git.get("revision"), bool(git.get("dirty"))) if git else (None, True) for git in found
+    )
+    return [{"revision": a, "dirty": b, "runs": n} for (a, b), n in counted.items()]
 
 
 def metrics_of(card: LoadedCard) -> list[str]:
@@ -59,16 +73,13 @@ def metrics_of(card: LoadedCard) -> list[str]:
     return list(dict.fromkeys([*judged, *card.card.shown]))
 
 
-def _missing(row: Any, name: str) -> bool:
-    return not math.isfinite(row.value(name))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "environment.json").read_text("utf-8"))
+    file = folder / "environment.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 def record_file(folder: Path, scale: str) -> Path:
@@ -92,7 +103,17 @@ def records(card: LoadedCard) -> list[dict[str, Any]]:
 
 
 def judgements(card: LoadedCard, record: Record) -> list[Judgement]:
-    return [judge(claim, record["runs"]) for claim in card.claims]
+    """By the claims, bands and seeds that the record was registered with, whatever became of them
+    in verdict.py since."""
+    claims = [Claim.from_json(tree) for tree in record["claims"]]
+    return [judge(claim, record["runs"], asked_seeds(card, record)) for claim in claims]
+
+
+def asked_seeds(card: LoadedCard, record: Record) -> list[int]:
+    """The seeds that each arm was to have; an older record says only how many."""
+    asked = record["seeds"]
+    first = card.card.first_seed
+    return list(range(first, first + asked)) if isinstance(asked, int) else asked
 
 
 def figure(card: LoadedCard, record: Record) -> str:
@@ -107,28 +128,71 @@ def figure(card: LoadedCard, record: Record) -> str:
 
 def text(card: LoadedCard, record: Record) -> str:
     """Arms and claims in Markdown: what a README shows of the last run."""
+    judged = judgements(card, record)
     lines = [told(card, record), "", *arms_table(card, record), ""]
-    for judgement in judgements(card, record):
-        lines += [f"- **{judgement.claim.name}: {judgement.verdict}.** {judgement.claim.text}"]
+    for judgement in judged:
+        claim = judgement.claim
+        lines += [f"- **{claim.name}: {judgement.verdict}** (n = {judgement.n}). {claim.text}"]
         for finding, null in zip(judgement.findings, judgement.null, strict=True):
             lines.append(f"  {gain(finding)}; with other seeds for another arm {gain(null)}.")
+    if len(judged) > 1:
+        lines += ["", among(judged, "this page")]
     return "\n".join(lines)
 
 
-def told(card: LoadedCard, record: Record) -> str:
-    git = record.get("git") or {}
-    commit = (git.get("revision") or "?")[:10] + ("+" if git.get("dirty") else "")
+def among(judged: Sequence[Judgement], where: str) -> str:
+    """What is left where one asks that all claims of a page be right together."""
+    count = len(judged)
+    lost = [j.claim.name for j in judged if j.among(count) != j.verdict]
     return (
-        f"Scale {record['scale']}, {record['date']}, commit {commit}: {record['seeds']} seeds, "
-        f"{record['tokens'] / 1e6:.1f}M tokens a run, {len(record['runs'])} runs in "
-        f"{record['minutes']:.0f} minutes (of one run at a time)."
+        f"Each verdict is one of {count} on {where}. With Bonferroni's level for all of them "
+        f"({100 * level_among(count):.2f} % intervals) "
+        + (f"these are undecided: {'; '.join(lost)}." if lost else "each stays as it is.")
     )
+
+
+def told(card: LoadedCard, record: Record) -> str:
+    return (
+        f"Scale {record['scale']}, {record['date']}, {told_commits(record)}: "
+        f"{told_seeds(card, record)}, {record['tokens'] / 1e6:.1f}M tokens a run, "
+        f"{len(record['runs'])} runs in {record['minutes']:.0f} minutes (of one run at a time)."
+    )
+
+
+def told_commits(record: Record) -> str:
+    """Each commit, with a + where there were uncommitted changes. Older records kept that of their
+    first run alone."""
+    if "commits" not in record:
+        return f"first run at commit {_commit(record.get('git') or {})}"
+    found = record["commits"]
+    if len(found) == 1:
+        return f"commit {_commit(found[0])}"
+    each = ", ".join(f"{_commit(one)} ({one['runs']} runs)" for one in found)
+    dirty = sum(one["runs"] for one in found if one["dirty"])
+    return f"{len(found)} commits, {dirty} runs with uncommitted changes: {each}"
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return (git.get("revision") or "?")[:10] + ("+" if git.get("dirty") else "")
+
+
+def told_seeds(card: LoadedCard, record: Record) -> str:
+    """How many seeds the arms really have, and how many were asked for where that is more."""
+    asked = len(asked_seeds(card, record))
+    counts = Counter(run["arm"] for run in record["runs"])
+    tests = [test for claim in record["claims"] for test in claim["tests"]]
+    needed = {name for t in tests for name in (t["treatment"], t["baseline"], NULL + t["baseline"])}
+    found = sorted({counts[arm] for arm in needed | counts.keys()})
+    if found == [asked]:
+        return f"{asked} seeds"
+    return f"{found[0]} to {found[-1]} of {asked} seeds"
 
 
 def arms_table(card: LoadedCard, record: Record) -> list[str]:
     """Each arm's runs, seed by seed, or once where all seeds are the same: arms by metrics, or the
     other way round where that is less wide."""
-    names = [name for name in metrics_of(card) if any(name in run for run in record["runs"])]
+    runs = record["runs"]
+    names = [n for n in metrics_of(card) if any(run.get(n) is not None for run in runs)]
     arms = dict.fromkeys(run["arm"] for run in record["runs"])
     ordered = sorted(arms, key=lambda arm: arm.startswith(NULL))
     cells = {
@@ -158,26 +222,27 @@ def number(value: float | None) -> str:
 
 
 def gain(finding: Any) -> str:
-    """ "gain 0.021 [0.015, 0.027], more than 0.02 asked, 4 seeds"."""
+    """ "gain 0.021 [0.015, 0.027], 0.02 asked, n = 4", and what speaks against it."""
     test, interval = finding.test, finding.gain
     show = _ratio if test.unit == "log ratio" else _difference
+    why = "".join(f"; {problem}" for problem in finding.problems)
     if interval.n == 0:
-        return f"{test.metric}: no runs"
+        return f"{test.metric}: no pairs of runs{why}"
     return (
         f"{test.metric}: gain {show(interval.mean)} [{show(interval.low)}, {show(interval.high)}], "
-        f"{show(test.band)} asked"
+        f"{show(test.band)} asked, n = {interval.n}{why}"
     )
 
 
 def _ratio(value: float) -> str:
-    return f"{math.exp(value):.2f}x" if math.isfinite(value) else "?"
+    return f"{math.exp(value):.2f}x" if abs(value) < 700 else "?"  # e^709 is the largest float
 
 
 def _difference(value: float) -> str:
     return f"{value:+.4f}" if math.isfinite(value) else "?"
 
 
-def same_claims(card: LoadedCard, record: Record) -> bool:
-    """Whether the claims are still those that the record was made for."""
-    now = json.loads(json.dumps([asdict(claim) for claim in card.claims]))
-    return now == record["claims"]
+def changed_claims(card: LoadedCard, record: Record) -> list[str]:
+    """What verdict.py asks otherwise than the record was registered for, a line each."""
+    now = card.registration(record["scale"])["claims"]
+    return difference(by_name(record["claims"]), by_name(now))

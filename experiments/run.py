@@ -3,8 +3,9 @@
     python -m experiments.run NAME --scale=tiny --out=DIR [--workers=2]
     python -m experiments.run NAME --scale=pod --plan      (what it needs; nothing is run)
 
-The same command goes on where it was stopped. --record keeps the figures in the card's folder, from
-which `python -m experiments.index` makes docs/results.md.
+The same command goes on where it was stopped, for the claims, bands and seeds that stood when it
+was given first; others are refused. --record keeps the figures in the card's folder, from which
+`python -m experiments.index` makes docs/results.md.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def run(card: LoadedCard, scale: Scale, console: Console) -> int:
     points = card.points(scale)
     console.print(plan_table(points))
     folder = SweepFolder(FLAGS.out)
-    folder.prepare(points)
+    folder.prepare(points, card.registration(FLAGS.scale))
     jobs = [folder.job(point, command(card, folder, point)) for point in points]
     all_done = run_shown(jobs, FLAGS.workers, console)
     record = make_record(card, FLAGS.scale, points, folder)
@@ -64,10 +65,10 @@ def run(card: LoadedCard, scale: Scale, console: Console) -> int:
     if not all_done:
         return 1
     for file in save_record(card, record, FLAGS.out):
-        console.print(f"wrote {file}")
+        console.print(f"wrote {file}", soft_wrap=True)
     if FLAGS.record:
         for file in save_record(card, record, card.folder):
-            console.print(f"wrote {file}")
+            console.print(f"wrote {file}", soft_wrap=True)
     return 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -43,7 +43,7 @@ flags.DEFINE_enum(
 )
 text = "a database's URL, for machines without a common folder (default: a journal in --out)"
 flags.DEFINE_string("storage", None, text, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of the sampler", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of the sampler", 0, 2**32 - 1, flag_values=FLAGS)
 
 
 def main(arguments: Arguments) -> int:
@@ -51,10 +51,10 @@ def main(arguments: Arguments) -> int:
     from moe_jax.config.overrides import load_config
     from moe_jax.sweeps.engine import Job
     from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.points import SweepPoint, build_point
-    from moe_jax.sweeps.search import Search, open_study
-    from moe_jax.sweeps.search_space import distributions, parse_space
-    from moe_jax.sweeps.table import HIGHER_IS_BETTER
+    from moe_jax.sweeps.points import SweepPoint, build_point, question_of
+    from moe_jax.sweeps.search import Search, hold_to, open_study
+    from moe_jax.sweeps.search_space import distributions, parse_space, to_json
+    from moe_jax.sweeps.table import HIGHER_IS_BETTER, require_metric
     from moe_jax.sweeps.view import LiveTable, wide_console
     from moe_jax.training.experiment import Experiment
 
@@ -73,15 +73,28 @@ def main(arguments: Arguments) -> int:
         return build_point(FLAGS.config, parameters, arm=name, name=name, common=common)
 
     build({path: domain.first for path, domain in space.items()}, "trial")  # the paths exist
+    require_metric(FLAGS.metric, [base])
     folder = SweepFolder(FLAGS.out)
+    maximize = FLAGS.metric in HIGHER_IS_BETTER
+    asked = question_of(
+        base,
+        kind="search",
+        metric=FLAGS.metric,
+        direction="maximize" if maximize else "minimize",
+        space=to_json(space),
+        storage=_storage_name(FLAGS.storage),
+        seed=base.seed,
+    )
+    folder.remember(asked)
     study = open_study(
         folder.path,
         FLAGS.storage,
         sampler=FLAGS.sampler,
         pruner=FLAGS.pruner,
-        maximize=FLAGS.metric in HIGHER_IS_BETTER,
+        maximize=maximize,
         seed=FLAGS.seed,
     )
+    hold_to(study, asked)
     search = Search(
         study=study,
         folder=folder,
@@ -96,19 +109,26 @@ def main(arguments: Arguments) -> int:
     with LiveTable(console, jobs) as live:
         search.run(FLAGS.trials, FLAGS.workers, live, jobs)
     live.tell_failures()
-    return _tell(search, console)
+    return _tell(search, console, arguments.overrides)
 
 
-def _tell(search: Search, console: Console) -> int:
+def _storage_name(url: str | None) -> str:
+    """Which storage it is, without what may be a password in its URL."""
+    return "journal" if url is None else hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _tell(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -> int:
     """The best trials, the report, how to train the best; 1 where no trial was completed."""
     from moe_jax.sweeps.report import write_report
-    from moe_jax.sweeps.search import best_trials, importances
+    from moe_jax.sweeps.search import best_trials, command_of, importances
     from moe_jax.sweeps.table import arms_of
-    from moe_jax.sweeps.view import trials_table
+    from moe_jax.sweeps.view import row_problems, trials_table
 
     points = search.points()
     search.folder.write_points(points)
     rows = search.folder.write_results(points, FLAGS.metric, None)
+    for problem in row_problems(rows):
+        console.print(problem, soft_wrap=True)
     shares = importances(search.study)
     console.print(trials_table(search.study, FLAGS.metric, shares))
     best = best_trials(search.study, 1)
@@ -116,10 +136,10 @@ def _tell(search: Search, console: Console) -> int:
         console.print("no trial was completed")
         return 1
     arms = arms_of(rows, FLAGS.metric)
-    console.print(f"wrote {write_report(search.folder.path, rows, arms, FLAGS.metric, shares)}")
-    given = [f"--config.{path}={value}" for path, value in best[0].params.items()]
-    command = ["python", "-m", "moe_jax.train", f"--config={FLAGS.config}", "--workdir=DIR", *given]
-    console.print(f"the best again: {shlex.join(command)}", soft_wrap=True, highlight=False)
+    report = write_report(search.folder.path, rows, arms, FLAGS.metric, shares)
+    console.print(f"wrote {report}", soft_wrap=True)
+    command = command_of(FLAGS.config, common, best[0].params)
+    console.print(f"the best again: {command}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moe_jax.sweeps.folder import SweepFolder
+    from moe_jax.sweeps.points import SweepPoint
 
 USAGE = """
 usage: python -m moe_jax.sweep --config=FILE.py[:arg] --out=DIR [--sweep=...] [--config.a.b=V]
@@ -51,43 +59,65 @@ flags.DEFINE_string(
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
+    from moe_jax.config.overrides import load_config
     from moe_jax.sweeps.definition import read_sweep
     from moe_jax.sweeps.folder import SweepFolder
     from moe_jax.sweeps.matching import Matching
-    from moe_jax.sweeps.points import resolve
-    from moe_jax.sweeps.report import write_report
-    from moe_jax.sweeps.table import arms_of, default_metric
-    from moe_jax.sweeps.view import arms_table, plan_table, run_shown, wide_console
+    from moe_jax.sweeps.points import question_of, resolve
+    from moe_jax.sweeps.table import require_metric
+    from moe_jax.sweeps.view import plan_table, run_shown, wide_console
+    from moe_jax.training.experiment import Experiment
 
     if FLAGS.match_width and not FLAGS.match:
         raise UserError("--match_width needs --match")
-    points = resolve(
-        FLAGS.config,
-        arguments.overrides,
-        read_sweep(FLAGS.sweep, FLAGS.config),
-        Matching(FLAGS.match, FLAGS.match_width),
-    )
-    arm_names = list(dict.fromkeys(point.arm for point in points))
-    if FLAGS.baseline and FLAGS.baseline not in arm_names:
-        raise UserError(f"--baseline={FLAGS.baseline}: the arms are {', '.join(arm_names)}")
+    matching = Matching(FLAGS.match, FLAGS.match_width)
+    sweep = read_sweep(FLAGS.sweep, FLAGS.config)
+    points = resolve(FLAGS.config, arguments.overrides, sweep, matching)
+    if FLAGS.metric:
+        require_metric(FLAGS.metric, [point.experiment for point in points])
+    folder = SweepFolder(FLAGS.out)
+    _require_arm(FLAGS.baseline, [*folder.known(), *points])
     console = wide_console()
     console.print(plan_table(points))
+    base = load_config(FLAGS.config, dict(arguments.overrides), Experiment)
+    for note in matching.notes(base, {point.arm: point.experiment for point in points}):
+        console.print(note, soft_wrap=True)
     if FLAGS.dry_run:
         return 0
-    folder = SweepFolder(FLAGS.out)
-    folder.prepare(points)
+    asked = question_of(base, kind="sweep", match=FLAGS.match, match_width=FLAGS.match_width)
+    everyone = folder.prepare(points, asked)
     if FLAGS.commands:
         with open(FLAGS.commands, "w") as file:
             file.writelines(shlex.join(folder.command(point)) + "\n" for point in points)
-        console.print(f"wrote {len(points)} commands to {FLAGS.commands}")
+        console.print(f"wrote {len(points)} commands to {FLAGS.commands}", soft_wrap=True)
         return 0
     all_done = run_shown([folder.job(point) for point in points], FLAGS.workers, console)
+    if len(everyone) > len(points):
+        more = len(everyone) - len(points)
+        console.print(f"the tables hold {more} points of earlier sweeps in this folder too")
+    _tell(folder, everyone, console)
+    return 0 if all_done else 1
+
+
+def _require_arm(name: str | None, points: Sequence[SweepPoint]) -> None:
+    arms = list(dict.fromkeys(point.arm for point in points))
+    if name and name not in arms:
+        raise UserError(f"--baseline={name}: the arms are {', '.join(arms)}")
+
+
+def _tell(folder: SweepFolder, points: Sequence[SweepPoint], console: Console) -> None:
+    """The tables and the report of what is done."""
+    from moe_jax.sweeps.report import write_report
+    from moe_jax.sweeps.table import arms_of, default_metric
+    from moe_jax.sweeps.view import arms_table, row_problems
+
     rows = folder.write_results(points, FLAGS.metric, FLAGS.baseline)
+    for problem in row_problems(rows):
+        console.print(problem, soft_wrap=True)
     metric = FLAGS.metric or default_metric(rows)
     arms = arms_of(rows, metric, FLAGS.baseline)
     console.print(arms_table(arms, metric))
-    console.print(f"wrote {write_report(folder.path, rows, arms, metric)}")
-    return 0 if all_done else 1
+    console.print(f"wrote {write_report(folder.path, rows, arms, metric)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def figure(runs: Sequence[Mapping[str, Any]]) -> str:
     """Bits per byte over the factor, a line an order."""
     own = [run for run in runs if run["arm"] == "v_moe"]
     series = {
-        order: [(factor, [run[metric(order, factor)] for run in own]) for factor in FACTORS[::-1]]
+        order: [
+            (factor, [run.get(metric(order, factor)) for run in own]) for factor in FACTORS[::-1]
+        ]
         for order in ORDERS
     }
     return curves(series, "Bits per byte at falling capacity", "capacity factor of the evaluation")

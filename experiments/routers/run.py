@@ -17,10 +17,12 @@ from typing import Any
 import jax
 from absl import flags
 
+from experiments.index import between
 from experiments.routers.arms import ARMS
 from experiments.routers.trial import describe, experiment_of, stepper, train
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import write_whole
 from moe_jax.parallel.host_memory import keep_freed_memory
 
 HERE = Path(__file__).parent
@@ -136,10 +138,7 @@ def reference_ms(arms: dict[str, Any]) -> float:
 
 
 def write_table(results: dict[str, Any]) -> None:
-    text = DOCS.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    DOCS.write_text(before + BEGIN + table(results) + END + after, "utf-8")
+    write_whole(DOCS, between(DOCS, table(results), BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The folder of a sweep.
 
+question.json           what is asked, and at which commit it was first: held to afterwards
 sweep.json              the points: names, overrides, whole configs
 points/NAME/            a run's workdir, with log.txt and, when it is done, outcome.json
 results.csv, .json      a row a point          arms.csv       a row an arm, over its seeds
@@ -11,16 +12,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_jax.config.diff import difference
+from moe_jax.config.environment import git_revision
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import folder_of, is_remote, write_whole
 from moe_jax.config.tree import to_json_dict
-from moe_jax.sweeps.engine import Job
-from moe_jax.sweeps.points import SweepPoint
+from moe_jax.sweeps.engine import Job, is_done
+from moe_jax.sweeps.points import SweepPoint, decisive
 from moe_jax.sweeps.table import (
     Row,
     arm_records,
@@ -31,9 +33,10 @@ from moe_jax.sweeps.table import (
     to_csv,
     to_records,
 )
-from moe_jax.training.loop import pinned
 
-SWEEP, POINTS, CONFIG = "sweep.json", "points", "config.json"
+SWEEP, POINTS, CONFIG, QUESTION = "sweep.json", "points", "config.json", "question.json"
+TABLES = ("results.json", "results.csv", "arms.csv", "report.html")
+MOST_LINES = 20  # of a refusal
 
 
 class SweepFolder:
@@ -52,43 +55,85 @@ class SweepFolder:
         file = self.path / SWEEP
         if not file.is_file():
             raise UserError(f"{self.path}: holds no sweep (no {SWEEP})")
-        return [SweepPoint.from_json(tree) for tree in json.loads(file.read_text("utf-8"))]
+        return [SweepPoint.from_json(tree) for tree in _read(file)]
 
-    def prepare(self, points: Sequence[SweepPoint]) -> None:
-        """Writes the sweep, and each point's config. Points that are there already stay as they
-        are; UserError, and nothing is written, where one of the same name has another config."""
-        changed = [line for point in points for line in self._changes(point)]
+    def known(self) -> list[SweepPoint]:
+        """The points of earlier sweeps, none where the folder is new."""
+        return self.read() if (self.path / SWEEP).is_file() else []
+
+    def question(self) -> Mapping[str, Any] | None:
+        """{"asked", "git"}: what the folder was made for, and the commit at which it was. None
+        where it does not say."""
+        file = self.path / QUESTION
+        return _read(file) if file.is_file() else None
+
+    def remember(self, asked: Mapping[str, Any]) -> None:
+        """Writes what is asked, once. UserError where the folder was made for something else: its
+        figures answer that."""
+        self._refuse(self._otherwise(asked))
+        if self.question() is None:
+            known = {"asked": asked, "git": git_revision()}
+            self._make(self.path)
+            _write(self.path / QUESTION, json.dumps(known, indent=1) + "\n")
+
+    def prepare(
+        self, points: Sequence[SweepPoint], asked: Mapping[str, Any] | None = None
+    ) -> list[SweepPoint]:
+        """Writes the sweep, and each point's config; returns the points of the folder, those of
+        earlier sweeps too. What is there stays as it is; UserError, and nothing is written, where
+        it was asked otherwise or a point of the same name has another config."""
+        changed = self._otherwise(asked) if asked is not None else []
+        self._refuse(changed + [line for point in points for line in self.changes(point)])
+        known = self.known()
+        for name in TABLES:
+            if (self.path / name).is_dir():
+                raise UserError(f"{self.path / name}: is a folder, and a table is to be there")
+        if asked is not None:
+            self.remember(asked)
+        for point in points:
+            if not is_done(self.point_folder(point)):
+                self.write_config(point)
+        named = {point.name: point for point in known} | {point.name: point for point in points}
+        self.write_points(list(named.values()))
+        return list(named.values())
+
+    def _refuse(self, changed: Sequence[str]) -> None:
         if changed:
-            told = "\n  ".join([*changed[:20], *(["..."] if len(changed) > 20 else [])])
+            more = ["..."] if len(changed) > MOST_LINES else []
+            told = "\n  ".join([*changed[:MOST_LINES], *more])
             raise UserError(
-                f"{self.path} holds other runs by the names of this sweep:\n  {told}\n"
+                f"{self.path} holds runs of another question (there -> here):\n  {told}\n"
                 "Use another --out."
             )
-        for point in points:
-            self.write_config(point)
-        self.write_points(points)
+
+    def _otherwise(self, asked: Mapping[str, Any]) -> list[str]:
+        known = self.question()
+        return [] if known is None else difference(by_name(known["asked"]), by_name(asked))
 
     def write_config(self, point: SweepPoint) -> None:
         """Makes the folder of a point, from whose config it is started."""
         folder = self.point_folder(point)
+        self._make(folder)
+        _write(folder / CONFIG, json.dumps(to_json_dict(point.experiment), indent=2) + "\n")
+
+    def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            config = json.dumps(to_json_dict(point.experiment), indent=2) + "\n"
-            write_whole(folder / CONFIG, config)
         except OSError as error:
             raise UserError(f"--out={self.path}: cannot be written ({error.strerror})") from error
 
     def write_points(self, points: Sequence[SweepPoint]) -> None:
         """Writes which points there are."""
         trees = [point.to_json() for point in points]
-        write_whole(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
+        _write(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
 
-    def _changes(self, point: SweepPoint) -> list[str]:
+    def changes(self, point: SweepPoint) -> list[str]:
+        """What the folder's point of this name has otherwise, a line each."""
         file = self.point_folder(point) / CONFIG
         if not file.is_file():
             return []
-        old, new = json.loads(file.read_text("utf-8")), to_json_dict(point.experiment)
-        return difference(pinned(old), pinned(new), point.name)
+        old, new = _read(file), to_json_dict(point.experiment)
+        return difference(decisive(old), decisive(new), point.name)
 
     def job(self, point: SweepPoint, command: Sequence[str] | None = None) -> Job:
         """The point as a process: of moe_jax.train, unless another command is given."""
@@ -120,7 +165,34 @@ class SweepFolder:
         metric = metric or default_metric(rows)
         records: list[dict[str, Any]] = to_records(rows)
         arms = arm_records(arms_of(rows, metric, baseline), metric)
-        write_whole(self.path / "results.json", json.dumps(records, indent=1) + "\n")
-        write_whole(self.path / "results.csv", to_csv(records))
-        write_whole(self.path / "arms.csv", to_csv(arms))
+        _write(self.path / "results.json", json.dumps(records, indent=1) + "\n")
+        _write(self.path / "results.csv", to_csv(records))
+        _write(self.path / "arms.csv", to_csv(arms))
         return rows
+
+
+def by_name(tree: Any) -> Any:
+    """The tree with lists of objects as objects, by their name or number, so that a difference is
+    told where it is."""
+    if isinstance(tree, Mapping):
+        return {key: by_name(value) for key, value in tree.items()}
+    if isinstance(tree, list) and tree and all(isinstance(item, Mapping) for item in tree):
+        return {str(item.get("name", n)): by_name(item) for n, item in enumerate(tree)}
+    return tree
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        told = f"{file}: is torn or no JSON ({error}); remove it, or use another --out"
+        raise UserError(told) from error
+
+
+def _write(file: Path, text: str) -> None:
+    """UserError where a folder stands in the way or nothing may be written; a full disk is told
+    as ever."""
+    try:
+        write_whole(file, text)
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from error

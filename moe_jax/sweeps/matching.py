@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from moe_jax.config.errors import UserError
@@ -48,6 +48,7 @@ QUANTITIES: dict[str, Callable[[Experiment], float]] = {
     "parameters": lambda e: counts_of(e).total,
 }
 LARGEST_WIDTH = 1 << 24
+CLOSE = 0.005  # a relative difference of matched quantities that need not be told
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,36 @@ class Matching:
 
     def target(self, base: Experiment) -> float:
         return 0.0 if self.quantity is None else QUANTITIES[self.quantity](base)
+
+    def refuse_swept(self, experiment: Experiment, swept: Iterable[str]) -> None:
+        """UserError where the sweep itself sets the width that is solved for."""
+        path = self.path or width_path(experiment)
+        if self.quantity is not None and path in swept:
+            raise UserError(
+                f"--match={self.quantity} solves for {path}, which the sweep sets; "
+                "--match_width names another width"
+            )
+
+    def notes(self, base: Experiment, arms: Mapping[str, Experiment]) -> list[str]:
+        """What is not equal although it was matched: the nearest whole width may be far off, and
+        costs are per token."""
+        if self.quantity is None:
+            return []
+        of, target = QUANTITIES[self.quantity], self.target(base)
+        gaps = {arm: of(experiment) / target - 1 for arm, experiment in arms.items()}
+        told = [
+            f"{arm}: {self.quantity} {gap:+.1%} off what the config has, the nearest that a whole "
+            "width gives"
+            for arm, gap in gaps.items()
+            if abs(gap) > CLOSE
+        ]
+        tokens = sorted({training_tokens(experiment) for experiment in arms.values()})
+        if len(tokens) > 1:
+            told.append(
+                f"equal {self.quantity} are per token, and the points train on {tokens[0]:,} to "
+                f"{tokens[-1]:,} tokens: whole trainings cost as PFLOP says"
+            )
+        return told
 
     def match(self, experiment: Experiment, target: float) -> Experiment:
         """The experiment with the width whose quantity is nearest to the target. UserError where

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.space import SEED, Point
 from moe_jax.training.experiment import Experiment
+from moe_jax.training.loop import pinned
 from moe_jax.training.rules import cross_check
 
 LONGEST_NAME = 100  # letters; a longer name is cut, and a hash of all of it appended
@@ -26,8 +26,8 @@ LONGEST_NAME = 100  # letters; a longer name is cut, and a hash of all of it app
 class SweepPoint:
     """One run of a sweep.
 
-    name: its folder. overrides: what the sweep sets. arm: the name without the seed; runs of one
-    arm differ only in their seed. experiment: the whole config.
+    name: its folder. overrides: what the sweep sets. arm: runs of one arm differ only in their
+    seed, and have one name, which no other arm of the sweep has. experiment: the whole config.
     """
 
     name: str
@@ -79,6 +79,7 @@ def resolve(
         arm = point_name({k: v for k, v in overrides.items() if k != SEED}, names)
         try:
             point = build_point(config, overrides, arm=arm, name=name, common=common)
+            matching.refuse_swept(point.experiment, overrides)
             matched = matching.match(point.experiment, target)
             points.append(replace(point, experiment=matched))
         except ConfigError as error:
@@ -88,7 +89,7 @@ def resolve(
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} problems in the sweep:", *problems]))
     _require_distinct(points)
-    return points
+    return _with_own_names(points)
 
 
 def build_point(
@@ -112,12 +113,58 @@ def build_point(
 def _require_distinct(points: Sequence[SweepPoint]) -> None:
     seen: dict[str, str] = {}
     for point in points:
-        config = to_json_dict(point.experiment) | {"name": None}
-        earlier = seen.setdefault(json.dumps(config, sort_keys=True), point.name)
-        if earlier != point.name:
-            raise UserError(f"the sweep has one run twice: {earlier} and {point.name}")
-    if twice := [name for name, n in Counter(point.name for point in points).items() if n > 1]:
-        raise UserError(f"the sweep has a point twice: {', '.join(twice)}")
+        config = _key(point, "name")
+        if config in seen:
+            raise UserError(f"the sweep has one run twice: {seen[config]} and {point.name}")
+        seen[config] = point.name
+
+
+def _with_own_names(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """The points with one arm a config, whatever its values were written like, and with names that
+    differ where configs do: a name is cut and rounded, and says less than a config."""
+    arms = _own([(_key(point, "name", SEED), point.arm) for point in points])
+    runs = _own([(_key(point, "name"), point.name) for point in points])
+    return [
+        replace(point, name=name, arm=arm, experiment=replace(point.experiment, name=name))
+        for point, arm, name in zip(points, arms, runs, strict=True)
+    ]
+
+
+def _own(named: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for each (key, name): the first of its key, and with a hash of the key where another
+    key has it too."""
+    first: dict[str, str] = {}
+    for key, name in named:
+        first.setdefault(key, name)
+    taken = list(first.values())
+    return [
+        first[key] if taken.count(first[key]) == 1 else f"{first[key]}-{_digest(key)}"
+        for key, _ in named
+    ]
+
+
+def _key(point: SweepPoint, *without: str) -> str:
+    """The config as a text, without some of its settings."""
+    config = to_json_dict(point.experiment)
+    return json.dumps({k: v for k, v in config.items() if k not in without}, sort_keys=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what changes no figure of a finished run. More than what a run may not
+    change when it goes on: its evaluations so far would stay, and its data is not looked at."""
+    kept = {**pinned(config), "evaluation": config.get("evaluation")}
+    kept["data"] = {**kept.get("data", {}), "path": config.get("data", {}).get("path")}
+    return kept
+
+
+def question_of(base: Experiment, **more: Any) -> dict[str, Any]:
+    """What all runs of a sweep or search have in common, whatever their seed."""
+    config = decisive(to_json_dict(base))
+    return {**more, "config": {k: v for k, v in config.items() if k != SEED}}
 
 
 def short_names(paths: Mapping[str, Any]) -> dict[str, str]:
@@ -140,13 +187,15 @@ def point_name(overrides: Mapping[str, Any], names: Mapping[str, str]) -> str:
     name = ",".join(parts) or "base"
     if len(name) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: LONGEST_NAME - 9]}-{digest}"
+    return f"{name[: LONGEST_NAME - 9]}-{_digest(name)}"
 
 
 def plain(value: Any) -> str:
     """A value as a part of a file's name."""
     if isinstance(value, list | tuple):
-        return "+".join(map(_plain, value))
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+        return "+".join(map(plain, value))
+    text = str(value)
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        text = short
+    text = re.sub(r"^(-?)\.(?=\d)", r"\g<1>0.", text)  # .5 is not 5
     return re.sub(r"[^\w.+-]+", "_", text).strip("_.")

@@ -26,7 +26,7 @@ from moe_jax.sweeps.engine import last_words
 from moe_jax.sweeps.points import short_names
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval
-from moe_jax.sweeps.table import HIGHER_IS_BETTER, Arm, Row
+from moe_jax.sweeps.table import HIGHER_IS_BETTER, Arm, Row, best_arm
 
 BESIDE = ("moe/max_violation", "moe/dropped_fraction")  # further axes of parallel coordinates
 MOST_PAIRS, MOST_CURVES, MOST_COLOURS, MOST_ARMS = 6, 60, 8, 30
@@ -145,14 +145,18 @@ class _Swept:
         """Whether less of the metric is better."""
         return self.metric not in HIGHER_IS_BETTER
 
-    def colour(self, arm: str) -> str:
-        return run_colour(next(n for n, found in enumerate(self.arms) if found.name == arm))
+    def colour(self, arm: Arm) -> str:
+        return run_colour(self.arms.index(arm))
+
+    def colour_of(self, row: Row) -> str:
+        return run_colour(
+            next(n for n, arm in enumerate(self.arms) if any(own is row for own in arm.rows))
+        )
 
 
 def _arms(swept: _Swept) -> str:
-    judged = [arm for arm in swept.arms if arm.value is not None]
     sign = 1 if swept.lower else -1
-    best = min(judged, key=lambda arm: sign * arm.value.mean, default=None)  # type: ignore[union-attr]
+    best = best_arm(swept.arms, swept.metric)
     lines, shown, note = [], list(enumerate(swept.arms)), ""
     if len(shown) > MOST_ARMS:
         ranked = [(n, arm) for n, arm in shown if arm.value is not None]
@@ -164,13 +168,15 @@ def _arms(swept: _Swept) -> str:
         cells = [
             f"{arm.value.n if arm.value else 0} of {len(arm.rows)}",
             _interval(arm.value),
-            _gap(arm.difference),
+            _gap(arm.difference, len(arm.rows)),
             f"{point.experiment.steps:,}",
             *(told(arm.rows[0].costs[name]) for name in ("parameters", "active")),
             told(float(np.mean([row.costs["used_flops"] for row in arm.rows]))),
         ]
-        lines.append([f"<b>{mark}</b>" if arm is best else mark, *cells])
-    head = ["arm", "seeds", swept.metric, "difference to the first", "steps"]
+        warning = f"<br/><small>{escape(arm.note)}</small>" if arm.note else ""
+        lines.append([(f"<b>{mark}</b>" if arm is best else mark) + warning, *cells])
+    baseline = swept.arms[0].baseline
+    head = ["arm", "seeds", escape(swept.metric), f"difference to {escape(baseline)}", "steps"]
     head += ["parameters", "active", "FLOPs used"]
     told_best = f" The best arm is {best.name}." if best is not None else ""
     return table(head, lines, "numbers") + (
@@ -186,10 +192,13 @@ def _interval(interval: Interval | None) -> str:
     return told(interval.mean) + (f" ± {told(half)}" if math.isfinite(half) else "")
 
 
-def _gap(interval: Interval | None) -> str:
+def _gap(interval: Interval | None, seeds: int) -> str:
+    """A difference, bold where it is one; of how many pairs where that is not all seeds."""
     if interval is None:
         return ""
     text = ("+" if interval.mean > 0 else "") + _interval(interval)
+    if interval.n < seeds:
+        return f"{text} ({interval.n} of {seeds} pairs)"
     return f"<b>{text}</b>" if interval.low > 0 or interval.high < 0 else text
 
 
@@ -201,14 +210,14 @@ def _cost(swept: _Swept) -> str:
     same = max(flops) <= 1.02 * min(flops)
     cost, title = ("parameters", "parameters") if same else ("used_flops", "training FLOPs")
     dots = [
-        Dot(row.costs[cost], row.value(swept.metric), swept.colour(row.point.arm), _tip(swept, row))
+        Dot(row.costs[cost], row.value(swept.metric), swept.colour_of(row), _tip(swept, row))
         for row in swept.finished
     ]
     means = [
         Dot(
             float(np.mean([row.costs[cost] for row in arm.rows])),
             arm.value.mean,
-            swept.colour(arm.name),
+            swept.colour(arm),
             f"{arm.name}; {swept.metric}: {_interval(arm.value)}",
             (arm.value.low, arm.value.high) if math.isfinite(arm.value.low) else None,
         )
@@ -357,9 +366,10 @@ def _runs(swept: _Swept) -> str:
     for row in swept.rows:
         name = row.point.name
         folder = swept.folder / "points" / name
-        link = f'<a href="{quote(f"points/{name}/")}">{escape(name)}</a>'
+        link = f'<a href="{escape(quote(f"points/{name}/"))}">{escape(name)}</a>'
         cells = [told(row.value(metric)) for metric in names]
-        lines.append([link, "done" if row.done else "not done", *cells])
+        state = "done" if row.done else escape(row.problem or "not done")
+        lines.append([link, state, *cells])
         words = [] if row.done else last_words(folder)
         if words:
             told_words = escape("\n".join(words))
@@ -367,4 +377,4 @@ def _runs(swept: _Swept) -> str:
                 f"<details><summary>{escape(name)}</summary><pre>{told_words}</pre></details>"
             )
     told_logs = f"<h3>Ends of the logs of what is not done</h3>{''.join(logs)}" if logs else ""
-    return table(["run", "state", *names], lines, "numbers") + told_logs
+    return table(["run", "state", *map(escape, names)], lines, "numbers") + told_logs

@@ -8,6 +8,9 @@ is. Several machines may search together, each with the same command.
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ from subprocess import Popen
 from typing import IO, Any
 
 from moe_jax.analysis.read_run import read_metrics
+from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.engine import (
     POLL,
@@ -31,8 +35,9 @@ from moe_jax.sweeps.engine import (
 from moe_jax.sweeps.folder import CONFIG, SweepFolder
 from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.slots import Slot, slots
+from moe_jax.sweeps.table import MANY, skipped_share
 
-JOURNAL = "journal.log"
+JOURNAL, ASKED = "journal.log", "asked"
 LOOK = 1.0  # seconds between two looks at a run's evaluations
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("none", "halving", "hyperband", "median")
@@ -42,15 +47,15 @@ FEWEST = 10  # completed trials from which an importance is told
 def open_study(
     folder: Path, storage: str | None, *, sampler: str, pruner: str, maximize: bool, seed: int
 ) -> Any:
-    """The study of a folder, made or gone on with. UserError where Optuna is not installed."""
+    """The study of a folder, made or gone on with: a journal in it, or, in a database, the study
+    that has the folder's path for a name. UserError where Optuna is not installed, the storage
+    cannot be opened, or the study goes the other way."""
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    if storage is None:
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-        opened: Any = optuna.storages.JournalStorage(backend)
-    else:
-        opened = storage
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={folder}: cannot be written ({error.strerror})") from error
     pruners = {
         "none": optuna.pruners.NopPruner,
         "halving": optuna.pruners.SuccessiveHalvingPruner,
@@ -62,14 +67,59 @@ def open_study(
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
-    return optuna.create_study(
-        storage=opened,
-        study_name="search" if storage is None else folder.name,
-        load_if_exists=True,
-        sampler=samplers[sampler](),
-        pruner=pruners[pruner](),
-        direction="maximize" if maximize else "minimize",
-    )
+    direction = "maximize" if maximize else "minimize"
+    where = folder / JOURNAL if storage is None else "--storage"
+    try:
+        study = optuna.create_study(
+            storage=_journal(folder / JOURNAL) if storage is None else storage,
+            study_name="search" if storage is None else str(folder.resolve()),
+            load_if_exists=True,
+            sampler=samplers[sampler](),
+            pruner=pruners[pruner](),
+            direction=direction,
+        )
+    except Exception as error:  # Optuna and SQLAlchemy tell of a bad storage in many ways
+        said = str(error).partition("\n")[0]
+        raise UserError(f"{where}: cannot be opened ({type(error).__name__}: {said})") from error
+    if study.direction.name.lower() != direction:
+        other = study.direction.name.lower()
+        raise UserError(f"{folder}: its study is to {other} a metric, this one to {direction} it")
+    return study
+
+
+def hold_to(study: Any, asked: Mapping[str, Any]) -> None:
+    """The study keeps what was asked first. UserError where it was something else: a database
+    may be shared by machines whose folders do not know of each other."""
+    known = study.user_attrs.get(ASKED)
+    if known is None:
+        study.set_user_attr(ASKED, json.loads(json.dumps(asked)))
+    elif changed := difference(known, asked):
+        told = "\n  ".join(changed)
+        raise UserError(f"the study was asked something else (there -> here):\n  {told}")
+
+
+def _journal(file: Path) -> Any:
+    """A study's file. A line that a killed process left torn at its end is taken away, since the
+    next one would be written onto it, and the file could never be read again."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(file))
+    if file.is_file() and _torn(file):
+        lock.acquire()  # nobody writes it just now
+        try:
+            if torn := _torn(file):
+                with file.open("r+b") as stream:
+                    stream.truncate(file.stat().st_size - len(torn))
+                print(f"{file}: a torn last line of {len(torn)} bytes was taken away")
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(file), lock))
+
+
+def _torn(file: Path) -> bytes:
+    """What stands behind the last line break."""
+    return file.read_bytes().rpartition(b"\n")[2]
 
 
 def _optuna() -> Any:
@@ -188,6 +238,10 @@ class Search:
             self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
             lock.close()
             return None
+        if changed := self.folder.changes(point):
+            lock.close()
+            told = "\n  ".join(changed)
+            raise UserError(f"{self.folder.path} holds trials of another study:\n  {told}")
         if not (self.folder.point_folder(point) / CONFIG).is_file():
             self.folder.write_config(point)
         job = self.job_of(point)
@@ -209,6 +263,8 @@ class Search:
         values = self._evaluations(one.job)
         if code == 0 and one.job.whole() and values:
             finish(one.job.folder, one.since)
+            if skipped := skipped_share(read_metrics(one.job.folder)):
+                one.trial.set_user_attr("skipped", skipped)
             self.study.tell(one.trial, values[max(values)])
             self._set(one.job, State.DONE, observer)
         elif one.pruned:
@@ -262,11 +318,22 @@ def _finished(study: Any, trial: Any) -> bool:
 
 
 def best_trials(study: Any, most: int = 10) -> Sequence[Any]:
-    """Those that came to an end, the best first."""
+    """Those that came to an end without many skipped updates, the best first."""
     complete = [t for t in study.get_trials(deepcopy=False) if t.value is not None]
-    complete = [t for t in complete if t.state.name == "COMPLETE"]
+    complete = [t for t in complete if t.state.name == "COMPLETE" and math.isfinite(t.value)]
+    complete = [t for t in complete if t.user_attrs.get("skipped", 0.0) <= MANY]
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
     return sorted(complete, key=lambda t: sign * t.value)[:most]
+
+
+def command_of(
+    config: str, common: Sequence[tuple[str, Any]], parameters: Mapping[str, Any]
+) -> str:
+    """The command that trains a trial again: what the user set for all of them, and its own."""
+    given = [f"--config.{path}={value}" for path, value in [*common, *parameters.items()]]
+    return shlex.join(
+        ["python", "-m", "moe_jax.train", f"--config={config}", "--workdir=DIR", *given]
+    )
 
 
 def importances(study: Any) -> dict[str, float]:

@@ -6,12 +6,13 @@ moe.expert_dim = int(64, 512, 64)
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from moe_jax.config.errors import UserError
-from moe_jax.sweeps.space import path_of, split
+from moe_jax.sweeps.space import path_of, split, unquoted
 
 FORMS = ("log", "uniform", "int")
 FORM = re.compile(rf"({'|'.join(FORMS)})\((.*)\)")
@@ -65,7 +66,7 @@ def parse_space(text: str) -> Space:
 
 
 def _choice(part: str, text: str) -> Choice:
-    values = tuple(value.strip() for value in split(text, ","))
+    values = tuple(unquoted(value.strip()) for value in split(text, ","))
     if "" in values or len(set(values)) < len(values) or len(values) < 2:
         raise UserError(f"--space: {part!r} needs two different values at least")
     return Choice(values)
@@ -76,6 +77,8 @@ def _range(part: str, form: str, text: str) -> Range:
         numbers = [float(number) for number in text.split(",")]
     except ValueError as error:
         raise UserError(f"--space: {part!r} has no numbers in its brackets") from error
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"--space: {part!r}: bounds are finite numbers")
     whole = all(number == int(number) for number in numbers)
     if len(numbers) not in ((2, 3) if form == "int" else (2,)) or (form == "int" and not whole):
         raise UserError(f"--space: {part!r}: write log(LOW, HIGH) or int(LOW, HIGH, STEP)")
@@ -86,6 +89,14 @@ def _range(part: str, form: str, text: str) -> Range:
     if form == "int" and (step < 1 or (high - low) % step):
         raise UserError(f"--space: {part!r}: steps of {step} do not lead from {low:g} to {high:g}")
     return Range(low, high, log=form == "log", step=step if form == "int" else None)
+
+
+def to_json(space: Space) -> dict[str, Any]:
+    """The space as a part of a search's question."""
+    return {
+        path: list(domain.values) if isinstance(domain, Choice) else asdict(domain)
+        for path, domain in space.items()
+    }
 
 
 def distributions(space: Space) -> dict[str, Any]:

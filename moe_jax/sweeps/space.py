@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,11 +25,14 @@ Point = dict[str, Any]  # dotted path -> value
 Sweep = tuple[Point, ...]
 
 SEED = "seed"
+MOST_POINTS = 10_000  # of a sweep; each is built and checked before the first one runs
 
 
 def sweep(path: str, values: Iterable[Any]) -> Sweep:
-    """One point a value."""
-    return tuple({path: value} for value in values)
+    """One point a value. UserError for more values than a sweep may have points."""
+    points = tuple({path: value} for value in itertools.islice(values, MOST_POINTS + 1))
+    _require_few(path, len(points))
+    return points
 
 
 def fixed(path: str, value: Any) -> Sweep:
@@ -44,7 +48,8 @@ def seeds(count: int, first: int = 0) -> Sweep:
 
 def product(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
     """Every combination of a point of each; the last varies fastest. UserError where two of them
-    set the same path."""
+    set the same path, or there are too many."""
+    _require_few("a product", math.prod(map(len, sweeps)))
     return tuple(_merged(points) for points in itertools.product(*sweeps))
 
 
@@ -60,6 +65,11 @@ def zip(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
 def chain(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
     """All points of the first, then all of the second, ..."""
     return tuple(dict(point) for points in sweeps for point in points)
+
+
+def _require_few(what: str, count: int) -> None:
+    if count > MOST_POINTS:
+        raise UserError(f"sweep: {what} gives more than {MOST_POINTS:,} points")
 
 
 def _merged(points: Iterable[Mapping[str, Any]]) -> Point:
@@ -78,8 +88,9 @@ def parse(text: str) -> Sweep:
     """The product of the parts of "PATH=VALUE,VALUE,...; PATH=...".
 
     Values are texts, which the config's types read; commas within brackets or quotes belong to the
-    value; A..B stands for the integers A to B. Several paths that go together:
-    "(PATH, PATH) = (VALUE, VALUE), (VALUE, VALUE)". UserError for a text that is no sweep.
+    value, and quotes around all of it are taken away; A..B stands for the integers A to B. Several
+    paths that go together: "(PATH, PATH) = (VALUE, VALUE), (VALUE, VALUE)". UserError for a text
+    that is no sweep.
     """
     parts = [part.strip() for part in split(text, ";")]
     if not any(parts):
@@ -95,7 +106,8 @@ def _parse_part(part: str) -> Sweep:
     if "" in values:
         raise UserError(f"--sweep: {part!r} has an empty value")
     if not left.startswith("("):
-        return sweep(path_of(left), itertools.chain.from_iterable(map(_range, values)))
+        texts = [unquoted(text) for value in values for text in _range(value)]
+        return sweep(path_of(left), texts)
     paths = [path_of(path.strip()) for path in split(left[1:].removesuffix(")"), ",")]
     points = []
     for value in values:
@@ -103,7 +115,10 @@ def _parse_part(part: str) -> Sweep:
         if len(together) != len(paths):
             raise UserError(f"--sweep: {value!r} is not ({', '.join(['VALUE'] * len(paths))})")
         points.append(
-            {path: given.strip() for path, given in builtins.zip(paths, together, strict=True)}
+            {
+                path: unquoted(given.strip())
+                for path, given in builtins.zip(paths, together, strict=True)
+            }
         )
     return tuple(points)
 
@@ -124,7 +139,14 @@ def _range(value: str) -> list[str]:
     first, last = int(match[1]), int(match[2])
     if last < first:
         raise UserError(f"--sweep: {value} runs backwards")
+    _require_few(value, last - first + 1)
     return [str(number) for number in range(first, last + 1)]
+
+
+def unquoted(value: str) -> str:
+    """The text without quotes around all of it."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted and value[0] not in value[1:-1] else value
 
 
 def split(text: str, mark: str) -> list[str]:

@@ -6,22 +6,28 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_jax.analysis.read_run import SPLITS, read_metrics
+from moe_jax.analysis.report.catalogue import ROUTING
 from moe_jax.config.errors import UserError
+from moe_jax.config.nearest import nearest
 from moe_jax.sweeps.engine import OUTCOME, is_done
 from moe_jax.sweeps.matching import counts_of, least_dropped, training_tokens, used_flops
-from moe_jax.sweeps.points import SweepPoint
+from moe_jax.sweeps.points import SweepPoint, question_of
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval, paired, student
+from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.training.experiment import Experiment
 
 METRICS = ("bits_per_byte", "cross_entropy", "accuracy", "loss")  # the first that is there
 HIGHER_IS_BETTER = ("accuracy",)
 SPEED = ("step_time_s", "tokens_per_s", "mfu")  # of the machine, not of the point
+DROPPED = "moe/dropped_fraction"
+MANY = 0.05  # share of skipped updates from which a run is no candidate for the best
 MEASURES = "measures.json"  # what an experiment measured beyond the run's own metrics
 
 
@@ -30,13 +36,17 @@ class Row:
     """A point with its costs and, where it is done, its last evaluation and further measures.
 
     costs: parameters, active, flops_per_token, training_flops, used_flops: all of the training,
-    the last without dropped assignments, as measured over its logged steps.
+    the last without dropped assignments, as measured over its logged steps. skipped: the share of
+    the logged steps whose update was skipped, as loss or gradient were NaN or inf. problem: why a
+    point that ended has no figures, and so is not done.
     """
 
     point: SweepPoint
     done: bool
     costs: Mapping[str, float]
     metrics: Mapping[str, float]
+    skipped: float = 0.0
+    problem: str | None = None
 
     def value(self, name: str) -> float:
         """nan where it is not there."""
@@ -44,18 +54,37 @@ class Row:
 
 
 def read_row(point: SweepPoint, folder: Path) -> Row:
-    done = is_done(folder)
-    lines = read_metrics(folder) if done else []
-    metrics = final_metrics(lines, point.experiment.steps)
-    if done and (measures := folder / MEASURES).is_file():
-        metrics |= json.loads(measures.read_text("utf-8"))
-    dropped = [
-        line["moe/dropped_fraction"]
-        for line in lines
-        if line.get("split") == "train" and "moe/dropped_fraction" in line
-    ]
+    """The row of a point. Files that are gone or torn are its own problem, not the table's."""
+    done, problem = is_done(folder), None
+    lines: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
+    if done:
+        try:
+            lines = read_metrics(folder)
+            metrics = final_metrics(lines, point.experiment.steps)
+            if (measures := folder / MEASURES).is_file():
+                metrics |= json.loads(measures.read_text("utf-8"))
+        except (UserError, ValueError) as error:
+            problem, metrics = f"it ended, but its figures cannot be read: {error}", {}
+    train = [line for line in lines if line.get("split") == "train"]
+    dropped = [line[DROPPED] for line in train if line.get(DROPPED) is not None]
     share = sum(dropped) / len(dropped) if dropped else least_dropped(point.experiment)
-    return Row(point, done, costs_of(point, share), metrics)
+    return Row(
+        point=point,
+        done=done and problem is None,
+        costs=costs_of(point, share),
+        metrics=metrics,
+        skipped=skipped_share(lines),
+        problem=problem,
+    )
+
+
+def skipped_share(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Of the logged steps of training, those whose loss or gradient was NaN or inf, and which so
+    changed nothing."""
+    train = [line for line in lines if line.get("split") == "train"]
+    bad = [any(line.get(name, 0.0) is None for name in ("loss", "grad_norm")) for line in train]
+    return sum(bad) / len(bad) if bad else 0.0
 
 
 def costs_of(point: SweepPoint, dropped: float) -> dict[str, float]:
@@ -96,43 +125,88 @@ def default_metric(rows: Sequence[Row]) -> str:
     return next((name for name in METRICS if name in known), METRICS[0])
 
 
+def require_metric(name: str, experiments: Iterable[Experiment]) -> None:
+    """UserError for a metric that no evaluation of these runs will have. A router's own metrics
+    are not known before it runs, and pass."""
+    task = LanguageModel.metrics({"nats": 0.0, "correct": 0, "tokens": 1, "bytes": 1})
+    known = [*task]
+    if any(experiment.moe.every for experiment in experiments):
+        known += [name for name in ROUTING if not name.startswith("moe/probe/")]
+    if name in known or name.startswith(("moe/router/", "depth/")):
+        return
+    meant = nearest(name, known)
+    told = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+    raise UserError(f"--metric={name}: no evaluation has it; {told}")
+
+
 # Over seeds
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs that differ only in their seed. difference: to the baseline, paired by seed."""
+    """The runs that differ only in their seed. difference: to the arm `baseline`, paired by seed,
+    over the seeds that both have a figure of."""
 
     name: str
     overrides: Mapping[str, Any]
     rows: tuple[Row, ...]
     value: Interval | None
     difference: Interval | None
+    baseline: str
+
+    @property
+    def skipped(self) -> float:
+        """The largest share of skipped updates of its runs."""
+        return max(row.skipped for row in self.rows)
+
+    @property
+    def note(self) -> str:
+        """What keeps it from being the best; "" for nothing."""
+        if self.skipped <= MANY:
+            return ""
+        return f"up to {self.skipped:.0%} of its updates were skipped (NaN or inf)"
 
 
 def arms_of(rows: Sequence[Row], metric: str, baseline: str | None = None) -> list[Arm]:
     """The arms in their order, of the points that are done. baseline: an arm's name; default the
-    first."""
-    groups: dict[str, list[Row]] = {}
+    first. Runs of one name whose configs differ in more than the seed are arms of their own."""
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.point.arm, []).append(row)
-    baseline = next(iter(groups)) if baseline is None else baseline
-    values = {name: _by_seed(group, metric) for name, group in groups.items()}
+        config = question_of(row.point.experiment)
+        groups.setdefault((row.point.arm, json.dumps(config, sort_keys=True)), []).append(row)
+    named: dict[str, list[Row]] = {}
+    for (arm, _), group in groups.items():
+        others = sum(name == arm or name.startswith(f"{arm} (") for name in named)
+        named[f"{arm} ({others + 1})" if arm in named else arm] = group
+    baseline = next(iter(named)) if baseline is None else baseline
+    values = {name: _by_seed(group, metric) for name, group in named.items()}
     found = []
-    for name, group in groups.items():
+    for name, group in named.items():
         pairs = paired(values[name], values[baseline]) if name != baseline else []
-        overrides = {k: v for k, v in group[0].point.overrides.items() if k != SEED}
         own = list(values[name].values())
         found.append(
             Arm(
                 name=name,
-                overrides=overrides,
+                overrides={k: v for k, v in group[0].point.overrides.items() if k != SEED},
                 rows=tuple(group),
                 value=student(own) if own else None,
                 difference=student(pairs) if pairs else None,
+                baseline=baseline,
             )
         )
     return found
+
+
+def best_arm(arms: Sequence[Arm], metric: str) -> Arm | None:
+    """By the mean; of those alone whose runs all ended with a figure and skipped few updates,
+    since a mean over the runs that went well flatters an arm."""
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    whole = [
+        arm
+        for arm in arms
+        if arm.value is not None and arm.value.n == len(arm.rows) and not arm.note
+    ]
+    return min(whole, key=lambda arm: sign * arm.value.mean, default=None)  # type: ignore[union-attr]
 
 
 def _by_seed(rows: Sequence[Row], metric: str) -> dict[int, float]:
@@ -150,6 +224,7 @@ def to_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "arm": row.point.arm,
             "seed": row.point.seed,
             "done": row.done,
+            "skipped": row.skipped,
             "overrides": row.point.overrides,
             **row.costs,
             **row.metrics,
@@ -191,5 +266,7 @@ def arm_records(arms: Sequence[Arm], metric: str) -> list[dict[str, Any]]:
 
 def seconds_of(folder: Path) -> float | None:
     """How long the last start of a finished point took."""
-    file = folder / OUTCOME
-    return json.loads(file.read_text("utf-8"))["seconds"] if file.is_file() else None
+    try:
+        return json.loads((folder / OUTCOME).read_text("utf-8"))["seconds"]
+    except (OSError, ValueError, LookupError):
+        return None

@@ -20,7 +20,7 @@ from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
 from moe_jax.sweeps.search import best_trials
-from moe_jax.sweeps.table import Arm, costs_of
+from moe_jax.sweeps.table import MANY, Arm, Row, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
 MOST_ROWS = 40  # of a table on the terminal
@@ -38,9 +38,10 @@ SIGNS = {
 
 
 def wide_console() -> Console:
-    """Of the terminal's width; where there is none, wide enough for a table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    """Of the terminal's width; where there is none, wide enough for a table. Texts are shown as
+    they are: brackets and colons in names of arms, paths and errors are no markup."""
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH, markup=False, emoji=False)
 
 
 def plan_table(points: Sequence[SweepPoint]) -> Table:
@@ -79,23 +80,35 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
     """The metric of each arm over its seeds, and the paired difference to the baseline."""
     table = Table(title=f"{metric} (mean and 95 % interval over seeds)", title_justify="left")
     table.add_column("arm", overflow="fold")
-    for name in ("seeds", metric, "difference to the baseline"):
+    for name in ("seeds", metric, f"difference to {arms[0].baseline}"):
         table.add_column(name, justify="right")
     for arm in arms[:MOST_ROWS]:
         value = f"{arm.value.mean:.4f}{_margin(arm.value)}" if arm.value else "-"
         gap = f"{arm.difference.mean:+.4f}{_margin(arm.difference)}" if arm.difference else ""
-        table.add_row(arm.name, str(arm.value.n if arm.value else 0), value, gap)
+        if arm.difference and arm.difference.n < len(arm.rows):
+            gap += f" ({arm.difference.n} pairs)"
+        seeds = f"{arm.value.n if arm.value else 0} of {len(arm.rows)}"
+        name = f"{arm.name}\n  {arm.note}" if arm.note else arm.name
+        table.add_row(name, seeds, value, gap)
     if len(arms) > MOST_ROWS:
         table.add_row(f"... and {len(arms) - MOST_ROWS} more", "", "", "")
     return table
 
 
+def row_problems(rows: Sequence[Row]) -> list[str]:
+    """What keeps points that ended out of the tables, a line each."""
+    return [f"{row.point.name}: {row.problem}" for row in rows if row.problem]
+
+
 def trials_table(study: Any, metric: str, shares: Mapping[str, float]) -> Table:
     """The best trials of a search, how many there were of each kind, and below each setting its
     share of `importances`, where there are any."""
-    states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    states = Counter(trial.state.name.lower() for trial in trials)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     best = best_trials(study)
+    if skipping := sum(trial.user_attrs.get("skipped", 0.0) > MANY for trial in trials):
+        counted += f"; {skipping} skipped many updates, and is none of the best"
     title = f"The best trials ({counted})"
     table = Table(title=title, title_justify="left", show_footer=bool(shares))
     table.add_column("trial", justify="right")
@@ -179,7 +192,8 @@ class LiveTable:
     def tell_failures(self) -> None:
         """The end of the log of each point that failed."""
         for job in self.failures:
-            self._console.print(f"[bold red]failed[/]: {job.name} ({job.folder / 'log.txt'})")
+            told = Text.assemble(("failed", "bold red"), f": {job.name} ({job.folder / 'log.txt'})")
+            self._console.print(told, soft_wrap=True)
             for line in last_words(job.folder):
                 self._console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 

@@ -93,6 +93,7 @@ def test_the_gain_is_signed_paired_and_in_its_unit():
     expected = (math.log(1.5 / 2) + math.log(4 / 5)) / 2
     assert find(higher, runs).gain.mean == pytest.approx(expected)
     assert find(lower, runs).gain.n == 2
+    assert find(lower, runs).problems == ("no run of seed 3, 4",)
 
 
 def test_verdicts_by_interval():
@@ -102,6 +103,7 @@ def test_verdicts_by_interval():
         assert decide(Interval(1, 0.5, 1.5, 3), band) == Verdict.UNDECIDED
     three = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.DOES_NOT_HOLD]
     assert [together(three[:n]) for n in (1, 2, 3)] == three
+    assert together([]) == Verdict.UNDECIDED
 
 
 def test_an_unknown_card_is_told():
@@ -156,11 +158,11 @@ def test_the_pages_are_those_of_the_committed_tables():
 @pytest.mark.parametrize("name", CARDS)
 def test_claims_are_those_that_stood_before_the_runs(name: str):
     for kept in record.records(CARDS[name]):
-        assert record.same_claims(CARDS[name], kept), kept["scale"]
+        assert record.changed_claims(CARDS[name], kept) == [], kept["scale"]
         scale = CARDS[name].scale(kept["scale"])
-        assert kept["seeds"] == scale.seeds
+        assert record.asked_seeds(CARDS[name], kept) == CARDS[name].seeds(scale)
         assert len(kept["runs"]) == len(CARDS[name].points(scale))
-        assert not kept["git"]["dirty"]
+        assert not any(commit["dirty"] for commit in kept.get("commits", [kept.get("git")]))
 
 
 def test_a_figure_shows_every_run():

@@ -976,8 +976,8 @@ LABORATORY = (
     _fault(
         "verdict: the null is the treatment",
         "experiments/judge.py",
-        "tuple(find(test, records, null=True) for test in claim.tests)",
-        "tuple(find(test, records) for test in claim.tests)",
+        "tuple(find(test, records, null=True, seeds=asked) for test in claim.tests)",
+        "tuple(find(test, records, seeds=asked) for test in claim.tests)",
         CARDS + "a_claim_holds_where_it_is_true_and_never_between_equal_arms",
     ),
     _fault(

@@ -53,7 +53,7 @@ def test_a_text_is_the_product_of_its_parts():
 def test_commas_within_brackets_and_quotes_belong_to_the_value():
     text = """schedules=("a = linear(0, 1, 5)",),(); name='x, y; z'"""
     assert h.parse(text) == h.product(
-        h.sweep("schedules", ['("a = linear(0, 1, 5)",)', "()"]), h.fixed("name", "'x, y; z'")
+        h.sweep("schedules", ['("a = linear(0, 1, 5)",)', "()"]), h.fixed("name", "x, y; z")
     )
 
 
