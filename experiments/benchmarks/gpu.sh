@@ -1,28 +1,25 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one call of under ten minutes: correctness, timings beside PyTorch where
-# it is installed, and the card's target config for compiling without it.
+# All that needs a GPU, in one call of 8 minutes at most: what the card is and its target config,
+# correctness, layers beside dense and PyTorch, a training step, the quickstart, profiles.
 #
-#   experiments/benchmarks/gpu.sh [OUT] [PYTHON]
+#   experiments/benchmarks/gpu.sh OUT [PYTHON] [--dry-run] [--only=STAGE,...] [--seconds=S]
+#
+# OUT/gpu.json holds all of it and is written after each stage; OUT/gpu.md is its table (python -m
+# experiments.benchmarks.tables OUT/gpu.json prints it again). Without a GPU everything runs at tiny
+# sizes. CARRY is the folder of gpu_carry.sh; of its wheels only what PYTHON lacks is unpacked.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-OUT=${1:-gpu_results} PY=${2:-python3}
-mkdir -p "$OUT"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs its part of the memory
-status=0
-run() { timeout "$1" "${@:2}" || { echo "FAILED ($?): ${*:2}" >&2; status=1; }; }
+OUT=${1:?usage: gpu.sh OUT [PYTHON] [OPTION...]}
+shift
+PY=python3
+if (($#)) && [[ $1 != --* ]]; then PY=$1; shift; fi
+CARRY=${CARRY:-.cache/carry}
 
-XLA_FLAGS="--xla_dump_to=$OUT/dump" run 60 "$PY" -c \
-  'import jax; print(jax.devices()); jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256)))'
-# One for every module, all alike.
-first=$(find "$OUT/dump" -name '*target_config*' | head -n 1)
-cp "$first" "$OUT/target_config.pbtxt" || status=1
-rm -rf "$OUT/dump"
-
-run 120 "$PY" -m experiments.benchmarks.correctness --json="$OUT/correctness.json"
-
-# Mixtral, OLMoE and DeepSeekMoE: T, D, F, experts, k.
-for case in 16384,4096,14336,8,2 16384,2048,1024,64,8 16384,2048,1408,64,6; do
-  run 130 "$PY" -m experiments.benchmarks.moe_layer --dtype=bfloat16 --case="$case" \
-    --json="$OUT/moe_layer.json"
-done
-exit "$status"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+if [[ -d $CARRY ]]; then
+  "$PY" experiments/benchmarks/gpu/unpack.py "$CARRY" "$site" || echo "unpacking failed" >&2
+fi
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+# The script ends by itself; this is for the case that it hangs.
+timeout --kill-after=5 480 "$PY" -m experiments.benchmarks.gpu "$OUT" "$@"

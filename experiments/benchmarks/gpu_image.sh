@@ -18,5 +18,5 @@ TORCH=${TORCH:-torch==2.11.0}
 "$FOLDER/bin/python" -m pip install --quiet --disable-pip-version-check \
   "$TORCH" jax==0.11.2 jaxlib==0.11.2 numpy==2.5.2 transformers==5.17.0 tokenizers==0.23.2 \
   safetensors==0.8.0 huggingface-hub==1.33.0 jaxtyping==0.3.11 flax chex optax orbax-checkpoint \
-  scipy rich etils absl-py humanize psutil protobuf pyarrow wrapt cloudpickle pyyaml
+  scipy rich etils absl-py humanize psutil protobuf pyarrow wrapt cloudpickle pyyaml six requests
 "$FOLDER/bin/python" -m pip list --disable-pip-version-check

@@ -1,11 +1,13 @@
 """The same layer or training step in PyTorch, by Hugging Face, in a process of its own.
 
-The benchmark starts it with a folder of arrays (`arrays.npz`) and a case in JSON; for every line
-"ARM PASSES" on its input it runs that once and prints the seconds. So its runs lie between ours.
+The benchmark starts it with a folder of arrays (`arrays.npz`; of layers also "", for arrays drawn
+where they are used) and a case in JSON; for every line "ARM PASSES COUNT" on its input it runs that
+so many times and prints the seconds of one. So its runs lie between ours.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -23,16 +25,28 @@ MOST_EAGER = 32
 
 
 class TorchPeer:
-    """The other side of the pipe. `calls()` are for `interleaved`: they return seconds."""
+    """The other side of the pipe. `calls()` are for `interleaved`: they return seconds.
 
-    def __init__(self, folder: Path, case: dict[str, Any]):
+    The process gets ready while this one goes on; whoever asks for its arms waits for it.
+    """
+
+    def __init__(self, folder: Path | None, case: dict[str, Any]):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarks.peers", str(folder), json.dumps(case)],
+            [
+                sys.executable,
+                "-m",
+                "experiments.benchmarks.peers",
+                str(folder or ""),
+                json.dumps(case),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.arms: list[str] = json.loads(self._line())
+
+    @functools.cached_property
+    def arms(self) -> list[str]:
+        return json.loads(self._line())
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -40,9 +54,9 @@ class TorchPeer:
             raise RuntimeError(f"the PyTorch process ended with code {self._process.wait()}")
         return line
 
-    def run(self, arm: str, passes: str) -> float:
-        assert self._process.stdin is not None
-        print(json.dumps([arm, passes]), file=self._process.stdin, flush=True)
+    def run(self, arm: str, passes: str, count: int = 1) -> float:
+        assert self.arms and self._process.stdin is not None
+        print(json.dumps([arm, passes, count]), file=self._process.stdin, flush=True)
         return float(self._line())
 
     def calls(self) -> dict[tuple[str, str], Callable[[], float]]:
@@ -51,6 +65,11 @@ class TorchPeer:
             for arm in self.arms
             for passes in ("forward", "both")
         }
+
+    def end(self) -> None:
+        """Without waiting for what it is at."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -73,7 +92,7 @@ def main(folder: str, case_json: str) -> None:
     on_gpu = torch.cuda.is_available()
     torch.set_default_device("cuda" if on_gpu else "cpu")
     wait = torch.cuda.synchronize if on_gpu else lambda: None
-    arrays = np.load(Path(folder) / "arrays.npz")
+    arrays = np.load(Path(folder) / "arrays.npz") if folder else drawn_layer(case)
     make = train_step_arms if case.get("kind") == "train_step" else layer_arms
     runs = make(arrays, case)
     for run in runs.values():
@@ -82,11 +101,31 @@ def main(folder: str, case_json: str) -> None:
             wait()
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:
-        arm, passes = json.loads(line)
+        arm, passes, count = json.loads(line)
         start = time.perf_counter()
-        runs[arm](passes)
+        for _ in range(count):
+            runs[arm](passes)
         wait()
-        print(time.perf_counter() - start, flush=True)
+        print((time.perf_counter() - start) / count, flush=True)
+
+
+def drawn_layer(case: dict[str, Any]) -> dict[str, Any]:
+    """Random arrays of a layer, of the sizes and scales of the benchmark's."""
+    import torch
+
+    T, D, F, E = (case[name] for name in ("T", "D", "F", "E"))
+    dtype = getattr(torch, case["dtype"])
+    shapes = {
+        **dict.fromkeys(("x", "dy"), (T, D)),
+        "router": (D, E),
+        **dict.fromkeys(("w_gate", "w_up"), (E, D, F)),
+        "w_down": (E, F, D),
+    }
+    torch.manual_seed(0)
+    return {
+        name: torch.randn(shape, dtype=dtype) * (1.0 if name in ("x", "dy") else shape[-2] ** -0.5)
+        for name, shape in shapes.items()
+    }
 
 
 def layer_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[str], None]]:
@@ -98,7 +137,7 @@ def layer_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[str], N
     T, D, F, E, k = (case[name] for name in ("T", "D", "F", "E", "k"))
     dtype = getattr(torch, case["dtype"])
     x, dy, router, gate, up, down = (
-        torch.from_numpy(arrays[name]).to(torch.get_default_device(), dtype)
+        torch.as_tensor(arrays[name]).to(torch.get_default_device(), dtype)
         for name in ("x", "dy", "router", "w_gate", "w_up", "w_down")
     )
     x, dy = x.reshape(1, T, D), dy.reshape(1, T, D)

@@ -28,6 +28,8 @@ class Compiled:
     """
 
     call: Callable[[], Any]
+    start: Callable[[], Any]  # without waiting for the device
+    text: str  # of the compiled program
     compile_seconds: float
     temporary_bytes: int
     argument_bytes: int
@@ -47,6 +49,8 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Compiled:
     memory: Any = program.memory_analysis()
     return Compiled(
         call=lambda: jax.block_until_ready(program(*arguments)),
+        start=lambda: program(*arguments),
+        text=program.as_text() or "",
         compile_seconds=seconds,
         temporary_bytes=memory.temp_size_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,

@@ -54,8 +54,8 @@ flags.DEFINE_string("json", None, "add the figures to this file", flag_values=FL
 flags.DEFINE_string("plot", None, "a picture of this run's figures", flag_values=FLAGS)
 
 
-def program_of(size: dict[str, int]) -> Program:
-    """Our training step at these dimensions, on one device."""
+def program_of(size: dict[str, int], dtype: str = "float32") -> Program:
+    """Our training step at these dimensions, on one device. dtype: of products."""
     base = Experiment()
     experiment = Experiment(
         batch_size=size["B"],
@@ -67,6 +67,7 @@ def program_of(size: dict[str, int]) -> Program:
             num_heads=size["N"],
             num_kv_heads=size["N"],
             head_dim=size["H"],
+            dtype=dtype,
         ),
         moe=MoEConfig(
             num_experts=size["E"],

@@ -1,0 +1,186 @@
+"""A sparse layer in bfloat16 beside dense and PyTorch, at a known model's size, and where its time
+goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.gpu.stage import Report, profiled
+from experiments.benchmarks.moe_layer import (
+    LAYOUTS,
+    Arm,
+    Arrays,
+    Case,
+    both,
+    dense,
+    dense_params,
+    even_arm,
+    layer_arm,
+)
+from experiments.benchmarks.peers import TorchPeer, available
+from experiments.benchmarks.timing import MIB, Compiled, compiled
+
+TOKENS = 16384
+# D, F, E, k of Mixtral 8x7B, OLMoE-1B-7B and DeepSeekMoE 16B (routed experts).
+SIZES = {
+    "mixtral": (4096, 14336, 8, 2),
+    "olmoe": (2048, 1024, 64, 8),
+    "deepseek": (2048, 1408, 64, 6),
+}
+TINY = {"mixtral": (64, 128, 8, 2), "olmoe": (64, 32, 16, 4), "deepseek": (64, 48, 16, 3)}
+TARGETS = {8: 0.85, 64: 0.75}  # of the dense layer's speed, by experts
+PASSES = ("forward", "both")
+# What is asked first is timed and profiled first.
+FIRST, THEN = ("dense", "rows"), ("even", "slots_scatter", "waves")
+ROUND, ROUNDS = 0.03, 15  # seconds of one arm in a round at the least; rounds at the most
+SECONDS = 9.0  # of timing, before the rest of the arms and again with them
+
+
+def run(report: Report, argument: str, tiny: bool) -> None:
+    D, F, E, k = (TINY if tiny else SIZES)[argument]
+    case = Case(1024 if tiny else TOKENS, D, F, E, k, "bfloat16", "random")
+    report.add(case=dataclasses.asdict(case), gflop=1e-9 * case.flops, target=TARGETS.get(E))
+    peer = TorchPeer(None, dataclasses.asdict(case)) if available() else None
+    try:
+        measure(report, case, peer, 0.0 if tiny else SECONDS)
+    finally:
+        if peer:
+            peer.end()
+
+
+def measure(report: Report, case: Case, peer: TorchPeer | None, seconds: float) -> None:
+    """Ours and PyTorch's; then the profiles; then the other arms, beside the first ones."""
+    arrays = drawn(case)
+    programs: dict[tuple[str, str], Compiled] = {}
+    for name in FIRST:
+        with report.part(name):
+            programs |= compile_arm(name, case, arrays)
+    starts: dict[tuple[str, str], Callable[[int], float]] = {
+        key: timer(program) for key, program in programs.items()
+    }
+    if peer:
+        with report.part("torch"):
+            starts |= {
+                (arm, passes): lambda count, arm=arm, passes=passes: peer.run(arm, passes, count)
+                for arm in peer.arms
+                if arm != "hf eager"
+                for passes in PASSES
+            }
+    else:
+        report.add(torch="is not installed")
+    report.add(arms=figures(rounds(starts, seconds), programs))
+    told_targets(report, case)
+    profiles: dict[str, Any] = {}
+    for name in FIRST:
+        with report.part(f"profile of {name}"):
+            program = programs[name, "both"]
+            profiles[name] = profiled(lambda p=program: timer(p)(3), 3, program.text)
+            report.add(profiles=profiles)
+    for name in THEN:
+        with report.part(name):
+            programs |= compile_arm(name, case, arrays)
+    starts |= {key: timer(program) for key, program in programs.items() if key not in starts}
+    report.add(arms=figures(rounds(starts, seconds), programs))
+    told_targets(report, case)
+
+
+def told_targets(report: Report, case: Case) -> None:
+    """Forward + backward: our share of dense, and our speed over PyTorch's grouped product."""
+    arms = report.found["arms"]
+    if "rows/both" not in arms:
+        return
+    ours = arms["rows/both"]["ms"]
+    found = {"of_dense": arms["dense/both"]["ms"] / ours} if "dense/both" in arms else {}
+    if "hf grouped_mm/both" in arms:
+        found["of_torch"] = arms["hf grouped_mm/both"]["ms"] / ours
+    # A bound by the chip's memory does not count here: at these sizes arithmetic takes longer.
+    found["tflop_per_second"] = 1e-9 * case.flops / ours
+    report.add(rows=found)
+
+
+def drawn(case: Case) -> Arrays:
+    """Random arrays, drawn where they are used: those of Mixtral are 3 GB."""
+    T, D, F, E = case.T, case.D, case.F, case.E
+
+    @jax.jit
+    def draw(key: jax.Array) -> list[jax.Array]:
+        shapes = ((T, D), (T, D), (D, E), (E, D, F), (E, D, F), (E, F, D))
+        keys = jax.random.split(key, len(shapes))
+        scales = (1.0, 1.0, D**-0.5, D**-0.5, D**-0.5, F**-0.5)
+        return [
+            (scale * jax.random.normal(key, shape, jnp.bfloat16)).astype(
+                jnp.float32 if shape == (D, E) else jnp.dtype(case.dtype)
+            )
+            for key, shape, scale in zip(keys, shapes, scales, strict=True)
+        ]
+
+    return Arrays(*draw(jax.random.key(0)))
+
+
+def compile_arm(name: str, case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
+    """One arm, compiled for both passes and run once."""
+    params: Any = arrays.params
+    arm: Arm
+    if name == "dense":
+        arm, params = dense, dense_params(case)
+    elif name == "even":
+        arm = even_arm(case)
+    else:
+        arm = layer_arm(case, **LAYOUTS[name])
+    return {
+        (name, "both"): compiled(both(arm), params, arrays.x_TD, arrays.dy_TD),
+        (name, "forward"): compiled(arm, params, arrays.x_TD),
+    }
+
+
+def timer(program: Compiled) -> Callable[[int], float]:
+    """Seconds of one run among `count` that the device makes without waiting for the host."""
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = program.start()
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / count
+
+    return run
+
+
+def rounds(
+    starts: Mapping[tuple[str, str], Callable[[int], float]], seconds: float
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of one run, of every arm in every round, for about so long. One round at least, after
+    one run of each that tells how many fill a round (with no seconds: one)."""
+    end = time.perf_counter() + seconds
+    least = ROUND if seconds else 0.0
+    counts = {key: int(np.clip(least / max(run(1), 1e-6), 1, 20)) for key, run in starts.items()}
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in starts}
+    for _ in range(ROUNDS):
+        for key, run in starts.items():
+            found[key].append(run(counts[key]))
+        if time.perf_counter() > end:
+            break
+    return found
+
+
+def figures(
+    seconds: Mapping[tuple[str, str], list[float]], programs: Mapping[tuple[str, str], Compiled]
+) -> dict[str, dict[str, float]]:
+    """Medians by "ARM/PASSES"; shares of dense are medians over rounds."""
+    found = {}
+    for (name, passes), times in seconds.items():
+        cell = {"ms": 1e3 * float(np.median(times)), "rounds": len(times)}
+        if reference := seconds.get(("dense", passes)):
+            cell["of_dense"] = float(np.median(np.divide(reference, times)))
+        if program := programs.get((name, passes)):
+            cell["temporary_mib"] = program.temporary_bytes / MIB
+            cell["compile_seconds"] = program.compile_seconds
+        found[f"{name}/{passes}"] = cell
+    return found

@@ -1,0 +1,103 @@
+"""A training step of about 1B active parameters in bfloat16: its speed, its MFU, where its time
+goes, and how long the device waits for the host."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.gpu.stage import Report, profiled
+from experiments.benchmarks.timing import MIB
+from experiments.benchmarks.train_step import program_of
+from moe_jax.training.build import Program
+from moe_jax.training.peaks import peak_flops
+
+# 1.0B of 2.8B parameters are active. With AdamW in float32 they are 45 GB with their gradients.
+SIZE = dict(D=2048, F=3072, L=16, E=8, k=2, V=32768, N=16, H=128, S=2048)
+TINY = dict(D=64, F=96, L=2, E=8, k=2, V=512, N=2, H=32, S=128)
+ROWS = (8, 4, 2, 1)  # of 2048 tokens; the first that fits
+STEPS, PROFILED = 12, 3
+DATA_SHEET = "data sheet, dense bfloat16"
+
+
+def run(report: Report, argument: str, tiny: bool) -> None:
+    size = TINY if tiny else SIZE
+    for rows in (2,) if tiny else ROWS:
+        name = f"{rows} rows"
+        with report.part(name):
+            measure(report, {**size, "B": rows}, 3 if tiny else STEPS)
+        if name not in report.failed:
+            # A batch that did not fit is told among the errors; the stage has done its work.
+            report.failed.clear()
+            return
+
+
+def measure(report: Report, size: dict[str, int], steps: int) -> None:
+    """Steps one after the other, as the loop makes them: a new batch each, nothing waited for."""
+    program = in_bfloat16(size)
+    device = jax.devices()[0]
+    counts = program.counts
+    tokens = size["B"] * size["S"]
+    work = counts.flops_per_token * tokens
+    report.add(size=size, parameters=counts.total, active=counts.active, gflop=1e-9 * work)
+    batches = [batch(program, size, seed) for seed in range(4)]
+    start = time.perf_counter()
+    knobs = program.knobs(0)
+    lowered = program.train_step.lower(program.abstract_state, batches[0], knobs)
+    compiled = lowered.compile()
+    report.add(
+        compile_seconds=time.perf_counter() - start, memory_mib=fitting(compiled, device) / MIB
+    )
+    holder: dict[str, Any] = {"state": program.init()}
+
+    def run(count: int) -> None:
+        result = None
+        for step in range(count):
+            raw = batches[step % len(batches)]
+            holder["state"], result = compiled(holder["state"], raw, program.knobs(step))
+        jax.block_until_ready((holder["state"], result))
+        holder["loss"] = float(result.loss)
+
+    run(2)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(steps // 3)
+        times.append((time.perf_counter() - start) / (steps // 3))
+    seconds, peak = statistics.median(times), peak_flops(device, "bfloat16")
+    report.add(
+        ms=1e3 * seconds,
+        tokens_per_second=tokens / seconds,
+        tflop_per_second=1e-12 * work / seconds,
+        mfu=work / seconds / peak if peak else None,
+        peak=f"{1e-12 * peak:.0f} TFLOP/s ({DATA_SHEET})" if peak else "not known",
+        loss=holder["loss"],
+    )
+    # Last: whatever the profiler does, the figures above are written.
+    report.add(profile=profiled(lambda: run(PROFILED), PROFILED, compiled.as_text() or ""))
+
+
+def in_bfloat16(size: dict[str, int]) -> Program:
+    """The benchmark's training step with products in bfloat16; parameters stay in float32."""
+    return program_of(size, dtype="bfloat16")
+
+
+def batch(program: Program, size: dict[str, int], seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, size["V"], (size["B"], size["S"] + 1)).astype(np.int32)
+    return program.put({"tokens": tokens, "segments": np.ones_like(tokens)})
+
+
+def fitting(compiled: Any, device: jax.Device) -> int:
+    """Bytes that the step needs; MemoryError where the device has less."""
+    memory = compiled.memory_analysis()
+    # The state is donated: what comes out lies where it was.
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit and needed > 0.97 * limit:
+        raise MemoryError(f"{needed / MIB:.0f} MiB needed of {limit / MIB:.0f}")
+    return needed
