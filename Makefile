@@ -1,4 +1,7 @@
 # `make quickstart` and `make test` do all the set-up they need, in .venv; nothing else is touched.
+#
+# They install the exact versions that the tests were run with, of launch/locks for this Python.
+# make ... LATEST=1 takes the newest versions instead, in .venv-latest.
 
 PYTHON  ?= python3
 WORKDIR ?= runs/quickstart
@@ -6,22 +9,36 @@ WORKERS ?= 2
 # On Linux the default index serves a large CUDA build of torch; any smaller build does as well:
 # make test-oracles TORCH=/path/to/a/cpu/wheel
 TORCH   ?= torch==2.13.0
+# The pythons of `make test-oldest` and `make test-latest`.
+OLDEST  ?= python3.11
+NEWEST  ?= python3.13
 
-VENV := .venv
-RUN  := $(VENV)/bin/python
-PIP  := $(RUN) -m pip install --quiet --disable-pip-version-check
+VENV    ?= $(if $(LATEST),.venv-latest,.venv)
+RUN     := $(VENV)/bin/python
+# Of the environment that is there; else of the one that will be.
+VERSION := $(shell $(or $(wildcard $(RUN)),$(PYTHON)) -c \
+           'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+LOCK    ?= $(if $(LATEST),,$(wildcard launch/locks/py$(VERSION).txt))
+# pip's own name for the first of these has changed: each release reads the one that it knows.
+LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
+PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
+           $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart test test-oracles test-aot test-lab test-browser test-mutants lint clean
+.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-lab test-browser \
+        test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
 	@echo "make test          run the test suite"
+	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
+	@echo "make test-latest   the suite on the newest versions that there are ($(NEWEST))"
 	@echo "make test-oracles  compare with Hugging Face transformers (installs torch)"
 	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
 	@echo "make test-lab      whole sweeps and searches, killed and taken up again"
 	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
 	@echo "make test-mutants  put faults into a copy, one at a time; the tests must catch each"
 	@echo "make lint          ruff and mypy"
+	@echo "make locks         write the exact versions of launch/locks anew"
 	@echo "make clean         remove the environment and the caches; runs/ and data/ stay"
 
 quickstart: $(VENV)/core.stamp
@@ -31,6 +48,12 @@ quickstart: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+test-oldest:
+	$(MAKE) test PYTHON=$(OLDEST) LOCK=launch/locks/oldest.txt VENV=.venv-oldest
+
+test-latest:
+	$(MAKE) test PYTHON=$(NEWEST) LATEST=1
 
 test-oracles: $(VENV)/hf.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile tests/oracles
@@ -52,8 +75,22 @@ lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# The newest versions of today for each Python, and the lowest that setup.py allows. torch is left
+# out: which build of it fits depends on the machine.
+COMPILE := uv pip compile --quiet --no-annotate --no-header --no-emit-index-url \
+           --no-emit-package torch --constraint launch/locks/torch.in setup.py launch/locks/build.in
+locks: $(VENV)/dev.stamp
+	echo "$(TORCH)" > launch/locks/torch.in
+	for version in 3.11 3.12 3.13 3.14; do \
+	  $(VENV)/bin/$(COMPILE) --upgrade --all-extras --python-version $$version \
+	    --output-file launch/locks/py$$version.txt || exit 1; \
+	done
+	$(VENV)/bin/$(COMPILE) --upgrade --extra test --python-version 3.11 \
+	  --resolution lowest-direct --output-file launch/locks/oldest.txt
+	rm launch/locks/torch.in
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .cache .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a stage: a stage is installed once, and again when setup.py changes.
@@ -65,8 +102,9 @@ $(VENV)/venv.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/core.stamp: $(VENV)/venv.stamp setup.py
-	@echo "Installing moe_jax and its dependencies into $(VENV) (a minute or two) ..."
+$(VENV)/core.stamp: $(VENV)/venv.stamp setup.py $(LOCK)
+	@echo "Installing moe_jax and its dependencies into $(VENV) (a minute or two;" \
+	  "versions: $(if $(LOCK),$(LOCK),the newest)) ..."
 	$(PIP) -e .
 	@touch $@
 

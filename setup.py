@@ -40,7 +40,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
-    "fsspec",  # stands in for an object store
+    "fsspec>=2024.6.1",  # stands in for an object store
     "jsonschema>=4.20",
     *SWEEP,
     *SLURM,
@@ -59,8 +59,8 @@ EXTRAS = {
     "sweep": SWEEP,
     "slurm": SLURM,
     "kubernetes": KUBERNETES,
-    "gcs": ["gcsfs"],
-    "s3": ["s3fs"],
+    "gcs": ["gcsfs>=2024.6.1"],
+    "s3": ["s3fs>=2024.6.1"],
     "wandb": ["wandb>=0.20"],
     "bench": ["matplotlib>=3.9"],  # pictures of benchmark results
     "dev": [
@@ -68,6 +68,7 @@ EXTRAS = {
         "ruff>=0.17.6,<0.18",  # the formatter's style may change with each minor release
         "mypy>=2.4",
         "pre-commit>=4.0",
+        "uv>=0.9",  # make locks
     ],
 }
 

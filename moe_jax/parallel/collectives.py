@@ -260,19 +260,36 @@ def groups_of(line: str, num_devices: int) -> np.ndarray:
         return np.array([_numbers(group) for group in found[1].split("},{")])
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         return _permuted(found[2], found[3]).reshape(_numbers(found[1]))
-    # Axes of a mesh: mesh['axis_0'=4,'axis_1'=2], device_ids=([4,2]T(1,0)) {'axis_1'}
+    # Axes of a mesh: mesh['data'=4,'expert'=2], device_ids=([4,2]T(1,0)) {'expert'}
     found = re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
-        r"\{((?:'axis_\d+',?)+)\}",
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{(.*?)\}",
         line,
     )
     if found is None:
         raise ValueError(f"no replica groups in the HLO line: {line.strip()}")
-    dims = _numbers(re.sub(r"'axis_\d+'", "", found[1]))
-    grouped = _numbers(found[4])
-    devices = _permuted(found[2] or str(math.prod(dims)), found[3]).reshape(dims)
-    devices = np.moveaxis(devices, grouped, range(-len(grouped), 0))
-    return devices.reshape(-1, math.prod(dims[axis] for axis in grouped))
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+    devices = _permuted(found[2] or str(math.prod(sizes.values())), found[3])
+    return _along(devices, sizes, found[4])
+
+
+def _along(devices: np.ndarray, sizes: dict[str, int], axes: str) -> np.ndarray:
+    """The groups of a mesh along axes such as "'data','expert':(1)2": of an axis of size 4 that is
+    (before)size, here the slower half, whose steps are 4 / (1 x 2) = 2 apart."""
+    dims: list[int] = []
+    grouped: list[int] = []
+    parts = {name: (before, size) for name, before, size in _AXIS.findall(axes)}
+    for name, whole in sizes.items():
+        before, size = (int(x or 1) for x in parts.get(name, ("", "")))
+        if name in parts and not parts[name][1]:
+            size = whole
+        if name in parts:
+            grouped.append(len(dims) + 1)
+        dims += [before, size, whole // (before * size)]
+    devices = np.moveaxis(devices.reshape(dims), grouped, range(-len(grouped), 0))
+    return devices.reshape(-1, math.prod(dims[i] for i in grouped))
+
+
+_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def _permuted(dims: str, order: str | None) -> np.ndarray:

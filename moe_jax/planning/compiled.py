@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.parallel.collectives import Collective, collectives
+from moe_jax.parallel.compat import lowering_for
 from moe_jax.parallel.mesh import AXES
 from moe_jax.training.build import Program, build
 from moe_jax.training.experiment import Experiment
@@ -70,7 +71,8 @@ def lower_step(program: Program) -> Any:
 
     B, S = e.batch_size, e.data.sequence_length
     raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
-    return program.train_step.lower(program.abstract_state, raw, program.knobs(0))
+    with lowering_for(program.mesh.devices.flat[0]):
+        return program.train_step.lower(program.abstract_state, raw, program.knobs(0))
 
 
 def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:

@@ -52,7 +52,7 @@ def test_the_flags_of_the_user_stand_last_and_count(monkeypatch):
 
 
 def test_a_value_that_cannot_be_read_is_a_message():
-    with pytest.raises(UserError, match="XLA does not start: .*notanumber"):
+    with pytest.raises(UserError, match=r"XLA does not start: .*notanumber"):
         xla_flags.unknown(["--xla_backend_optimization_level=notanumber"])
 
 

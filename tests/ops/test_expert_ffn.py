@@ -24,7 +24,9 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def experts(activation: str = "swiglu", backend: str = "blocks", dtype=jnp.float32):
+    """Matrices as they are initialised, so that outputs and gradients are of size 1."""
     w_gate, w_up, w_down = normal(E, D, F), normal(E, D, F, seed=1), normal(E, F, D, seed=2)
+    w_gate, w_up, w_down = w_gate / np.sqrt(D), w_up / np.sqrt(D), w_down / np.sqrt(F)
     return ExpertWeights(
         w_gate_EDF=jnp.asarray(w_gate, dtype) if activation in GATED else None,
         w_up_EDF=jnp.asarray(w_up, dtype),

@@ -21,6 +21,7 @@ from moe_jax.ops.grouped_matmul.cover import (
     for_each_block,
 )
 from moe_jax.ops.grouped_matmul.triton import row_tiles
+from moe_jax.parallel.compat import lowering_for_gpu
 
 OTHERS = sorted(set(BACKENDS) - {"reference"})
 
@@ -152,11 +153,12 @@ def test_on_a_gpu_all_three_products_are_kernels(dtype):
         y, pull_back = jax.vjp(lambda x, w: backend(of_gpu)(x, w, sizes), x, w)
         return y, pull_back(dy)
 
-    exported = export.export(
-        jax.jit(run),
-        platforms=("cuda",),
-        disabled_checks=[export.DisabledSafetyCheck.custom_call(kernel)],
-    )(*arrays, sizes)
+    with lowering_for_gpu("NVIDIA H200"):
+        exported = export.export(
+            jax.jit(run),
+            platforms=("cuda",),
+            disabled_checks=[export.DisabledSafetyCheck.custom_call(kernel)],
+        )(*arrays, sizes)
     text = exported.mlir_module()
     assert text.count(kernel) == 3
     assert "stablehlo.dot_general" not in text
@@ -210,7 +212,9 @@ def test_inside_scan_and_checkpoint(name: str):
 
     gradients = jax.jit(jax.grad(deep, (0, 1)), static_argnums=2)
     mine, right = gradients(x, w, name), gradients(x, w, "reference")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), mine, right)
+    for a, b in zip(mine, right, strict=True):
+        # Sums of terms of the array's size may cancel: their rounding is of that size.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.max(np.abs(b)))
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

@@ -58,16 +58,22 @@ def test_loops_count():
 
 
 def test_groups_of_devices():
-    """The same groups in four ways of writing them."""
+    """The same groups in six ways of writing them."""
     expected = [[0, 2], [1, 3], [4, 6], [5, 7]]
     for text in (
         "replica_groups={{0,2},{1,3},{4,6},{5,7}}, x",
         "replica_groups=[4,2]<=[2,2,2]T(0,2,1), x",
         "replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_1'}, x",
         "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,2,2]T(0,2,1)) {'axis_1'}, x",
+        "replica_groups=mesh['data'=2,'expert'=4] {'expert':(1)2}, x",
+        "replica_groups=mesh['data'=2,'expert'=2,'tensor'=2] {'expert'}, x",
     ):
         np.testing.assert_array_equal(groups_of(text, 8), expected)
     np.testing.assert_array_equal(groups_of("replica_groups={}", 8), [np.arange(8)])
+    parts = groups_of("replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, x", 8)
+    np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    parts = groups_of("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, x", 8)
+    np.testing.assert_array_equal(parts, [[0, 1], [2, 3], [4, 5], [6, 7]])
 
 
 def test_split_operations_of_an_accelerator():
