@@ -15,7 +15,10 @@ from moe_jax.config.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moe_jax.sweeps.folder import SweepFolder
     from moe_jax.sweeps.search import Search
+    from moe_jax.sweeps.search_space import Space
+    from moe_jax.training.experiment import Experiment
 
 USAGE = """
 usage: python -m moe_jax.search --config=FILE.py[:arg] --out=DIR --space=... [--config.a.b=VALUE]
@@ -51,10 +54,10 @@ def main(arguments: Arguments) -> int:
     from moe_jax.config.overrides import load_config
     from moe_jax.sweeps.engine import Job
     from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.points import SweepPoint, build_point, question_of
-    from moe_jax.sweeps.search import Search, hold_to, open_study
-    from moe_jax.sweeps.search_space import distributions, parse_space, to_json
-    from moe_jax.sweeps.table import HIGHER_IS_BETTER, require_metric
+    from moe_jax.sweeps.points import SweepPoint, build_point
+    from moe_jax.sweeps.search import Search
+    from moe_jax.sweeps.search_space import distributions, parse_space
+    from moe_jax.sweeps.table import require_metric
     from moe_jax.sweeps.view import LiveTable, wide_console
     from moe_jax.training.experiment import Experiment
 
@@ -75,6 +78,31 @@ def main(arguments: Arguments) -> int:
     build({path: domain.first for path, domain in space.items()}, "trial")  # the paths exist
     require_metric(FLAGS.metric, [base])
     folder = SweepFolder(FLAGS.out)
+    study = _study(folder, base, space)
+    search = Search(
+        study=study,
+        folder=folder,
+        distributions=distributions(space),
+        build=build,
+        job_of=folder.job,
+        metric=FLAGS.metric,
+        prunes=FLAGS.pruner != "none",
+    )
+    console = wide_console()
+    jobs: list[Job] = []
+    with LiveTable(console, jobs) as live:
+        search.run(FLAGS.trials, FLAGS.workers, live, jobs)
+    live.tell_failures()
+    return _tell(search, console, arguments.overrides)
+
+
+def _study(folder: SweepFolder, base: Experiment, space: Space) -> Any:
+    """The study of the folder, which is held to what was asked first."""
+    from moe_jax.sweeps.points import question_of
+    from moe_jax.sweeps.search import hold_to, open_study
+    from moe_jax.sweeps.search_space import to_json
+    from moe_jax.sweeps.table import HIGHER_IS_BETTER
+
     maximize = FLAGS.metric in HIGHER_IS_BETTER
     asked = question_of(
         base,
@@ -95,21 +123,7 @@ def main(arguments: Arguments) -> int:
         seed=FLAGS.seed,
     )
     hold_to(study, asked)
-    search = Search(
-        study=study,
-        folder=folder,
-        distributions=distributions(space),
-        build=build,
-        job_of=folder.job,
-        metric=FLAGS.metric,
-        prunes=FLAGS.pruner != "none",
-    )
-    console = wide_console()
-    jobs: list[Job] = []
-    with LiveTable(console, jobs) as live:
-        search.run(FLAGS.trials, FLAGS.workers, live, jobs)
-    live.tell_failures()
-    return _tell(search, console, arguments.overrides)
+    return study
 
 
 def _storage_name(url: str | None) -> str:

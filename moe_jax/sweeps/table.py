@@ -178,7 +178,7 @@ def arms_of(rows: Sequence[Row], metric: str, baseline: str | None = None) -> li
     for (arm, _), group in groups.items():
         others = sum(name == arm or name.startswith(f"{arm} (") for name in named)
         named[f"{arm} ({others + 1})" if arm in named else arm] = group
-    baseline = next(iter(named)) if baseline is None else baseline
+    baseline = next(iter(named), "") if baseline is None else baseline
     values = {name: _by_seed(group, metric) for name, group in named.items()}
     found = []
     for name, group in named.items():

@@ -11,9 +11,11 @@ from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.sweeps import space as h
 from moe_jax.sweeps.matching import Matching, counts_of, least_dropped, used_flops
 from moe_jax.sweeps.points import SweepPoint, point_name, resolve, short_names
+from moe_jax.sweeps.table import Row, arms_of
 from moe_jax.training.experiment import Experiment
 
 CONFIG = "configs/quickstart.py"
+FOLDER = {"data.kind": "folder", "data.path": "somewhere"}
 BASE = load_config(CONFIG, {}, Experiment)
 
 
@@ -112,3 +114,71 @@ def test_assignments_that_must_be_dropped_cost_nothing():
     assert used_flops(shared, 1.0) == pytest.approx(
         counts_of(shared).flops_per_token - 18 * 4 * 2 * 128 * 256
     )
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values"),
+    [
+        (h.parse("(moe.capacity_factor, seed) = (.5, 0), (5, 1)"), [0.5, 5.0]),
+        (h.parse("moe.capacity_factor = .5, 5"), [0.5, 5.0]),
+        (h.sweep("moe.capacity_factor", [1.12345678, 1.12345699]), [1.12345678, 1.12345699]),
+    ],
+)
+def test_arms_are_told_apart_by_their_configs(sweep: h.Sweep, values: list[float]):
+    found = resolve(CONFIG, {}, sweep, Matching())
+    assert [point.experiment.moe.capacity_factor for point in found] == values
+    assert len({point.arm for point in found}) == len({point.name for point in found}) == 2
+    rows = [Row(point, done=True, metrics={"loss": 1.0}, costs={}) for point in found]
+    assert [len(arm.rows) for arm in arms_of(rows, "loss")] == [1, 1]
+
+
+def test_names_that_say_the_same_of_two_configs_are_made_their_own():
+    sweep = h.product(h.sweep("data.validation", ["a/b", "a b"]), h.seeds(2))
+    found = resolve(CONFIG, FOLDER, sweep, Matching())
+    assert len({point.arm for point in found}) == 2
+    assert len({point.name for point in found}) == 4
+    assert all(point.experiment.name == point.name for point in found)
+
+
+def test_a_config_is_one_arm_however_it_is_written():
+    found = points("(optimizer.learning_rate, seed) = (1e-3, 0), (0.001, 1)")
+    assert found[0].arm == found[1].arm == "learning_rate=1e-3"
+
+
+def test_lists_of_lists_have_names():
+    sweep = h.sweep("data.suffixes", [[".txt"], [".md", ".py"]])
+    found = resolve(CONFIG, FOLDER, sweep, Matching())
+    assert [point.experiment.data.suffixes for point in found] == [(".txt",), (".md", ".py")]
+    assert len({point.name for point in found}) == 2
+
+
+def test_quotes_around_a_value_are_not_part_of_it():
+    assert points("data.validation='a,b'", FOLDER)[0].experiment.data.validation == "a,b"
+    found = points("(data.validation, seed) = ('a,b', 0), (\"c;d\", 1)", FOLDER)
+    assert [point.experiment.data.validation for point in found] == ["a,b", "c;d"]
+
+
+def test_a_width_that_is_swept_is_not_solved_for():
+    with pytest.raises(UserError, match=r"solves for moe\.expert_dim, which the sweep sets"):
+        points("moe.expert_dim=64,128", matching=Matching("flops"))
+    with pytest.raises(UserError, match=r"solves for model\.mlp_dim, which the sweep sets"):
+        points("model.mlp_dim=64,128", matching=Matching("active", "model.mlp_dim"))
+    assert len(points("model.mlp_dim=64,128", matching=Matching("active"))) == 2
+
+
+def test_what_matching_leaves_unequal_is_told():
+    def notes(text: str, quantity: str | None) -> list[str]:
+        matching = Matching(quantity)
+        found = points(text, matching=matching)
+        return matching.notes(BASE, {point.arm: point.experiment for point in found})
+
+    assert notes("moe.router.k=1,2", "flops") == []
+    off = notes("moe.num_experts=8,512", "parameters")
+    assert len(off) == 1 and off[0].startswith("num_experts=512: parameters ")
+    gap = float(off[0].split("parameters ")[1].split("%")[0]) / 100
+    (matched,) = (p for p in points("moe.num_experts=512", matching=Matching("parameters")))
+    expected = counts_of(matched.experiment).total / counts_of(BASE).total - 1
+    assert gap == pytest.approx(expected, abs=1e-3) and abs(gap) > 0.005
+    told = notes("steps=300,600", "flops")
+    assert len(told) == 1 and "per token" in told[0]
+    assert notes("steps=300,600", None) == []

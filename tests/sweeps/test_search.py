@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -12,14 +14,24 @@ from pathlib import Path
 import pytest
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.overrides import load_config
 from moe_jax.sweeps.engine import Job, State, take_lock
 from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.points import SweepPoint, build_point
-from moe_jax.sweeps.search import FEWEST, Search, best_trials, importances, open_study
+from moe_jax.sweeps.search import (
+    FEWEST,
+    Search,
+    best_trials,
+    command_of,
+    hold_to,
+    importances,
+    open_study,
+)
 from moe_jax.sweeps.search_space import Choice, Range, distributions, parse_space
 from moe_jax.sweeps.slots import slots
 from moe_jax.sweeps.table import evaluated
 from moe_jax.sweeps.view import trials_table
+from moe_jax.training.experiment import Experiment
 
 CONFIG = "configs/quickstart.py"
 SPACE = "optimizer.learning_rate = log(1e-4, 1e-1); moe.router.k = 1, 2"
@@ -102,6 +114,7 @@ def test_a_space_is_read():
     "text",
     [
         *("", "a", "a=", "a=1", "a=1,1", "a=1,2;a=3,4", "a=log(0,1)", "a=log(2,1)", "a=log(x,1)"),
+        *("a=uniform(0,inf)", "a=log(1,inf)", "a=int(1,inf)", "a=uniform(nan,1)"),
         *("a=uniform(1)", "a=int(1.5,3)", "a=int(1,10,4)", "a=log(1,2,3)", "a b=1,2"),
     ],
 )
@@ -220,6 +233,152 @@ def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path):
         code, _, err = call(*more)
         assert code == 2 and told in err
     assert not (tmp_path / "s").exists()
+
+
+ASKED = [
+    f"--config={CONFIG}",
+    "--space=optimizer.learning_rate=log(1e-3,1e-1); moe.router.k=1,2",
+    "--config.steps=60",
+    "--config.moe.router.kind=top_k",
+]
+
+
+@pytest.fixture
+def asks(door, monkeypatch: pytest.MonkeyPatch):
+    """The search's door without the runs."""
+    monkeypatch.setattr(Search, "run", lambda *arguments: None)
+
+    def call(out: Path, *given: str) -> tuple[int, str, str]:
+        return door("search", f"--out={out}", *given)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([*ASKED, "--metric=accuracy"], "metric: 'bits_per_byte' -> 'accuracy'"),
+        ([*ASKED, "--config.batch_size=8"], "config.batch_size: 16 -> 8"),
+        ([*ASKED, "--config.evaluation.batches=1"], "config.evaluation.batches: 12 -> 1"),
+        ([*ASKED, "--config.seed=7"], "seed: 0 -> 7"),
+        (
+            [ASKED[0], "--space=optimizer.learning_rate=log(1e-3,1e-2)", *ASKED[2:]],
+            "space.optimizer.learning_rate.high: 0.1 -> 0.01",
+        ),
+        ([*ASKED, "--storage=sqlite:///x.db"], "storage: 'journal'"),
+    ],
+)
+def test_a_folder_is_held_to_its_question(asks, tmp_path: Path, given: list[str], told: str):
+    assert asks(tmp_path, *ASKED)[0] == 1  # no trial yet
+    code, _, err = asks(tmp_path, *given)
+    assert code == 2 and told in err
+    assert (
+        asks(tmp_path, *ASKED, "--trials=50", "--pruner=none", "--config.logging.every=3")[0] == 1
+    )
+
+
+def test_a_sweeps_folder_is_no_searchs(asks, door, tmp_path: Path):
+    sweep = [f"--config={CONFIG}", f"--out={tmp_path}", "--sweep=moe.router.k=1,2"]
+    assert door("sweep", *sweep, "--commands=/dev/null")[0] == 0
+    code, _, err = asks(tmp_path, *ASKED)
+    assert code == 2 and "kind: 'sweep' -> 'search'" in err
+
+
+def test_one_database_and_two_folders_are_two_studies(tmp_path: Path):
+    def study(folder: str, maximize: bool = False):
+        url = f"sqlite:///{tmp_path / 'all.db'}"
+        out = tmp_path / folder / "search"
+        return open_study(out, url, sampler="tpe", pruner="none", maximize=maximize, seed=0)
+
+    first = study("a")
+    first.tell(first.ask(distributions(parse_space(SPACE))), 1.0)
+    assert len(study("b").get_trials()) == 0
+    assert len(study("a").get_trials()) == 1
+    with pytest.raises(UserError, match="its study is to minimize a metric"):
+        study("a", maximize=True)
+
+
+def test_a_study_shared_by_folders_that_know_nothing_of_each_other_is_held_to_it(tmp_path: Path):
+    study = open_study(tmp_path, None, sampler="tpe", pruner="none", maximize=False, seed=0)
+    hold_to(study, {"metric": "loss", "space": {"a": ["1", "2"]}})
+    hold_to(study, {"metric": "loss", "space": {"a": ["1", "2"]}})
+    with pytest.raises(UserError, match="metric: 'loss' -> 'accuracy'"):
+        hold_to(study, {"metric": "accuracy", "space": {"a": ["1", "2"]}})
+
+
+@pytest.mark.parametrize("torn", ['{"op_code": 4, "wor', '{"op_code":6}', "\0\0\0"])
+def test_a_torn_last_line_is_taken_away(tmp_path: Path, capsys, torn: str):
+    def study():
+        return open_study(tmp_path, None, sampler="tpe", pruner="none", maximize=False, seed=0)
+
+    first = study()
+    first.tell(first.ask(distributions(parse_space(SPACE))), 1.0)
+    with (tmp_path / "journal.log").open("a") as file:
+        file.write(torn)
+    second = study()
+    assert f"a torn last line of {len(torn)} bytes was taken away" in capsys.readouterr().out
+    second.tell(second.ask(distributions(parse_space(SPACE))), 2.0)
+    assert [trial.value for trial in study().get_trials()] == [1.0, 2.0]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_best_again_is_the_very_model(door, asks, tmp_path: Path, monkeypatch):
+    common = [("steps", "60"), ("moe.router.kind", "switch"), ("data.auto_prepare", False)]
+    common += [("data.kind", "folder"), ("data.path", "a b, c"), ("seed", "3")]
+    parameters = {"optimizer.learning_rate": 0.0123456789, "moe.capacity_factor": "none"}
+    trained = build_point(CONFIG, parameters, arm="t", name="t", common=dict(common))
+    command = shlex.split(command_of(CONFIG, common, parameters))
+    assert command[:5] == ["python", "-m", "moe_jax.train", f"--config={CONFIG}", "--workdir=DIR"]
+    given = [one.removeprefix("--config.").split("=", 1) for one in command[5:]]
+    again = load_config(CONFIG, dict(given), Experiment)
+    assert dataclasses.replace(again, name="t") == trained.experiment
+    # The door prints that of the best trial.
+    monkeypatch.setattr(Search, "run", told_once)
+    code, out, err = asks(tmp_path, *ASKED)
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("the best again: "))
+    for argument in (*ASKED[2:], "--config.optimizer.learning_rate=", "--config.moe.router.k="):
+        assert argument in line
+
+
+def told_once(search: Search, *arguments: object) -> None:
+    """In place of runs: one trial that ended, and one that was better but skipped its updates."""
+    for value, skipped in ((2.0, 0.0), (1.0, 0.8)):
+        trial = search.study.ask(dict(search.distributions))
+        trial.set_user_attr("skipped", skipped)
+        search.study.tell(trial, value)
+
+
+def test_a_trial_that_skipped_its_updates_is_not_the_best(asks, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Search, "run", told_once)
+    code, out, err = asks(tmp_path, *ASKED)
+    assert code == 0, err
+    assert "1 skipped many" in out and "2.0000" in out and "1.0000" not in out
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--metric=bits_per_bite"], "did you mean bits_per_byte?"),
+        (["--storage=nonsense://x"], "--storage: cannot be opened"),
+        (["--storage=sqlite:////nowhere/at/all.db"], "--storage: cannot be opened"),
+        (["--seed=-1"], "--seed"),
+        (["--seed=4294967296"], "--seed"),
+    ],
+)
+def test_what_no_search_can_be_is_told_at_once(asks, tmp_path: Path, more: list[str], told: str):
+    code, _, err = asks(tmp_path / "s", *ASKED, *more)
+    assert code == 2 and told in err
+    assert "Traceback" not in err
+
+
+def test_trials_of_another_study_are_not_gone_on_with(tmp_path: Path):
+    found = search(tmp_path)
+    found.run(1, 1, Quiet(), [])
+    (tmp_path / "journal.log").unlink()
+    again = search(tmp_path, seed=1)
+    with pytest.raises(UserError, match="holds trials of another study"):
+        again.run(1, 1, Quiet(), [])
 
 
 @pytest.mark.lab

@@ -72,3 +72,17 @@ def test_paths_in_brackets_go_together():
 def test_what_is_no_sweep_is_told(text: str):
     with pytest.raises(UserError, match=r"--sweep|left open"):
         h.parse(text)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: h.parse("seed=0..300000000"),
+        lambda: h.seeds(300_000_000),
+        lambda: h.product(h.seeds(200), h.sweep("a", range(200))),
+        lambda: h.sweep("a", itertools.count()),
+    ],
+)
+def test_more_points_than_a_sweep_may_have_are_refused(build):
+    with pytest.raises(UserError, match=r"more than 10,000 points"):
+        build()

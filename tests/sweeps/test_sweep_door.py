@@ -74,6 +74,14 @@ def test_commands_for_a_cluster_train_the_points(door, tmp_path: Path):
         ("configs/dense_quickstart.py", [], "has no function get_sweep(h)"),
         ("moe.router.k=1", ["--match_width=moe.expert_dim"], "needs --match"),
         ("moe.router.k=1,2", ["--baseline=k=3"], "the arms are k=1, k=2"),
+        ("moe.router.k=1,2", ["--metric=bits_per_bite"], "did you mean bits_per_byte?"),
+        ("moe.every=0", ["--metric=moe/max_violation"], "no evaluation has it"),
+        ("seed=0..300000000", [], "more than 10,000 points"),
+        (
+            "model.mlp_dim=8,16",
+            ["--match=active", "--match_width=model.mlp_dim"],
+            "which the sweep sets",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path, sweep, more, told: str):
@@ -147,6 +155,128 @@ def test_points_of_another_config_under_the_same_name_are_refused(door, tmp_path
     code, _, err = prepare("moe.router.k=1,2", "--config.steps=7")
     assert code == 2
     assert "k=1.steps: 6 -> 7" in err
+
+
+def ended(door, out: Path, sweep: str, *more: str) -> tuple[int, str, str]:
+    """The sweep's door on a folder whose points have all ended: nothing is trained."""
+    code, _, err = door("sweep", *arguments(out, "--commands=/dev/null", *more, sweep=sweep))
+    assert code == 0, err
+    points = SweepFolder(out).read()
+    finished(SweepFolder(out), points, {p.name: 2.0 + 0.1 * n for n, p in enumerate(points)})
+    return door("sweep", *arguments(out, *more, sweep=sweep))
+
+
+def table_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "results.csv").open()))
+
+
+@pytest.mark.parametrize("sweep", ["moe.router.k=1,2; seed=0..1", "moe.router.k=1,2; seed=2..3"])
+@pytest.mark.parametrize(
+    "other",
+    ["--config.evaluation.capacity_factor=0.5", "--config.evaluation.batches=2", "--match=flops"],
+)
+def test_figures_of_another_question_are_never_mixed(door, tmp_path: Path, sweep: str, other: str):
+    assert ended(door, tmp_path, "moe.router.k=1,2; seed=0..1")[0] == 0
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    code, _, err = door("sweep", *arguments(tmp_path, other, sweep=sweep))
+    assert code == 2
+    assert "holds runs of another question" in err and other.split(".")[-1].split("=")[0][2:] in err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    # What changes no figure may be another, and finished points keep the config they had.
+    code, _, err = door("sweep", *arguments(tmp_path, "--config.logging.every=7", sweep=sweep[:16]))
+    assert code in (0, 1), err
+    config = json.loads((tmp_path / "points" / "k=1,seed=0" / "config.json").read_text())
+    assert config["logging"]["every"] != 7
+
+
+def test_a_smaller_sweep_keeps_the_other_points(door, tmp_path: Path):
+    assert ended(door, tmp_path, "moe.router.k=1,2,4; seed=0..1")[0] == 0
+    whole = table_of(tmp_path)
+    code, out, err = door("sweep", *arguments(tmp_path, sweep="moe.router.k=2; seed=0..1"))
+    assert code == 0, err
+    assert table_of(tmp_path) == whole and len(whole) == 6
+    assert "hold 4 points of earlier sweeps" in out
+    assert "k=4" in (tmp_path / "report.html").read_text()
+
+
+def test_a_finished_point_without_figures_does_not_take_the_table(door, tmp_path: Path):
+    sweep = "moe.router.k=1,2; seed=0..1"
+    assert ended(door, tmp_path, sweep)[0] == 0
+    (tmp_path / "points" / "k=2,seed=1" / "metrics.jsonl").unlink()
+    code, out, err = door("sweep", *arguments(tmp_path, sweep=sweep))
+    assert code == 0, err
+    assert "k=2,seed=1: it ended, but its figures cannot be read" in out
+    assert [row["done"] for row in table_of(tmp_path)] == ["True", "True", "True", "False"]
+    assert "1 of 2" in out
+    assert "its figures cannot be read" in (tmp_path / "report.html").read_text()
+
+
+def test_differences_name_the_baseline(door, tmp_path: Path):
+    sweep = "moe.router.k=1,2; seed=0..1"
+    code, out, err = ended(door, tmp_path, sweep, "--baseline=k=2")
+    assert code == 0, err
+    assert "difference to k=2" in out
+    report = (tmp_path / "report.html").read_text()
+    assert "difference to k=2" in report and "to the first" not in report
+
+
+def test_a_run_that_skipped_its_updates_is_not_the_best(door, tmp_path: Path):
+    sweep = "moe.router.k=1,2; seed=0..1"
+    assert ended(door, tmp_path, sweep)[0] == 0
+    for seed in (0, 1):  # the better ones by their last evaluation
+        file = tmp_path / "points" / f"k=1,seed={seed}" / "metrics.jsonl"
+        bad = [{"step": step, "split": "train", "loss": None} for step in range(1, 5)]
+        good = {"step": 5, "split": "train", "loss": 1.0}
+        last = {"step": 6, "split": "eval", "bits_per_byte": 1.0}
+        file.write_text("".join(json.dumps(line) + "\n" for line in (*bad, good, last)))
+    code, out, err = door("sweep", *arguments(tmp_path, sweep=sweep))
+    assert code == 0, err
+    assert "80% of its updates were skipped" in out
+    report = (tmp_path / "report.html").read_text()
+    assert "80% of its updates were skipped" in report and "The best arm is k=2." in report
+    assert [row["skipped"] for row in table_of(tmp_path)] == ["0.8", "0.8", "0.0", "0.0"]
+
+
+@pytest.mark.parametrize("name", ["x[/red]", "y[bold]", ":smile:", "z[red]z"])
+def test_brackets_in_names_are_no_markup(door, tmp_path: Path, name: str):
+    out = tmp_path / name
+    code, told, err = ended(door, out, "moe.router.k=1,2")
+    assert code == 0, err
+    assert f"wrote {out}/report.html" in told
+
+
+def test_foreign_names_are_escaped_in_the_report(door, tmp_path: Path):
+    metric = "moe/router/<script>alert(1)</script>"
+    out = tmp_path / "<b>"
+    given = [f"--config={CONFIG}", f"--out={out}", f"--metric={metric}", "--config.steps=6"]
+    given += ["--config.data.kind=folder", "--config.data.path=somewhere"]
+    given += ["--sweep=data.validation='<i>','<u>'; seed=0..1"]
+    assert door("sweep", *given, "--commands=/dev/null")[0] == 0
+    points = SweepFolder(out).read()
+    finished(SweepFolder(out), points, dict.fromkeys((p.name for p in points), 2.0))
+    code, _, err = door("sweep", *given)
+    assert code == 0, err
+    report = (out / "report.html").read_text()
+    assert "<script>alert" not in report and "&lt;script&gt;alert" in report
+    for tag in ("<b>/", "<i>,", "<u>,", "=<i>", "=<u>", ">&lt;b&gt;<script"):
+        assert tag not in report
+
+
+@pytest.mark.parametrize("torn", ["sweep.json", "question.json", "points/k=1/config.json"])
+def test_torn_files_are_named(door, tmp_path: Path, torn: str):
+    assert ended(door, tmp_path, "moe.router.k=1,2")[0] == 0
+    file = tmp_path / torn
+    file.write_text(file.read_text()[:-20])
+    code, _, err = door("sweep", *arguments(tmp_path, sweep="moe.router.k=1,2"))
+    assert code == 2 and f"{file}: is torn" in err
+
+
+@pytest.mark.parametrize("name", ["results.csv", "arms.csv", "report.html"])
+def test_a_folder_in_a_tables_place_is_told_before_anything_runs(door, tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    code, _, err = door("sweep", *arguments(tmp_path, sweep="moe.router.k=1,2"))
+    assert code == 2 and f"{tmp_path / name}: is a folder" in err
+    assert not (tmp_path / "points").exists()
 
 
 def start(*given: str, **options) -> subprocess.Popen[str]:
