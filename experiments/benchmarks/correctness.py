@@ -139,7 +139,7 @@ def exact_layer(case: Case, a: Named, capacity_factor: float | None) -> Named:
     best = np.take_along_axis(logits, expert_TK, axis=1)
     weight_TK = np.exp(best - best[:, :1])
     weight_TK /= weight_TK.sum(1, keepdims=True)
-    kept_TK = _kept(expert_TK, E, expert_capacity(GROUP, E, k, capacity_factor))
+    kept_TK = _kept(expert_TK, E, expert_capacity(GROUP, E, float(k), capacity_factor))
 
     token_R = np.repeat(np.arange(T), k)[kept_TK.reshape(-1)]
     expert_R, weight_R = expert_TK[kept_TK], weight_TK[kept_TK]

@@ -21,5 +21,7 @@ if [[ -d $CARRY ]]; then
   "$PY" experiments/benchmarks/gpu/unpack.py "$CARRY" "$site" || echo "unpacking failed" >&2
 fi
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-# The script ends by itself; this is for the case that it hangs.
-timeout --kill-after=5 480 "$PY" -m experiments.benchmarks.gpu "$OUT" "$@"
+# The script ends by itself; this is for the case that it hangs. A dry run may take its time.
+limit=480
+[[ " $* " == *" --dry-run "* ]] && limit=3600
+timeout --kill-after=5 "$limit" "$PY" -m experiments.benchmarks.gpu "$OUT" "$@"

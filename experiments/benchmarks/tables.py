@@ -107,6 +107,9 @@ def _figures(name: str, result: Result) -> Iterator[tuple[str, str]]:
         mfu = f", MFU {result['mfu']:.3f}" if result["mfu"] else ""
         speed = f"{result['ms']:.1f} ms, {result['tokens_per_second']:,.0f} tokens / s"
         yield billions, f"{speed}, {result['tflop_per_second']:.3g} TFLOP/s{mfu}"
+    if "complete" in result:
+        told = "all" if result["complete"] else "not all"
+        yield "the run", f"{told} of {result['steps']} steps in {result['seconds']:.0f} s"
     for split in ("training", "evaluation"):
         for metric, value in result.get(split, {}).items():
             yield f"{split}, {metric}", f"{value:.4g}"

@@ -1,6 +1,6 @@
 """All that needs a GPU, in one call: stages with limits of their own, one JSON, one table.
 
-    python -m experiments.benchmarks.gpu OUT [--dry-run] [--only=STAGE,...] [--seconds=470]
+    python -m experiments.benchmarks.gpu OUT [--dry-run] [--only=STAGE,...] [--seconds=S]
 
 Use gpu.sh, which unpacks what is carried. After each stage OUT/gpu.json is written whole; a stage
 that fails or runs into its limit leaves what it had found by then, with the end of what it said.
@@ -37,8 +37,11 @@ LIMITS = {
     "step": 90,
     "quickstart": 55,
 }
+SLOWER = 4  # times as long has a dry run, which compiles on few and shared cores
+SECONDS = 470
 TAIL, LOG = 2000, 200_000  # bytes of what a stage said: in the JSON, in the log
-GRACE = 3.0
+GRACE = 3.0  # seconds for a stage to end after it is told to
+LEAST = 10.0  # seconds that are worth beginning a stage
 
 
 @dataclass
@@ -70,10 +73,11 @@ class Script:
 
     def run(self, name: str) -> None:
         """One stage; its record is saved before and after it."""
-        limit = min(float(LIMITS[name]), self.end - time.monotonic() - GRACE)
+        own = LIMITS[name] * (SLOWER if self.dry else 1)
+        limit = min(float(own), self.end - time.monotonic() - GRACE)
         record: dict[str, Any] = {"status": "skipped", "limit": round(limit, 1)}
         self.found["stages"][name] = record
-        if limit < 10:
+        if limit < LEAST:
             record["error"] = "no time was left"
             self.save()
             return
@@ -88,12 +92,11 @@ class Script:
 
     def _run(self, name: str, record: dict[str, Any], limit: float, folder: Path) -> None:
         result, log = folder / "result.json", folder / "log"
-        command = [sys.executable, "-m", f"{PACKAGE}.stage", name, str(result)]
         begun = time.monotonic()
         try:
             with log.open("wb") as stream:
                 process = subprocess.Popen(
-                    command + ["--tiny"] * self.dry,
+                    self.command(name, result, limit),
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env=self._environment(name, folder),
@@ -111,6 +114,10 @@ class Script:
                 record["result"] = json.loads(result.read_text("utf-8"))
             if record["status"] != "ok":
                 record["error"] = said[-TAIL:].decode("utf-8", "replace")
+
+    def command(self, name: str, result: Path, limit: float) -> list[str]:
+        command = [sys.executable, "-m", f"{PACKAGE}.stage", name, str(result), f"{limit:.0f}"]
+        return command + ["--tiny"] * self.dry
 
     def _environment(self, name: str, folder: Path) -> dict[str, str]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
@@ -166,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of gpu.json, gpu.md and gpu.log")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--only", default=",".join(LIMITS), help="stages, with commas")
-    parser.add_argument("--seconds", type=float, default=470, help="of the whole script")
+    text = f"of the whole script; {SECONDS}, and {SLOWER} times that in a dry run"
+    parser.add_argument("--seconds", type=float, help=text)
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     if strange := [name for name in names if name not in STAGES]:
@@ -176,7 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
-    script = Script(options.out, options.seconds, options.dry_run)
+    seconds = options.seconds or SECONDS * (SLOWER if options.dry_run else 1)
+    script = Script(options.out, seconds, options.dry_run)
     code = 0
     try:
         for name in names:

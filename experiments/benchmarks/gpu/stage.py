@@ -1,6 +1,6 @@
 """One stage of the GPU script, in a process of its own.
 
-    python -m experiments.benchmarks.gpu.stage NAME RESULT.json [--tiny]
+    python -m experiments.benchmarks.gpu.stage NAME RESULT.json SECONDS [--tiny]
 
 The result file is written whole each time something is known, so that a stage that is killed has
 lost only what it was at. --tiny: sizes at which a CPU shows that the stage runs.
@@ -42,10 +42,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Report:
-    """What a stage has found so far."""
+    """What a stage has found so far. seconds: after which it is killed."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, seconds: float):
+        self._path, self.seconds = path, seconds
         self.found: dict[str, Any] = {}
         self.failed: list[str] = []
 
@@ -89,9 +89,9 @@ def profiled(work: Callable[[], Any], steps: int, program: str) -> dict[str, Any
     return summary(kernels, steps, kinds_of_program(program))
 
 
-def main(name: str, path: str, *options: str) -> int:
+def main(name: str, path: str, seconds: str, *options: str) -> int:
     module, argument = STAGES[name]
-    report = Report(Path(path))
+    report = Report(Path(path), float(seconds))
     tiny = "--tiny" in options
     if tiny:
         # The compiler's quick way: a dry run's time is that of compiling.
