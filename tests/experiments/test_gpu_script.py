@@ -125,7 +125,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   %fusion.1 = f32[8]{0} fusion(f32[8]{0} %x), kind=kInput, calls=%fused_computation.1
   %fusion.2 = f32[8]{0} fusion(f32[8]{0} %fusion.1), kind=kLoop, calls=%fused_computation.2
-  %fusion.3 = f32[8]{0} fusion(%x), calls=%fused_computation.2, metadata={op_name="jit(f)/attention/add"}
+  %fusion.3 = f32[8]{0} fusion(%x), calls=%fused_computation.2, metadata={op_name="attention/add"}
   %custom-call.4 = (bf16[8]{0}, s8[4]{0}) custom-call(%x), metadata={op_name="jit(f)/dot_general"}
   %custom-call.5 = f32[8]{0} custom-call(%x), metadata={op_name="jit(f)/grouped_matrices"}
   ROOT %all-reduce.6 = f32[8]{0} all-reduce(f32[8]{0} %fusion.2), to_apply=%add
@@ -262,7 +262,7 @@ def test_only_wheels_of_what_is_missing_are_unpacked(tmp_path):
 def test_the_exact_figures_are_those_carried_and_layers_agree_with_them():
     expected = correctness.expected_norms(correctness.TINY)
     seen = set()
-    for dtype, check in correctness.every_check(correctness.TINY):
+    for _, check in correctness.every_check(correctness.TINY):
         seen.add(correctness.reference_name(check.name))
         norms = expected[correctness.reference_name(check.name)]
         assert correctness.drift(check.exact, norms) < correctness.DRIFT, check.name
