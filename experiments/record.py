@@ -18,7 +18,7 @@ from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.folder import SweepFolder, by_name
 from moe_jax.sweeps.matching import training_tokens
 from moe_jax.sweeps.points import SweepPoint
-from moe_jax.sweeps.table import seconds_of
+from moe_jax.sweeps.table import MANY, seconds_of
 
 Record = Mapping[str, Any]
 DIGITS = 6
@@ -28,7 +28,8 @@ def make_record(
     card: LoadedCard, scale: str, points: Sequence[SweepPoint], folder: SweepFolder
 ) -> dict[str, Any]:
     """The runs that are done, with the claims as they stood before the first of them, and where
-    and when it was. A metric that a run has no finite value of is None: the run diverged."""
+    and when it was. A metric that a run has no finite value of is None: the run diverged. skipped:
+    the share of its updates that a run skipped, where it did."""
     rows = [row for row in folder.rows(points) if row.done]
     kept = metrics_of(card)
     environments = [_environment(folder.point_folder(row.point)) for row in rows]
@@ -52,6 +53,7 @@ def make_record(
                 "arm": row.point.arm,
                 "seed": row.point.seed,
                 **{name: _rounded(row.value(name)) for name in kept},
+                **({"skipped": _rounded(row.skipped)} if row.skipped else {}),
             }
             for row in rows
         ],
@@ -152,10 +154,12 @@ def among(judged: Sequence[Judgement], where: str) -> str:
 
 
 def told(card: LoadedCard, record: Record) -> str:
+    skipping = sum(run.get("skipped", 0.0) > MANY for run in record["runs"])
     return (
         f"Scale {record['scale']}, {record['date']}, {told_commits(record)}: "
         f"{told_seeds(card, record)}, {record['tokens'] / 1e6:.1f}M tokens a run, "
         f"{len(record['runs'])} runs in {record['minutes']:.0f} minutes (of one run at a time)."
+        + (f" {skipping} runs skipped more than {MANY:.0%} of their updates." if skipping else "")
     )
 
 

@@ -87,8 +87,7 @@ def main(arguments: Arguments) -> int:
     asked = question_of(base, kind="sweep", match=FLAGS.match, match_width=FLAGS.match_width)
     everyone = folder.prepare(points, asked)
     if FLAGS.commands:
-        with open(FLAGS.commands, "w") as file:
-            file.writelines(shlex.join(folder.command(point)) + "\n" for point in points)
+        _write_commands([folder.command(point) for point in points])
         console.print(f"wrote {len(points)} commands to {FLAGS.commands}", soft_wrap=True)
         return 0
     all_done = run_shown([folder.job(point) for point in points], FLAGS.workers, console)
@@ -97,6 +96,15 @@ def main(arguments: Arguments) -> int:
         console.print(f"the tables hold {more} points of earlier sweeps in this folder too")
     _tell(folder, everyone, console)
     return 0 if all_done else 1
+
+
+def _write_commands(commands: Sequence[Sequence[str]]) -> None:
+    try:
+        with open(FLAGS.commands, "w") as file:
+            file.writelines(shlex.join(command) + "\n" for command in commands)
+    except OSError as error:
+        told = f"--commands={FLAGS.commands}: cannot be written ({error.strerror})"
+        raise UserError(told) from error
 
 
 def _require_arm(name: str | None, points: Sequence[SweepPoint]) -> None:

@@ -74,6 +74,20 @@ def test_a_diverged_run_stays_in_the_record(tmp_path: Path):
     record.save_record(CARD, made, tmp_path)  # a figure of what there is
 
 
+def test_a_run_that_skipped_its_updates_is_told(tmp_path: Path):
+    folder = finished(tmp_path)
+    file = folder.point_folder(POINTS[0]) / "metrics.jsonl"
+    train = [{"step": step, "split": "train", "loss": None} for step in (1, 2)]
+    lines = [*train, {"step": 3, "split": "train", "loss": 1.0}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + file.read_text())
+    made = record.make_record(CARD, "tiny", POINTS, folder)
+    assert [run.get("skipped") for run in made["runs"]][:2] == [
+        pytest.approx(2 / 3, abs=1e-4),
+        None,
+    ]
+    assert "1 runs skipped more than 5% of their updates" in record.told(CARD, made)
+
+
 def test_seeds_are_counted_from_the_runs_that_are_there():
     kept = record.records(CARD)[0]
     assert "6 seeds" in record.told(CARD, kept)

@@ -170,10 +170,13 @@ def table_of(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "results.csv").open()))
 
 
-@pytest.mark.parametrize("sweep", ["moe.router.k=1,2; seed=0..1", "moe.router.k=1,2; seed=2..3"])
 @pytest.mark.parametrize(
-    "other",
-    ["--config.evaluation.capacity_factor=0.5", "--config.evaluation.batches=2", "--match=flops"],
+    ("sweep", "other"),
+    [
+        ("moe.router.k=1,2; seed=0..1", "--config.evaluation.capacity_factor=0.5"),
+        ("moe.router.k=1,2; seed=2..3", "--config.evaluation.batches=2"),
+        ("moe.router.k=1,2; seed=2", "--match=flops"),
+    ],
 )
 def test_figures_of_another_question_are_never_mixed(door, tmp_path: Path, sweep: str, other: str):
     assert ended(door, tmp_path, "moe.router.k=1,2; seed=0..1")[0] == 0
@@ -183,8 +186,9 @@ def test_figures_of_another_question_are_never_mixed(door, tmp_path: Path, sweep
     assert "holds runs of another question" in err and other.split(".")[-1].split("=")[0][2:] in err
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     # What changes no figure may be another, and finished points keep the config they had.
-    code, _, err = door("sweep", *arguments(tmp_path, "--config.logging.every=7", sweep=sweep[:16]))
-    assert code in (0, 1), err
+    again = "moe.router.k=1,2; seed=0..1"
+    code, _, err = door("sweep", *arguments(tmp_path, "--config.logging.every=7", sweep=again))
+    assert code == 0, err
     config = json.loads((tmp_path / "points" / "k=1,seed=0" / "config.json").read_text())
     assert config["logging"]["every"] != 7
 
@@ -237,7 +241,7 @@ def test_a_run_that_skipped_its_updates_is_not_the_best(door, tmp_path: Path):
     assert [row["skipped"] for row in table_of(tmp_path)] == ["0.8", "0.8", "0.0", "0.0"]
 
 
-@pytest.mark.parametrize("name", ["x[/red]", "y[bold]", ":smile:", "z[red]z"])
+@pytest.mark.parametrize("name", ["x[/red]", "y[bold]:smile:"])
 def test_brackets_in_names_are_no_markup(door, tmp_path: Path, name: str):
     out = tmp_path / name
     code, told, err = ended(door, out, "moe.router.k=1,2")
@@ -269,6 +273,12 @@ def test_torn_files_are_named(door, tmp_path: Path, torn: str):
     file.write_text(file.read_text()[:-20])
     code, _, err = door("sweep", *arguments(tmp_path, sweep="moe.router.k=1,2"))
     assert code == 2 and f"{file}: is torn" in err
+
+
+def test_commands_that_cannot_be_written_are_told(door, tmp_path: Path):
+    given = arguments(tmp_path / "s", f"--commands={tmp_path}", sweep="moe.router.k=1,2")
+    code, _, err = door("sweep", *given)
+    assert code == 2 and f"--commands={tmp_path}: cannot be written" in err
 
 
 @pytest.mark.parametrize("name", ["results.csv", "arms.csv", "report.html"])
