@@ -190,13 +190,13 @@ def checks(dtype: str, sizes: Sizes) -> Iterator[Check]:
         for name, load in loads.items():
             arguments = (device["x"], device["up"], device["dh"], jnp.asarray(load))
             yield Check(f"product/{backend}/{name}", _later(product, *arguments), right[name])
+    yield from layers(dtype, sizes)
     right = {name: exact_experts(exact, load) for name, load in loads.items()}
     for backend in EXPERTS:
         experts = jax.jit(_experts(backend))
         for name, load in loads.items():
             run = _later(experts, device, jnp.asarray(load))
             yield Check(f"experts/{backend}/{name}", run, right[name])
-    yield from layers(dtype, sizes)
 
 
 def layers(dtype: str, sizes: Sizes) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,56 +38,75 @@ TINY = {"mixtral": (64, 128, 8, 2), "olmoe": (64, 32, 16, 4), "deepseek": (64, 4
 TARGETS = {8: 0.85, 64: 0.75}  # of the dense layer's speed, by experts
 PASSES = ("forward", "both")
 # What is asked first is timed and profiled first.
-FIRST, THEN = ("dense", "rows"), ("even", "slots_scatter", "waves")
+FIRST, THEN = ("dense", "rows"), ("even", "slots_scatter")
 ROUND, ROUNDS = 0.03, 15  # seconds of one arm in a round at the least; rounds at the most
-SECONDS = 9.0  # of timing, before the rest of the arms and again with them
+SECONDS = 8.0  # of timing all arms in turns
 
 
 def run(report: Report, argument: str, tiny: bool) -> None:
+    """Ours and dense, their profiles, then PyTorch's and the other arms beside them again: what
+    is sure comes first, and nothing else is on the card while a profile is taken."""
     D, F, E, k = (TINY if tiny else SIZES)[argument]
     case = Case(1024 if tiny else TOKENS, D, F, E, k, "bfloat16", "random")
     report.add(case=dataclasses.asdict(case), gflop=1e-9 * case.flops, target=TARGETS.get(E))
-    peer = TorchPeer(None, dataclasses.asdict(case)) if available() else None
-    try:
-        measure(report, case, peer, 0.0 if tiny else SECONDS)
-    finally:
-        if peer:
-            peer.end()
-
-
-def measure(report: Report, case: Case, peer: TorchPeer | None, seconds: float) -> None:
-    """Ours and PyTorch's; then the profiles; then the other arms, beside the first ones."""
     arrays = drawn(case)
     programs: dict[tuple[str, str], Compiled] = {}
-    for name in FIRST:
-        with report.part(name):
-            programs |= compile_arm(name, case, arrays)
-    starts: dict[tuple[str, str], Callable[[int], float]] = {
-        key: timer(program) for key, program in programs.items()
-    }
-    if peer:
-        with report.part("torch"):
-            starts |= {
-                (arm, passes): lambda count, arm=arm, passes=passes: peer.run(arm, passes, count)
-                for arm in peer.arms
-                if arm != "hf eager"
-                for passes in PASSES
-            }
-    else:
-        report.add(torch="is not installed")
-    report.add(arms=figures(rounds(starts, seconds), programs))
-    told_targets(report, case)
+    compile_arms(report, FIRST, case, arrays, programs)
+    measure(report, case, programs, {}, 0.0 if tiny else SECONDS / 3)
     profiles: dict[str, Any] = {}
     for name in FIRST:
         with report.part(f"profile of {name}"):
             program = programs[name, "both"]
             profiles[name] = profiled(lambda p=program: timer(p)(3), 3, program.text)
             report.add(profiles=profiles)
-    for name in THEN:
+    if not available():
+        report.add(torch="is not installed")
+    peer = TorchPeer(None, dataclasses.asdict(case)) if available() else None
+    try:
+        compile_arms(report, THEN, case, arrays, programs)  # while PyTorch gets ready
+        with report.part("torch"):
+            calls = torch_calls(peer) if peer else {}
+            measure(report, case, programs, calls, 0.0 if tiny else SECONDS)
+    finally:
+        if peer:
+            peer.end()
+
+
+Call = Callable[[int], float]
+
+
+def compile_arms(
+    report: Report,
+    names: Sequence[str],
+    case: Case,
+    arrays: Arrays,
+    programs: dict[tuple[str, str], Compiled],
+) -> None:
+    for name in names:
         with report.part(name):
             programs |= compile_arm(name, case, arrays)
-    starts |= {key: timer(program) for key, program in programs.items() if key not in starts}
-    report.add(arms=figures(rounds(starts, seconds), programs))
+
+
+def torch_calls(peer: TorchPeer) -> dict[tuple[str, str], Call]:
+    """Waits for PyTorch. Its eager experts are far slower and left out."""
+    return {
+        (arm, passes): lambda count, arm=arm, passes=passes: peer.run(arm, passes, count)
+        for arm in peer.arms
+        if arm != "hf eager"
+        for passes in PASSES
+    }
+
+
+def measure(
+    report: Report,
+    case: Case,
+    programs: Mapping[tuple[str, str], Compiled],
+    others: Mapping[tuple[str, str], Call],
+    seconds: float,
+) -> None:
+    """Times all of them in turns."""
+    calls = {key: timer(program) for key, program in programs.items()}
+    report.add(arms=figures(rounds({**calls, **others}, seconds), programs))
     told_targets(report, case)
 
 
@@ -100,7 +119,6 @@ def told_targets(report: Report, case: Case) -> None:
     found = {"of_dense": arms["dense/both"]["ms"] / ours} if "dense/both" in arms else {}
     if "hf grouped_mm/both" in arms:
         found["of_torch"] = arms["hf grouped_mm/both"]["ms"] / ours
-    # A bound by the chip's memory does not count here: at these sizes arithmetic takes longer.
     found["tflop_per_second"] = 1e-9 * case.flops / ours
     report.add(rows=found)
 
@@ -140,7 +158,7 @@ def compile_arm(name: str, case: Case, arrays: Arrays) -> dict[tuple[str, str], 
     }
 
 
-def timer(program: Compiled) -> Callable[[int], float]:
+def timer(program: Compiled) -> Call:
     """Seconds of one run among `count` that the device makes without waiting for the host."""
 
     def run(count: int) -> float:
@@ -154,7 +172,7 @@ def timer(program: Compiled) -> Callable[[int], float]:
 
 
 def rounds(
-    starts: Mapping[tuple[str, str], Callable[[int], float]], seconds: float
+    starts: Mapping[tuple[str, str], Call], seconds: float
 ) -> dict[tuple[str, str], list[float]]:
     """Seconds of one run, of every arm in every round, for about so long. One round at least, after
     one run of each that tells how many fill a round (with no seconds: one)."""
