@@ -7,6 +7,7 @@
 # OUT/gpu.json holds all of it and is written after each stage; OUT/gpu.md is its table (python -m
 # experiments.benchmarks.tables OUT/gpu.json prints it again). Without a GPU everything runs at tiny
 # sizes. CARRY is the folder of gpu_carry.sh; of its wheels only what PYTHON lacks is unpacked.
+# COMMIT is kept in the JSON, where a copy of the tree has no history that tells it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:?usage: gpu.sh OUT [PYTHON] [OPTION...]}
