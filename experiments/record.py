@@ -14,6 +14,7 @@ from experiments.card import NULL, Claim, LoadedCard
 from experiments.figures import dots
 from experiments.judge import Judgement, judge, level_among
 from moe_jax.config.diff import difference
+from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.folder import SweepFolder, by_name
 from moe_jax.sweeps.matching import training_tokens
@@ -101,7 +102,19 @@ def save_record(card: LoadedCard, record: Record, folder: str | Path) -> list[Pa
 def records(card: LoadedCard) -> list[dict[str, Any]]:
     """What is kept in the card's folder, a record a scale."""
     files = [record_file(card.folder, scale) for scale in card.card.scales]
-    return [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+    return [read_record(file) for file in files if file.is_file()]
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """UserError where it is torn or lacks what every record has."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is no JSON ({error})") from error
+    needed = ("card", "scale", "claims", "seeds", "runs", "tokens", "minutes", "date")
+    if absent := [name for name in needed if name not in found]:
+        raise UserError(f"{file}: is no record of a card; it lacks {', '.join(absent)}")
+    return found
 
 
 def judgements(card: LoadedCard, record: Record) -> list[Judgement]:

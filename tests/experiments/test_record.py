@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import index, record
+from experiments import index, record, run
 from experiments.card import LoadedCard, load_card
 from experiments.judge import Verdict
 from moe_jax.config.cli import run_door
@@ -135,6 +135,24 @@ def test_a_folder_refuses_claims_that_came_after_its_runs(tmp_path: Path):
     assert made["claims"] == CARD.registration("tiny")["claims"]
 
 
+def test_the_door_tells_verdicts_of_runs_that_ended(tmp_path: Path, capsys):
+    out = tmp_path / "x[/red]"
+    name = next(point.name for point in POINTS if point.arm == "loss-free")
+    finished(out, diverged=name)
+
+    def door(card: LoadedCard) -> int:
+        argv = [f"--out={out}", "--scale=tiny"]
+        return run_door(lambda _: run.main(_, card), usage="", flags=run.FLAGS, argv=argv)
+
+    assert door(CARD) == 0
+    told = capsys.readouterr().out
+    assert "**balance: holds** (n = 6)" in told
+    assert "**balance at no cost: undecided** (n = 5)" in told
+    assert f"wrote {out}/results_tiny.json" in told
+    assert door(with_band(0.1)) == 2
+    assert "claims.balance.tests.0.band" in capsys.readouterr().err
+
+
 BROKEN = {
     "no end": f"a\n{index.BEGIN}b\nc\n",
     "no begin": f"a\nb\n{index.END}c\n",
@@ -162,3 +180,11 @@ def test_what_stands_outside_of_the_marks_stays(tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_text(f"a\n{index.BEGIN}b\n{index.END}c\n")
     assert index.between(file, "new\n") == f"a\n{index.BEGIN}new\n{index.END}c\n"
+
+
+@pytest.mark.parametrize(("text", "told"), [("{", "is no JSON"), ('{"card": "x"}', "lacks scale")])
+def test_what_is_no_record_is_told(tmp_path: Path, text: str, told: str):
+    file = tmp_path / "results_tiny.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=told):
+        record.read_record(file)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.storages import RDBStorage
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
@@ -284,18 +285,25 @@ def test_a_sweeps_folder_is_no_searchs(asks, door, tmp_path: Path):
     assert code == 2 and "kind: 'sweep' -> 'search'" in err
 
 
-def test_one_database_and_two_folders_are_two_studies(tmp_path: Path):
-    def study(folder: str, maximize: bool = False):
-        url = f"sqlite:///{tmp_path / 'all.db'}"
+def test_one_database_and_two_folders_are_two_studies(tmp_path: Path, request):
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'all.db'}")
+    request.addfinalizer(storage.engine.dispose)
+
+    def study(folder: str):
         out = tmp_path / folder / "search"
-        return open_study(out, url, sampler="tpe", pruner="none", maximize=maximize, seed=0)
+        return open_study(out, storage, sampler="tpe", pruner="none", maximize=False, seed=0)
 
     first = study("a")
     first.tell(first.ask(distributions(parse_space(SPACE))), 1.0)
     assert len(study("b").get_trials()) == 0
     assert len(study("a").get_trials()) == 1
+
+
+def test_a_study_that_goes_the_other_way_is_refused(tmp_path: Path):
+    options = {"sampler": "tpe", "pruner": "none", "seed": 0}
+    open_study(tmp_path, None, maximize=False, **options)
     with pytest.raises(UserError, match="its study is to minimize a metric"):
-        study("a", maximize=True)
+        open_study(tmp_path, None, maximize=True, **options)
 
 
 def test_a_study_shared_by_folders_that_know_nothing_of_each_other_is_held_to_it(tmp_path: Path):
