@@ -346,8 +346,9 @@ def peer(case: Case, arrays: Arrays, wanted: bool) -> Iterator[Mapping[Any, Call
         np.savez(Path(folder) / "arrays.npz", **as_float)
         del as_float
         other = TorchPeer(Path(folder), dataclasses.asdict(case))
+        calls = other.calls()  # which waits until it has read the folder
     try:
-        yield other.calls()
+        yield calls
     finally:
         other.close()
 

@@ -100,6 +100,7 @@ def measure(name: str, repeats: int, peers: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             np.savez(Path(folder) / "arrays.npz", tokens=tokens)
             other = TorchPeer(Path(folder), {"kind": "train_step", "balance": BALANCE, **size})
+            assert other.arms  # which waits until it has read the folder
     try:
         calls: dict[str, Any] = {"ours": ours, **limit_calls}
         for (arm, passes), call in (other.calls() if other else {}).items():
