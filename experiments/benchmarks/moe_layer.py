@@ -183,7 +183,6 @@ def layer_arm(case: Case, **settings: Any) -> Arm:
             model_dim=case.D,
             activation="swiglu",
             init_scale=1.0,
-            dtype=jnp.dtype(case.dtype),
             param_dtype=jnp.dtype(case.dtype),
             mesh=mesh,
             rngs=rngs,

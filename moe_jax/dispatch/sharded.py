@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.dispatch import dispatch
@@ -30,10 +31,10 @@ def sharded_dispatch(
 ) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
     """`dispatch` of this device's groups to the experts of its mesh.
 
-    experts: this device's part of the weights, in the compute type.
+    experts: this device's part of the weights, as they are kept; they are cast to x's type.
     Collectives beside the transport's own, with t devices along `tensor` and f along `fsdp`:
       fsdp    one all-gather of the weights, (f - 1) / f of 3 * E/n * D * F/t elements, backward one
-              reduce-scatter of as many; never over `expert`.
+              reduce-scatter of as many, in the weights' own type; never over `expert`.
       tensor  without expert parallelism one all-reduce of the outputs, 2 (t - 1) / t of
               g * T * D elements. With it each rank sends over `expert` only its D / t columns of
               every row, so `tensor` carries an all-gather of the received rows' columns, a
@@ -41,7 +42,7 @@ def sharded_dispatch(
               buffer) and an all-gather of the outputs' columns; the bytes of the transport's
               docstring are divided by t.
     """
-    experts = _gather_over_fsdp(experts)
+    experts = _gather_over_fsdp(experts, x_gTD.dtype)
     t = jax.lax.axis_size("tensor")
     spread = jax.lax.axis_size("expert") > 1
     run = functools.partial(
@@ -64,13 +65,12 @@ def sharded_dispatch(
     return jax.lax.all_gather(y_gTd, "tensor", axis=2, tiled=True), lost_g
 
 
-def _gather_over_fsdp(experts: ExpertWeights) -> ExpertWeights:
-    """Whole along D, just before use."""
-    if jax.lax.axis_size("fsdp") == 1:
-        return experts
+def _gather_over_fsdp(experts: ExpertWeights, dtype: jnp.dtype) -> ExpertWeights:
+    """Whole along D and in the type of the activations, just before use."""
+    split = jax.lax.axis_size("fsdp") > 1
 
     def whole(w: Array, axis: int) -> Array:
-        return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+        return _gathered(w, axis, dtype) if split else w.astype(dtype)
 
     gate = experts.w_gate_EDF
     return dataclasses.replace(
@@ -79,6 +79,25 @@ def _gather_over_fsdp(experts: ExpertWeights) -> ExpertWeights:
         w_up_EDF=whole(experts.w_up_EDF, 1),
         w_down_EFD=whole(experts.w_down_EFD, 2),
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(w: Array, axis: int, dtype: jnp.dtype) -> Array:
+    """All-gather over fsdp in the type of the activations; the gradient is summed in w's own."""
+    return jax.lax.all_gather(w.astype(dtype), "fsdp", axis=axis, tiled=True)
+
+
+def _gathered_forward(w: Array, axis: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+    # Of w only its type is needed.
+    return _gathered(w, axis, dtype), jnp.zeros((0,), w.dtype)
+
+
+def _gathered_backward(axis: int, dtype: jnp.dtype, like: Array, dw: Array) -> tuple[Array]:
+    dw = dw.astype(like.dtype)
+    return (jax.lax.psum_scatter(dw, "fsdp", scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.nn.predictions import GivenLogits, Predictions, chunks_of
+from moe_jax.ops.embedding import rows_of_table
 from moe_jax.ops.expert_ffn import ACTIVATIONS
 from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
@@ -60,8 +61,8 @@ class DecoderConfig:
     so many layers are compiled one by one, more of them as a loop, whose time to compile does not
     grow with them; None: 8 on CPU, where the loop makes a step a fifth longer (it copies what the
     backward pass keeps), 0 elsewhere. init_scale: variance * fan_in of every matrix but the
-    router's (Switch: 0.1). Parameters are param_dtype, matmuls dtype; norms, router, softmax and
-    losses are float32 always.
+    router's (Switch: 0.1). Products are computed in dtype; parameters (param_dtype has no
+    other value), their gradients' sums, norms, router, softmax and losses are float32 always.
     """
 
     vocab_size: int = 264
@@ -92,7 +93,13 @@ class DecoderConfig:
             yield "logits_chunks", f"must divide vocab_size = {self.vocab_size}"
         yield from one_of(self, ACTIVATIONS, "activation")
         yield from one_of(self, KERNELS, "attention")
-        yield from one_of(self, DTYPES, "dtype", "param_dtype")
+        yield from one_of(self, DTYPES, "dtype")
+        if self.param_dtype != "float32":
+            yield (
+                "param_dtype",
+                "must be float32: in bfloat16 an update below 1/256 of a weight is lost; "
+                "model.dtype says what products are computed in",
+            )
         yield from one_of(self, REMAT_POLICIES, "remat")
         if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
             yield "num_heads", f"must be a multiple of num_kv_heads = {self.num_kv_heads}"
@@ -262,9 +269,7 @@ class Decoder(nnx.Module):
 
     def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
         config = self.config
-        numerics: dict[str, Any] = dict(
-            init_scale=config.init_scale, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        numerics: dict[str, Any] = dict(init_scale=config.init_scale, param_dtype=self.param_dtype)
         attention = dict(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -323,7 +328,7 @@ class Decoder(nnx.Module):
         router_state: Mapping[str, Mapping[str, Array]],
         cache: Mapping[str, KeyValueCache] | None = None,
     ) -> DecoderOutput:
-        x_BSD = self._embedding_table()[batch.token_BS]
+        x_BSD = rows_of_table(self._embedding_table(), jnp.asarray(batch.token_BS), self.dtype)
         # Embedding rows have norm 1; the blocks expect elements of variance 1.
         x_BSD = self._constrain(x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype))
         reports: dict[str, LayerReport] = {}
@@ -362,7 +367,7 @@ class Decoder(nnx.Module):
         rows = mesh_size(self.mesh, RULES["batch"]) * mesh_size(self.mesh, RULES["position"])
         return Predictions(
             hidden_BSD=x_BSD,
-            head_DV=head_DV.astype(self.dtype),
+            head_DV=head_DV,
             chunks=chunks_of(V, -(-B * S // rows), shards, self.config.logits_chunks),
             shards=shards,
         )
@@ -370,7 +375,7 @@ class Decoder(nnx.Module):
     def _embedding_table(self) -> Array:
         """The embedding, whole along D: where `fsdp` splits the table as well as the rows of the
         batch, XLA would gather the whole vocabulary on every device to look them up."""
-        table_VD = self.embedding[...].astype(self.dtype)
+        table_VD = self.embedding[...]
         target = sharding(self.mesh, ("vocab", "model"), table_VD.shape, "embedding")
         return jax.lax.with_sharding_constraint(table_VD, target)
 

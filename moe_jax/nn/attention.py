@@ -78,7 +78,8 @@ def rotate(
 class Attention(nnx.Module):
     """Causal self-attention within segments. N query heads share M key/value heads.
 
-    `qk_norm` normalises queries and keys per head before the rotation (OLMoE, Qwen3).
+    `qk_norm` normalises queries and keys before the rotation, each head by itself with one scale of
+    head_dim for all, as Qwen3 does. (OLMoE's norm spans all heads at once.)
     kernel: "blocks" (ops/attention.py), "splash" (ops/attention_splash.py; rows of a multiple of
     128 positions), or "auto", see `attention_kernel`.
     """
@@ -93,7 +94,6 @@ class Attention(nnx.Module):
         rope_theta: float,
         qk_norm: bool,
         init_scale: float,
-        dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
         mesh: Mesh,
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
         self.wo = parameter(rngs, outward, (N, H, D), ("heads", "head_dim", "embed"), param_dtype)
         self.query_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.key_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
-        self.rope_theta, self.dtype, self.mesh, self.kernel = rope_theta, dtype, mesh, kernel
+        self.rope_theta, self.mesh, self.kernel = rope_theta, mesh, kernel
 
     def __call__(
         self,
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
         """span: a bound of the positions; None: the length of the rows or of the cache."""
 
         def project(weight: nnx.Param) -> Array:
-            w_DNH = weight[...].astype(self.dtype)
+            w_DNH = weight[...]
             y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
             return y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])
 
@@ -144,7 +144,7 @@ class Attention(nnx.Module):
             mask_BSP = jnp.broadcast_to(seen_SP, (x_BSD.shape[0], *seen_SP.shape))
             out_BNSH = attend(_heads_first(query), _heads_first(key), _heads_first(value), mask_BSP)
             out_BSNH = out_BNSH.swapaxes(1, 2)
-        w_NHD = self.wo[...].astype(self.dtype)
+        w_NHD = self.wo[...]
         out_BSK = out_BSNH.reshape(*x_BSD.shape[:2], -1)
         return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True), cache
 

@@ -102,7 +102,8 @@ class DepthRouter(nnx.Module):
         def add(x_bsD: Array, update_bcD: Array, chosen: Chosen) -> Array:
             weighted_bcD = chosen.weight_BC[:, :, None] * update_bcD.astype(jnp.float32)
             row_b1 = jnp.arange(x_bsD.shape[0], dtype=jnp.int32)[:, None]
-            return x_bsD.at[row_b1, chosen.place_BC].add(weighted_bcD.astype(x_bsD.dtype))
+            at = x_bsD.at[row_b1, chosen.place_BC]
+            return at.add(weighted_bcD.astype(x_bsD.dtype), unique_indices=True)
 
         return self._on_rows(add, x_BSD, update_BCD, chosen)
 
@@ -158,7 +159,8 @@ class DepthRouter(nnx.Module):
             valid=jnp.sum(valid_bs, axis=1, dtype=jnp.int32),
             weight=jax.lax.stop_gradient(jnp.sum(weight_bc, axis=1)),
         )
-        x_bcD = jnp.take_along_axis(x_bsD, place_bc[:, :, None], axis=1)
+        row_b1 = jnp.arange(x_bsD.shape[0], dtype=jnp.int32)[:, None]
+        x_bcD = x_bsD.at[row_b1, place_bc].get(unique_indices=True, mode="promise_in_bounds")
         return x_bcD, batch, Chosen(place_BC=place_bc, weight_BC=weight_bc), report
 
     def _on_rows(self, function: Any, *by_row: Any, whole: tuple[Any, ...] = ()) -> Any:

@@ -16,13 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.nn.context import LayerReport, TokenBatch
+from moe_jax.ops.precision import wide
 
 
 def repeat_rows(x_B: Array, members: int) -> Array:
     """(B, ...) -> (B M, ...), the copies of a row beside each other, so that no row moves between
-    devices."""
-    copied = jnp.broadcast_to(x_B[:, None], (x_B.shape[0], members, *x_B.shape[1:]))
-    return copied.reshape(-1, *x_B.shape[1:])
+    devices. The gradient is summed over the copies in float32."""
+    floating = jnp.issubdtype(x_B.dtype, jnp.floating)
+    wide_B = wide(x_B) if floating else x_B
+    copied = jnp.broadcast_to(wide_B[:, None], (x_B.shape[0], members, *x_B.shape[1:]))
+    return copied.astype(x_B.dtype).reshape(-1, *x_B.shape[1:])
 
 
 def copies(batch: TokenBatch, members: int) -> TokenBatch:

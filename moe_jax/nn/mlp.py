@@ -21,7 +21,6 @@ class MLP(nnx.Module):
         hidden_dim: int,
         activation: str,
         init_scale: float,
-        dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -31,13 +30,13 @@ class MLP(nnx.Module):
         self.w_gate = parameter(rngs, init, (D, F), up_axes, param_dtype) if gated else None
         self.w_up = parameter(rngs, init, (D, F), up_axes, param_dtype)
         self.w_down = parameter(rngs, init, (F, D), down_axes, param_dtype)
-        self.activation, self.dtype = activation, dtype
+        self.activation = activation
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
-        h_BSF = linear(x_BSD, self.w_up[...].astype(self.dtype))
+        h_BSF = linear(x_BSD, self.w_up[...])
         if self.w_gate is not None:
-            h_BSF = act(linear(x_BSD, self.w_gate[...].astype(self.dtype))) * h_BSF
+            h_BSF = act(linear(x_BSD, self.w_gate[...])) * h_BSF
         else:
             h_BSF = act(h_BSF)
-        return linear(h_BSF, self.w_down[...].astype(self.dtype), True)
+        return linear(h_BSF, self.w_down[...], True)

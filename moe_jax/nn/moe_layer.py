@@ -21,6 +21,7 @@ from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights
+from moe_jax.ops.linear import linear
 from moe_jax.parallel.mesh import ROW_AXES, with_trivial_axes
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
@@ -173,20 +174,18 @@ class Latent(nnx.Module):
         L: int,
         *,
         init_scale: float,
-        dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         init = fan_in(init_scale)
         self.down = parameter(rngs, init, (D, L), ("embed", "latent"), param_dtype)
         self.up = parameter(rngs, init, (L, D), ("latent", "embed"), param_dtype)
-        self.dtype = dtype
 
     def inward(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S L"]:
-        return x_BSD @ self.down[...].astype(self.dtype)
+        return linear(x_BSD, self.down[...])
 
     def outward(self, z_BSL: Float[Array, "B S L"]) -> Float[Array, "B S D"]:
-        return z_BSL @ self.up[...].astype(self.dtype)
+        return linear(z_BSL, self.up[...])
 
 
 class Experts(nnx.Module):
@@ -238,7 +237,6 @@ class MoELayer(nnx.Module):
         model_dim: int,
         activation: str,
         init_scale: float,
-        dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         mesh: Mesh,
         rngs: nnx.Rngs,
@@ -250,10 +248,10 @@ class MoELayer(nnx.Module):
         self.experts = Experts(E, config.latent_dim or D, config.expert_dim, **common)
         # Shared experts that all see every token are one wider MLP.
         width = config.num_shared * (config.shared_dim or config.expert_dim)
-        self.shared = MLP(model_dim=D, hidden_dim=width, dtype=dtype, **common) if width else None
+        self.shared = MLP(model_dim=D, hidden_dim=width, **common) if width else None
         L = config.latent_dim
-        self.latent = Latent(D, L, dtype=dtype, **created) if L else None
-        self.config, self.activation, self.dtype, self.mesh = config, activation, dtype, mesh
+        self.latent = Latent(D, L, **created) if L else None
+        self.config, self.activation, self.mesh = config, activation, mesh
 
     def __call__(
         self,
@@ -270,7 +268,7 @@ class MoELayer(nnx.Module):
         key = None if context.key is None else jax.random.fold_in(context.key, layer)
         group_BP = _group_ids(batch.row_B, grouping)
         whole = PartitionSpec()
-        body = _ShardBody(self.config, self.activation, self.dtype, grouping, self.mesh, context)
+        body = _ShardBody(self.config, self.activation, grouping, self.mesh, context)
         experts = {n: w for n, w in self.experts.arrays().items() if w is not None}
         y_BSD, home_BSD, report = jax.shard_map(
             body,
@@ -335,7 +333,6 @@ class _ShardBody:
 
     config: MoEConfig
     activation: str
-    dtype: jnp.dtype
     grouping: Grouping
     mesh: Mesh
     context: Context
@@ -422,12 +419,11 @@ class _ShardBody:
         return plan, sums, plan_traffic(plan, inputs.valid_T, inputs.place_T), home_TD
 
     def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
-        """This device's part of the experts in the compute type."""
-        cast = {name: w.astype(self.dtype) for name, w in experts.items()}
+        """This device's part of the experts."""
         return ExpertWeights(
-            w_gate_EDF=cast.get("w_gate"),
-            w_up_EDF=cast["w_up"],
-            w_down_EFD=cast["w_down"],
+            w_gate_EDF=experts.get("w_gate"),
+            w_up_EDF=experts["w_up"],
+            w_down_EFD=experts["w_down"],
             activation=self.activation,
             # By the mesh, which may be of absent devices.
             backend=self.config.matmul,

@@ -15,7 +15,7 @@ MOST_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The last hidden states and the head's matrix, both in the compute type.
+    """The last hidden states, in the compute type, and the head's matrix, as it is kept.
 
     chunks: parts of the vocabulary that `of_targets` takes one after the other. shards: devices
     that the vocabulary is split over.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.ops.ffn_blocks import ffn_blocks
 from moe_jax.ops.ffn_wave import ffn_wave
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul, resolve
-from moe_jax.ops.precision import accumulator
+from moe_jax.ops.precision import accumulator, dot_wide
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -94,8 +94,11 @@ class ExpertWeights:
 
     def all(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E D"]:
         """Every expert on every token."""
-        h_TEF = self._hidden(functools.partial(_einsum, "TD,EDF->TEF", x_TD))
-        return _einsum("TEF,EFD->TED", h_TEF, self.w_down_EFD)
+        h_TEF = self._hidden(functools.partial(_times_all, x_TD))
+        # Experts first, as in the matrices.
+        h_ETF = h_TEF.swapaxes(0, 1)
+        y_ETD = dot_wide(h_ETF, self.w_down_EFD, (((2,), (1,)), ((0,), (0,))))
+        return y_ETD.swapaxes(0, 1).astype(x_TD.dtype)
 
     @property
     def _w_in(self) -> tuple[Array, ...]:
@@ -111,6 +114,11 @@ def _activate(activation: str) -> Callable[..., Array]:
     """From the products before the activation to the hidden activations."""
     act = ACTIVATIONS[activation]
     return (lambda gate, up: act(gate) * up) if activation in GATED else act
+
+
+def _times_all(x_TD: Array, w_EDF: Array) -> Array:
+    y_TEF = dot_wide(x_TD, w_EDF, (((1,), (1,)), ((), ())))
+    return y_TEF.astype(x_TD.dtype)
 
 
 def _einsum(subscripts: str, x: Array, w: Array) -> Array:

@@ -143,7 +143,7 @@ def _run_wave(
 ) -> tuple[Array, list[Array]]:
     """The output, and the products before the activation (E C, F) of the wave."""
     R, dtype = x_RD.shape[0], x_RD.dtype
-    products = [_batched(wave.slots(x_RD), w_EDF, 1).astype(dtype) for w_EDF in w_in]
+    products = [_batched(wave.slots(x_RD), w_EDF, 1) for w_EDF in w_in]
     y_ECD = _batched(hidden(*products).astype(dtype), w_down_EFD, 1)
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RD: Array) -> Array:
@@ -153,7 +153,7 @@ def _run_wave(
     sizes_E, start_E = wave.tail()
     y_RD, matrices = wave.rows(y_ECD.astype(dtype)), [*w_in, w_down_EFD]
     y_RD = for_each_block(sizes_E, R, matrices, body, y_RD, start_E, tail_blocks(R))
-    return y_RD, [a_ECF.reshape(-1, a_ECF.shape[-1]) for a_ECF in products]
+    return y_RD, [a_ECF.astype(dtype).reshape(-1, a_ECF.shape[-1]) for a_ECF in products]
 
 
 def _wave_gradients(

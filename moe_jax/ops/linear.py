@@ -1,4 +1,8 @@
-"""Products with a matrix of parameters, and which of their factors is transposed for its gradient.
+"""Products with a matrix of parameters: in which type, and which of their factors is transposed for
+the gradient.
+
+The matrix comes as it is kept, in float32, and is cast here, so that its gradient, a sum over all
+tokens and devices, is never rounded to the type of the activations on its way.
 
 dw = transpose(x) dy needs one of x and dy transposed. Left alone, XLA takes dy, and on CPU fuses
 the activation or rotation that made it into a copy against the grain of the memory, which takes
@@ -13,6 +17,8 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from moe_jax.ops.precision import dot_wide
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(
@@ -21,12 +27,12 @@ def linear(
     turn_output: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "*n N"]:
-    """x w.
+    """x w, in x's type: w is cast to it. The gradient of w is summed in float32 and has w's type.
 
     turn_output: the gradient of w transposes the gradient of the output, not x: for an x that an
     elementwise function has just made. dtype: of sums and output; None: x's.
     """
-    return _dot(x, w_KN, 0, dtype)
+    return _dot(x, w_KN.astype(x.dtype), 0, dtype)
 
 
 def _dot(a: Array, b: Array, axis_b: int, dtype: DTypeLike | None) -> Array:
@@ -37,21 +43,19 @@ def _dot(a: Array, b: Array, axis_b: int, dtype: DTypeLike | None) -> Array:
 def _forward(
     x: Array, w_KN: Array, turn_output: bool, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _dot(x, w_KN, 0, dtype), (x, w_KN)
+    return _dot(x, w_KN.astype(x.dtype), 0, dtype), (x, w_KN)
 
 
 def _backward(
     turn_output: bool, dtype: DTypeLike | None, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, w_KN = residuals
-    dx = _dot(dy, w_KN, 1, dtype).astype(x.dtype)
+    dx = _dot(dy, w_KN.astype(x.dtype), 1, dtype).astype(x.dtype)
     every = tuple(range(x.ndim - 1))
     dimensions = ((every, every), ((), ()))
     if turn_output:
-        dw_NK = jax.lax.dot_general(dy, x, dimensions, preferred_element_type=dtype)
-        return dx, dw_NK.T.astype(w_KN.dtype)
-    dw_KN = jax.lax.dot_general(x, dy, dimensions, preferred_element_type=dtype)
-    return dx, dw_KN.astype(w_KN.dtype)
+        return dx, dot_wide(dy, x, dimensions).T.astype(w_KN.dtype)
+    return dx, dot_wide(x, dy, dimensions).astype(w_KN.dtype)
 
 
 linear.defvjp(_forward, _backward)

@@ -12,14 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-
-def take_or_zero(x_ND: Float[Array, "N D"], index: Int[Array, "*M"]) -> Float[Array, "*M D"]:
-    """x[index], and zeros where the index is N or more."""
-    return x_ND.at[index].get(mode="fill", fill_value=0)
+from moe_jax.ops.precision import accumulator, wide
 
 
 def _no_gradient(index: Array) -> np.ndarray:
     return np.zeros(index.shape, jax.dtypes.float0)
+
+
+@jax.custom_vjp
+def take_or_zero(x_ND: Float[Array, "N D"], index: Int[Array, "*M"]) -> Float[Array, "*M D"]:
+    """x[index], and zeros where the index is N or more. The gradient of a row that is read more
+    than once is summed in float32."""
+    return x_ND.at[index].get(mode="fill", fill_value=0)
+
+
+def _take_fwd(x_ND, index):
+    return take_or_zero(x_ND, index), (jnp.zeros((x_ND.shape[0], 0), x_ND.dtype), index)
+
+
+def _take_bwd(residuals, dy):
+    like_N, index = residuals
+    dx_ND = jnp.zeros((like_N.shape[0], dy.shape[-1]), accumulator(dy.dtype))
+    dx_ND = dx_ND.at[index].add(wide(dy), mode="drop")
+    return dx_ND.astype(like_N.dtype), _no_gradient(index)
+
+
+take_or_zero.defvjp(_take_fwd, _take_bwd)
 
 
 @jax.custom_vjp

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -14,3 +17,21 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
 def wide(x: Array) -> Array:
     """x in that type."""
     return x.astype(accumulator(x.dtype))
+
+
+def dot_wide(a: Array, b: Array, dimensions: Any) -> Array:
+    """`jax.lax.dot_general` with sums and result in the accumulator's type.
+
+    XLA's CPU backend lacks such products of bfloat16 for results that it would rather write
+    transposed ("Unsupported element type for DotThunk"): there the factors are widened first.
+    """
+    dtype = accumulator(a.dtype)
+
+    def product(a: Array, b: Array) -> Array:
+        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+
+    if a.dtype == b.dtype == dtype:
+        return product(a, b)
+    return jax.lax.platform_dependent(
+        a, b, cpu=lambda a, b: product(a.astype(dtype), b.astype(dtype)), default=product
+    )

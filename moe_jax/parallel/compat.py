@@ -31,3 +31,12 @@ def lowering_for_gpu(kind: str) -> AbstractContextManager[Any]:
     own = {"platform": "gpu"} if "platform" in inspect.signature(AbstractDevice).parameters else {}
     device: Any = AbstractDevice(device_kind=kind, num_cores=None, **own)
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """(constants, carries) of a `scan` equation, the first of its body's arguments."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # jax 0.12 keeps the arguments' tree: constants, carries, scanned arrays.
+    consts, carries, _ = params["ft_in"].unpack()
+    return len(consts), len(carries)

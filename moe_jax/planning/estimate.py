@@ -222,6 +222,11 @@ class Shape:
         return int(DTYPES[self.experiment.model.dtype](0).dtype.itemsize)
 
     @property
+    def kept(self) -> int:
+        """Bytes of one number of a parameter."""
+        return int(DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize)
+
+    @property
     def matrices(self) -> int:
         return 3 if self.experiment.model.activation in GATED else 2
 
@@ -241,8 +246,7 @@ class Shape:
 
     def weight_bytes(self, parameters: int) -> float:
         """Parameters on this device, whole over fsdp and in the compute type."""
-        kept = DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize
-        return parameters * self.sizes["fsdp"] * self.b / kept
+        return parameters * self.sizes["fsdp"] * self.b / self.kept
 
     @property
     def experts_per_token(self) -> float:
@@ -429,7 +433,9 @@ class Shape:
         whole = self.weight_bytes(dense) + self.sparse * self.whole_expert_bytes
         times = self.micro_batches * (1 + again + self.extra_passes)
         sent = times * (f - 1) / f * whole
-        scattered = self.micro_batches * (f - 1) / f * self.sparse * self.whole_expert_bytes
+        # Gradients are summed in the type of the parameters.
+        summed = self.whole_expert_bytes * self.kept / self.b
+        scattered = self.micro_batches * (f - 1) / f * self.sparse * summed
         return [
             Traffic(op="all-gather", axes=("fsdp",), what="weights", bytes_sent=sent),
             Traffic(
@@ -441,13 +447,12 @@ class Shape:
         """Sums over the devices that hold the same parameters: all lie on every device but over
         fsdp and tensor, experts also over expert.
 
-        The gradients of a layer are summed in every micro-batch in the compute type; over fsdp by
+        The gradients of a layer are summed in every micro-batch in float32; over fsdp by
         reduce-scatter. Without fsdp the compilers sum those of embedding and head once a step.
         """
         f = self.sizes["fsdp"]
-        kept = DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize
         ends_times = self.micro_batches if f > 1 else 1
-        shard = self.micro_batches * layers * self.b / kept + ends_times * ends
+        shard = self.micro_batches * layers + ends_times * ends
         rest = "gradients of the rest"
         return [
             Traffic(op="reduce-scatter", axes=("fsdp",), what=rest, bytes_sent=(f - 1) * shard),

@@ -35,7 +35,6 @@ def compiled(chip: str, S: int = S, **mesh_sizes) -> str:
             rope_theta=1e4,
             qk_norm=False,
             init_scale=1.0,
-            dtype=jnp.bfloat16,
             param_dtype=jnp.bfloat16,
             mesh=mesh,
             rngs=nnx.Rngs(0),

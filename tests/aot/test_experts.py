@@ -34,7 +34,6 @@ def compiled(chip: str, E: int, **moe):
             model_dim=D,
             activation="swiglu",
             init_scale=1.0,
-            dtype=jnp.bfloat16,
             param_dtype=jnp.bfloat16,
             mesh=mesh,
             rngs=rngs,

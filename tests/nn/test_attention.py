@@ -25,7 +25,6 @@ def make(qk_norm=False, heads=(N, M), **options):
         rope_theta=THETA,
         qk_norm=qk_norm,
         init_scale=1.0,
-        dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs=nnx.Rngs(params=jax.random.key(0)),
         **(dict(mesh=make_mesh(MeshConfig(), jax.devices()[:1])) | options),
@@ -220,7 +219,6 @@ def test_initial_variances():
         rope_theta=THETA,
         qk_norm=False,
         init_scale=0.5,
-        dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )

@@ -32,7 +32,7 @@ BATCH = TokenBatch(
 
 def make(depth, moe=None):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    numerics = dict(init_scale=1.0, dtype=jnp.float32, param_dtype=jnp.float32)
+    numerics = dict(init_scale=1.0, param_dtype=jnp.float32)
     heads = dict(num_heads=N, num_kv_heads=N, head_dim=H, rope_theta=100.0)
     heads |= dict(qk_norm=False, mesh=mesh)
     own = dict(hidden_dim=F) if moe is None else dict(config=moe, mesh=mesh)

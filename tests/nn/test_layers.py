@@ -69,7 +69,6 @@ def test_mlp(activation):
         hidden_dim=F,
         activation=activation,
         init_scale=1.0,
-        dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs=rngs(),
     )

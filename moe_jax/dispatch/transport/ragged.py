@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.dispatch.rows import through_rows
 from moe_jax.dispatch.transport.receive import run_received
 from moe_jax.dispatch.transport.types import Experts
+from moe_jax.ops.permute import take_or_zero
 from moe_jax.routing.types import Plan, SoftPlan
 
 
@@ -128,8 +129,8 @@ def _emulated(x_MD, out_ND, from_n, sent_n, to_n, received_n, *, axis):
     (M, _), N = x_MD.shape, out_ND.shape[0]
     j_B = jnp.arange(min(M, N), dtype=jnp.int32)
     index_nB = jnp.where(j_B[None] < sent_n[:, None], from_n[:, None] + j_B[None], M)
-    sent_nBD = x_MD.at[index_nB].get(mode="fill", fill_value=0)
+    sent_nBD = take_or_zero(x_MD, index_nB)
     got_nBD = jax.lax.all_to_all(sent_nBD, axis, 0, 0)
     at_n = jax.lax.all_to_all(to_n, axis, 0, 0, tiled=True)
     place_nB = jnp.where(j_B[None] < received_n[:, None], at_n[:, None] + j_B[None], N)
-    return out_ND.at[place_nB].set(got_nBD, mode="drop")
+    return out_ND.at[place_nB].set(got_nBD, mode="drop", unique_indices=True)
