@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Margins score - cutoff are counted in so many bins over [-1, 1], further ones in the outermost.
-BINS = 1024
+# Values are counted between so many marks over [0, 1], margins over [-1, 1].
+MARKS = 1024
 
 
 def sign_update(
@@ -34,60 +34,80 @@ def proportional_update(
     return bias_E + rate * (mean - counts_E) / jnp.maximum(mean, 1)
 
 
-def margin_histogram(
+def margins_below(
     score_TE: Float[Array, "T E"], by_TE: Float[Array, "T E"], k: int, valid_T: Bool[Array, "T"]
 ) -> Float[Array, "E N"]:
-    """How often each expert's score stands at each margin to the token's cutoff: what
+    """How many of each expert's scores stand below each margin to the token's cutoff: what
     `quantile_bias` needs, and additive over tokens.
 
     score_TE: scores in [0, 1], without the bias. by_TE: scores with it, by which the k experts are
-    chosen. The cutoff of a token is its (k+1)-th largest of `by_TE`. Bins are 2 / BINS wide.
+    chosen. The cutoff of a token is its (k+1)-th largest of `by_TE`. Marks are 2 / (MARKS - 1)
+    apart; margins outside of [-1, 1] are counted at the nearer end.
     """
     E = score_TE.shape[1]
     if k >= E:
-        return jnp.zeros((E, BINS), jnp.float32)
+        return jnp.zeros((E, MARKS), jnp.float32)
     cutoff_T1 = jax.lax.top_k(by_TE, k + 1)[0][:, k:]
     part_TE = (jnp.clip(score_TE - cutoff_T1, -1, 1) + 1) / 2
     counted_TE = jnp.broadcast_to(valid_T[:, None].astype(bool), score_TE.shape)
-    return count_in_bins(part_TE, counted_TE, BINS)
+    return count_below(part_TE, counted_TE)
 
 
-def quantile_bias(histogram_EN: Float[Array, "E N"], k: int) -> Float[Array, "E"]:
+def quantile_bias(below_EN: Float[Array, "E N"], k: int) -> Float[Array, "E"]:
     """b_e = -(quantile 1 - k/E of the margins of e), minus the mean over experts.
 
     With it k/E of the tokens would have had e above their cutoff. One fixed-point step of the dual
-    of the balanced assignment (quantile balancing; Su, 2026); read off a histogram, so exact to
-    the width of a bin, with linear interpolation within one.
+    of the balanced assignment (quantile balancing; Su, 2026); read by `counted_quantile`,
+    so exact to the distance of two marks.
     """
-    E = histogram_EN.shape[0]
-    quantile_E = histogram_quantile(histogram_EN, 1 - k / E) * 2 - 1
+    E = below_EN.shape[0]
+    quantile_E = counted_quantile(below_EN, 1 - k / E) * 2 - 1
     bias_E = jnp.mean(quantile_E) - quantile_E
-    return jnp.where(jnp.sum(histogram_EN) > 0, bias_E, jnp.zeros_like(bias_E))
+    return jnp.where(jnp.sum(below_EN) > 0, bias_E, jnp.zeros_like(bias_E))
 
 
-def histogram_quantile(histogram_EN: Float[Array, "E N"], below: float) -> Float[Array, "E"]:
-    """Where in [0, 1], cut into N equal bins, the share `below` of each row's counts lies below.
+def count_below(
+    value_TE: Float[Array, "T E"], counted_TE: Bool[Array, "T E"], marks: int = MARKS
+) -> Float[Array, "E {marks}"]:
+    """How many of each expert's counted values, in [0, 1], lie up to each of the marks, softly.
 
-    Exact to the width of a bin, with linear interpolation within one. Of an empty row: 0.
+    A value between the marks i and i + 1, f of the way, counts 1 - f at i and f at i + 1; of these
+    counts the sums up to each mark. So they are continuous in the values: a value that moves by its
+    last bit, as it does from one mesh to another, never hops from one bin into the next. The mean
+    of the counted marks is exactly that of the values. The last of the N is how many there are.
     """
-    N = histogram_EN.shape[1]
-    total_E1 = jnp.sum(histogram_EN, axis=1, keepdims=True)
-    below_EN = jnp.cumsum(histogram_EN, axis=1)
-    target_E1 = total_E1 * below
-    bin_E1 = jnp.argmax(below_EN >= target_E1, axis=1, keepdims=True)
-    inside_E1 = jnp.take_along_axis(histogram_EN, bin_E1, axis=1)
-    before_E1 = jnp.take_along_axis(below_EN, bin_E1, axis=1) - inside_E1
-    part_E1 = (target_E1 - before_E1) / jnp.where(inside_E1 > 0, inside_E1, 1)
-    return ((bin_E1.astype(jnp.float32) + part_E1) / N)[:, 0]
-
-
-def count_in_bins(
-    value_TE: Float[Array, "T E"], counted_TE: Bool[Array, "T E"], bins: int
-) -> Float[Array, "E {bins}"]:
-    """How many of each expert's counted values, in [0, 1], lie in each of equal bins."""
-    bin_TE = jnp.clip(jnp.floor(value_TE * bins), 0, bins - 1).astype(jnp.int32)
+    place_TE = jnp.clip(value_TE, 0, 1) * (marks - 1)
+    lower_TE = jnp.clip(jnp.floor(place_TE), 0, marks - 2)
+    upper_TE = place_TE - lower_TE
+    weight_TE, mark_TE = counted_TE.astype(jnp.float32), lower_TE.astype(jnp.int32)
     expert_TE = jnp.broadcast_to(
         jnp.arange(value_TE.shape[1], dtype=jnp.int32)[None, :], value_TE.shape
     )
-    empty_EN = jnp.zeros((value_TE.shape[1], bins), jnp.float32)
-    return empty_EN.at[expert_TE, bin_TE].add(counted_TE.astype(jnp.float32))
+    at_EN = jnp.zeros((value_TE.shape[1], marks), jnp.float32)
+    at_EN = at_EN.at[expert_TE, mark_TE].add(weight_TE * (1 - upper_TE))
+    at_EN = at_EN.at[expert_TE, mark_TE + 1].add(weight_TE * upper_TE)
+    return jnp.cumsum(at_EN, axis=1)
+
+
+def counted_quantile(below_EN: Float[Array, "E N"], share: float) -> Float[Array, "E"]:
+    """The quantile `share` of each row's values, from the sums of `count_below`. Of an empty row 0.
+
+    A mark's count lies evenly between the middles to its neighbours: the distribution is piecewise
+    linear, and so is its inverse. The quantile is the mean of the inverse over one count about
+    share * total (Hazen's estimator). That makes it continuous also where `share` falls just
+    between two far values: a value that moves by d moves it by d at the most.
+    """
+    N = below_EN.shape[1]
+    total_E1 = below_EN[:, -1:]
+    before_EN = jnp.pad(below_EN[:, :-1], ((0, 0), (1, 0)))
+    # Of millions of counts a single one is less than the sums' last bits.
+    half_E1 = jnp.maximum(0.5, total_E1 * 2.0**-20)
+    first_EN = jnp.maximum(before_EN, total_E1 * share - half_E1)
+    last_EN = jnp.minimum(below_EN, total_E1 * share + half_E1)
+    weight_EN = jnp.maximum(last_EN - first_EN, 0)
+    count_EN = below_EN - before_EN
+    part_EN = ((first_EN + last_EN) / 2 - before_EN) / jnp.where(count_EN > 0, count_EN, 1)
+    edge_N = jnp.clip((jnp.arange(N + 1, dtype=jnp.float32) - 0.5) / (N - 1), 0, 1)
+    value_EN = edge_N[None, :-1] + jnp.clip(part_EN, 0, 1) * jnp.diff(edge_N)[None, :]
+    weight_E = jnp.sum(weight_EN, axis=1)
+    return jnp.sum(weight_EN * value_EN, axis=1) / jnp.where(weight_E > 0, weight_E, 1)

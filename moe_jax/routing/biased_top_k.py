@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
 from moe_jax.routing.balancing_bias import (
-    BINS,
-    margin_histogram,
+    MARKS,
+    margins_below,
     proportional_update,
     quantile_bias,
     sign_update,
@@ -60,7 +60,8 @@ class BiasedTopK(LinearChoice):
       renormalize: weights over their sum. scale: a factor on all weights (routed scaling factor).
       expert_groups, kept_groups, group_score: see `limit_to_groups`.
       bias_update: what moves b once per optimizer step, from the counts of the whole global batch:
-        "none", "sign", "proportional" (with `bias_rate`) or "quantile" (needs scores of at most 1).
+        "none", "sign", "proportional" (with `bias_rate`) or "quantile" (needs scores of at most 1;
+        counts are soft, see `balancing_bias.count_below`).
     For losses and statistics the probabilities are s over its sum over all experts. b starts at 0
     and is no parameter: no gradient flows to it.
     """
@@ -116,7 +117,7 @@ class BiasedTopK(LinearChoice):
     def own_sums(self, E: int) -> dict[str, Array]:
         if self.bias_update != "quantile":
             return {}
-        return {"margins_EN": jnp.zeros((E, BINS), jnp.float32)}
+        return {"margins_EN": jnp.zeros((E, MARKS), jnp.float32)}
 
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
@@ -133,7 +134,7 @@ class BiasedTopK(LinearChoice):
         own = {}
         if self.bias_update == "quantile" and inputs.train:
             quiet = jax.lax.stop_gradient((score_TE, by_TE))
-            own["margins_EN"] = margin_histogram(*quiet, self.k, inputs.valid_T)
+            own["margins_EN"] = margins_below(*quiet, self.k, inputs.valid_T)
         return self.decide(
             self.scale * weight_TK,
             expert_TK,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
-from moe_jax.routing.balancing_bias import BINS, count_in_bins, histogram_quantile
+from moe_jax.routing.balancing_bias import MARKS, count_below, counted_quantile
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import (
     LinearChoice,
@@ -34,12 +34,13 @@ class ExpertThreshold(LinearChoice):
 
         threshold_e <- decay * threshold_e + (1 - decay) * quantile(s_e, 1 - capacity_factor / E)
 
-    once per optimizer step, from a histogram of 1024 bins over [0, 1] (interpolated within one).
+    once per optimizer step, from soft counts between 1024 marks over [0, 1], so that it is
+    continuous in the scores (`balancing_bias.count_below`, `counted_quantile`).
     The first update takes the quantile itself. Before it a token takes its capacity_factor best
     experts, rounded up. So a token has any number of experts, also none, capacity_factor on
     average; experts are balanced in expectation, without a loss, and a token's routes depend on
     no other token: causal. At inference it stands in for `expert_choice`.
-    Sun et al. (2603.11535): sigmoid scores, no normalisation. Cost: one histogram.
+    Sun et al. (2603.11535): sigmoid scores, no normalisation. Cost: the counts.
 
     Where we differ: the quantile is of the whole global batch; the first steps choose by token
     instead of by expert (the paper warms up with expert choice, which is not causal); `decay` is
@@ -81,7 +82,7 @@ class ExpertThreshold(LinearChoice):
 
     def own_sums(self, E: int) -> dict[str, Array]:
         return {
-            "scores_EN": jnp.zeros((E, BINS), jnp.float32),
+            "scores_EN": jnp.zeros((E, MARKS), jnp.float32),
             "over_k_max": jnp.zeros((), jnp.float32),
         }
 
@@ -104,7 +105,7 @@ class ExpertThreshold(LinearChoice):
             counted_TE = inputs.valid_T[:, None] & (logits_TE > -jnp.inf)
             over_T = jnp.maximum(jnp.sum(above_TE, axis=1, dtype=jnp.int32) - K, 0)
             own = {
-                "scores_EN": count_in_bins(jax.lax.stop_gradient(score_TE), counted_TE, BINS),
+                "scores_EN": count_below(jax.lax.stop_gradient(score_TE), counted_TE),
                 "over_k_max": jnp.sum(jnp.where(inputs.valid_T, over_T, 0), dtype=jnp.float32),
             }
         return self.decide(weight_TK, expert_TK, inputs, logits_TE, renormalize(score_TE), own=own)
@@ -121,10 +122,10 @@ class ExpertThreshold(LinearChoice):
 
     def update(self, state: RouterState, sums: Sums) -> RouterState:
         """The next thresholds; that of an expert without a counted token stays."""
-        histogram_EN, old_E = sums.own["scores_EN"], state["threshold"]
+        below_EN, old_E = sums.own["scores_EN"], state["threshold"]
         E = old_E.shape[0]
-        quantile_E = histogram_quantile(histogram_EN, 1 - self.capacity_factor / E)
+        quantile_E = counted_quantile(below_EN, 1 - self.capacity_factor / E)
         moved_E = jnp.where(
             old_E == UNSET, quantile_E, self.decay * old_E + (1 - self.decay) * quantile_E
         )
-        return {"threshold": jnp.where(jnp.sum(histogram_EN, axis=1) > 0, moved_E, old_E)}
+        return {"threshold": jnp.where(below_EN[:, -1] > 0, moved_E, old_E)}

@@ -14,7 +14,8 @@ class QuantileBalancing(BiasedTopK):
     a token's cutoff is its (k+1)-th largest s + b.
 
     No rate and no loss. Su, "MoE travelogue" 6 (kexue.fm, 2026); the histogram over the global
-    batch is the estimator of Kimi K3. The bias of a step comes from the batch before it, so routing
+    batch is the estimator of Kimi K3. Its counts are soft (`balancing_bias.count_below`), so the
+    bias is continuous in the scores. The bias of a step comes from the batch before it, so routing
     stays causal.
     """
 

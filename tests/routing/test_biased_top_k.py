@@ -9,13 +9,13 @@ import pytest
 
 from moe_jax.routing import DeepSeekV3, LossFree, QuantileBalancing
 from moe_jax.routing.balancing_bias import (
-    BINS,
-    margin_histogram,
+    MARKS,
+    margins_below,
     proportional_update,
     quantile_bias,
     sign_update,
 )
-from moe_jax.routing.biased_top_k import limit_to_groups
+from moe_jax.routing.biased_top_k import BiasedTopK, limit_to_groups
 from moe_jax.routing.scores import SCORES
 from moe_jax.routing.token_choice import best
 from tests.routing.test_oracles import identity_logits, inputs
@@ -53,6 +53,67 @@ def test_the_router_limits_groups_and_weighs_without_the_bias():
     assert a.expert_R.tolist() == [13, 4, 5, 6]
     chosen = np.asarray(GROUPED)[[13, 4, 5, 6]]
     np.testing.assert_allclose(a.weight_R, 2.5 * chosen / chosen.sum(), rtol=1e-5)
+
+
+def choices_in_float64(score_TE, bias_E, *, k, groups, kept, of_group, biased_groups=True):
+    """Experts of each token, best first: the k largest of score + bias within the `kept` groups
+    whose `of_group` best of score + bias add up to most."""
+    chosen_TK = []
+    for score_E in score_TE:
+        by_E = score_E + bias_E
+        ranked_Ne = np.sort((by_E if biased_groups else score_E).reshape(groups, -1), axis=1)
+        sum_N = ranked_Ne[:, -of_group:].sum(1)
+        best_N = np.argsort(-sum_N, kind="stable")[:kept]
+        open_E = np.isin(np.arange(len(by_E)) // (len(by_E) // groups), best_N)
+        chosen_TK.append(np.argsort(-np.where(open_E, by_E, -np.inf), kind="stable")[:k])
+    return np.array(chosen_TK)
+
+
+@pytest.mark.parametrize("group_score", ["max", "top2_sum"])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
+def test_every_ingredient_decides_against_float64(score, group_score):
+    """Score, bias, groups, weights and scale together, where the bias decides between groups for
+    many tokens, and each of the others for some."""
+    T, E, k, groups, kept, scale = 40, 12, 3, 4, 2, 1.7
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(T, E))
+    score_TE = {
+        "softmax": np.exp(z) / np.exp(z).sum(1, keepdims=True),
+        "sigmoid": 1 / (1 + np.exp(-z)),
+        "sqrt_softplus": np.sqrt(np.log1p(np.exp(z))),
+    }[score]
+    bias_E = score_TE.std() * rng.normal(size=E)
+    of_group = {"max": 1, "top2_sum": 2}[group_score]
+    sizes = dict(k=k, groups=groups, kept=kept, of_group=of_group)
+    expected_TK = choices_in_float64(score_TE, bias_E, **sizes)
+    for others in (
+        choices_in_float64(score_TE, bias_E, **sizes, biased_groups=False),
+        choices_in_float64(score_TE, 0 * bias_E, **sizes),
+        choices_in_float64(score_TE, bias_E, **sizes | {"kept": groups}),
+        choices_in_float64(score_TE, bias_E, **sizes | {"of_group": 3 - of_group}),
+    ):
+        assert np.any(np.sort(others) != np.sort(expected_TK), axis=1).sum() >= 4
+    router = BiasedTopK(
+        k=k,
+        score=score,
+        scale=scale,
+        expert_groups=groups,
+        kept_groups=kept,
+        group_score=group_score,
+        bias_update="sign",
+    )
+    state = {"bias": jnp.asarray(bias_E, jnp.float32)}
+    params = {"kernel": jnp.eye(E)}
+    a, sums = router.route(params, state, inputs(jnp.asarray(z, jnp.float32)))
+    np.testing.assert_array_equal(np.reshape(a.expert_R, (T, k)), expected_TK)
+    weight_TK = np.take_along_axis(score_TE, expected_TK, axis=1)
+    weight_TK /= weight_TK.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.reshape(a.weight_R, (T, k)), scale * weight_TK, rtol=1e-5)
+    prob_TE = score_TE / score_TE.sum(1, keepdims=True)
+    np.testing.assert_allclose(sums.prob_E, prob_TE.sum(0), rtol=1e-5)
+    importance_E = np.zeros(E)
+    np.add.at(importance_E, expected_TK, weight_TK)
+    np.testing.assert_allclose(sums.importance_E, importance_E, rtol=1e-5)
 
 
 def test_a_bias_has_no_gradient_and_gives_none():
@@ -99,7 +160,7 @@ def test_update_moves_the_bias_only_where_one_is_kept():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_quantile_bias_against_numpy(k):
-    """-(quantile 1 - k/E of score - cutoff), minus its mean, to the width of a bin."""
+    """-(quantile 1 - k/E of score - cutoff), minus its mean, to the distance of two marks."""
     T, E = 4000, 6
     rng = np.random.default_rng(0)
     score_TE = 1 / (1 + np.exp(-(rng.normal(size=(T, E)) + np.linspace(-1, 1, E))))
@@ -109,15 +170,16 @@ def test_quantile_bias_against_numpy(k):
     cutoff_T = np.sort(by_TE, axis=1)[:, ::-1][:, k]
     margin_TE = (score_TE - cutoff_T[:, None])[valid_T]
     expected_E = -np.quantile(margin_TE, 1 - k / E, axis=0)
-    histogram_EN = margin_histogram(
+    below_EN = margins_below(
         jnp.asarray(score_TE, jnp.float32),
         jnp.asarray(by_TE, jnp.float32),
         k,
         jnp.asarray(valid_T),
     )
-    assert histogram_EN.shape == (E, BINS) and float(jnp.sum(histogram_EN)) == (T - 100) * E
-    found_E = quantile_bias(histogram_EN, k)
-    np.testing.assert_allclose(found_E, expected_E - expected_E.mean(), atol=2.5 / BINS)
+    assert below_EN.shape == (E, MARKS)
+    np.testing.assert_allclose(below_EN[:, -1], T - 100, rtol=1e-6)
+    found_E = quantile_bias(below_EN, k)
+    np.testing.assert_allclose(found_E, expected_E - expected_E.mean(), atol=2 / (MARKS - 1))
 
 
 def test_quantile_balancing_balances_the_batch_it_saw():
