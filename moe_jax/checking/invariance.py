@@ -105,7 +105,8 @@ def plan(
 ) -> Plan:
     """Chooses what to run. only: a part of the names of the variants; keep: see `shrink`.
 
-    Raises ConfigError where the config itself is wrong, UserError where `only` leaves nothing.
+    Raises ConfigError where the config itself is wrong, UserError where `keep` makes it so or where
+    nothing is left to run.
     """
     problems = cross_check(reference(experiment).apply(experiment), 1)
     if (problem := layout_problem(experiment)) is not None:
@@ -113,8 +114,12 @@ def plan(
     if problems:
         raise ConfigError(problems)
     small, changes = shrink(experiment, steps, keep)
+    _fits(small, changes, keep)
     found, skipped = variants(small, len(devices))
     chosen = tuple(variant for variant in found if only in variant.name)
+    if not found:
+        reasons = "\n  ".join(f"{variant.name}: {variant.reason}" for variant in skipped)
+        raise UserError(f"there is nothing to compare: no variant can run\n  {reasons}")
     if not chosen:
         names = "\n  ".join(variant.name for variant in found)
         raise UserError(f"--only={only}: no variant has this in its name; there are\n  {names}")
@@ -128,6 +133,20 @@ def plan(
         devices=tuple(devices),
         steps=steps,
         tolerance=tolerance,
+    )
+
+
+def _fits(small: Experiment, changes: Sequence[Change], keep: Collection[str]) -> None:
+    """UserError where the values that were kept do not fit those that were made small."""
+    problems = cross_check(reference(small).apply(small), 1)
+    if not problems:
+        return
+    told = "\n  ".join(map(str, problems))
+    kept = f" with --keep={','.join(keep)}" if keep else ""
+    made = ", ".join(str(change) for change in changes)
+    raise UserError(
+        f"the config is right, but made small{kept} it is not:\n  {told}\n"
+        f"made small: {made}\n--keep takes paths that do not shrink"
     )
 
 

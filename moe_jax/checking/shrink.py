@@ -8,6 +8,7 @@ optimizer. Sizes shrink, each to a value that eight devices can divide.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from moe_jax.config.errors import UserError
 from moe_jax.config.nearest import nearest
 from moe_jax.config.tree import value_at
+from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.training.experiment import Experiment
 
 LENGTH = 32  # positions of a row
@@ -42,7 +44,7 @@ def shrink(
     keep: paths that keep their value, for routers whose settings depend on a size. Raises UserError
     for a path that is not among those that shrink.
     """
-    wanted = {change.path: change for change in _changes(experiment, steps)}
+    wanted = {change.path: change for change in _changes(experiment, steps, frozenset(keep))}
     if unknown := sorted(set(keep) - set(wanted)):
         match = nearest(unknown[0], wanted)
         meant = f"did you mean {match}?" if match else f"those that shrink: {', '.join(wanted)}"
@@ -63,7 +65,7 @@ def _replace(config: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(config, **{name: value})
 
 
-def _changes(experiment: Experiment, steps: int) -> Iterator[Change]:
+def _changes(experiment: Experiment, steps: int, keep: Collection[str]) -> Iterator[Change]:
     e = experiment
 
     def change(path: str, after: Any, why: str = "") -> Change:
@@ -86,7 +88,7 @@ def _changes(experiment: Experiment, steps: int) -> Iterator[Change]:
         yield change(f"model.{name}", "float32", "rounding would hide what is looked for")
     if e.moe.every:
         yield from _experts(e)
-    yield from _batch(e)
+    yield from _batch(e, "data.sequence_length" in keep)
     yield change("steps", steps)
     if (warmup := getattr(e.optimizer.schedule, "warmup_steps", None)) is not None:
         why = "so that the first steps move the parameters"
@@ -122,10 +124,8 @@ def _experts(e: Experiment) -> Iterator[Change]:
         yield Change("moe.latent_dim", moe.latent_dim, min(moe.latent_dim, 8))
     if moe.shared_dim is not None:
         yield Change("moe.shared_dim", moe.shared_dim, min(moe.shared_dim, 16))
-    k = getattr(moe.router, "k", None)
-    if isinstance(k, int) and moe.num_experts > E:
-        why = f"{E} experts are left"
-        yield Change("moe.router.k", k, min(k, max(E // (2 * moe.ensemble), 1)), why)
+    if moe.num_experts > E:
+        yield from _choices(moe, E)
     for name in ("k_max", "max_experts"):
         most = getattr(moe.router, name, None)
         if isinstance(most, int) and most > E:
@@ -133,9 +133,29 @@ def _experts(e: Experiment) -> Iterator[Change]:
     yield Change("moe.matmul", moe.matmul, "reference", "compiles fastest")
 
 
-def _batch(e: Experiment) -> Iterator[Change]:
+def _choices(moe: MoEConfig, E: int) -> Iterator[Change]:
+    """What counts experts, or groups of them, when E are left."""
+    why = f"{E} experts are left"
+    blocks = moe.losses.device_balance.groups
+    yield Change("moe.losses.device_balance.groups", blocks, math.gcd(blocks, E), why)
+    most = max(E // (2 * moe.ensemble), 1)
+    groups, kept = (getattr(moe.router, f"{name}_groups", None) for name in ("expert", "kept"))
+    if isinstance(groups, int) and isinstance(kept, int):
+        few = math.gcd(groups, E)
+        few_kept = max(kept * few // groups, 1)
+        yield Change("moe.router.expert_groups", groups, few, why)
+        yield Change("moe.router.kept_groups", kept, few_kept, why)
+        most = min(most, E // few * few_kept)
+    k = getattr(moe.router, "k", None)
+    if isinstance(k, int):
+        yield Change("moe.router.k", k, min(k, most), why)
+
+
+def _batch(e: Experiment, keep_length: bool) -> Iterator[Change]:
     S = e.data.sequence_length
     length = min(S, LENGTH) if S % 4 == 0 else LENGTH
+    yield Change("data.sequence_length", S, length)
+    length = S if keep_length else length
     rows, group, why = ROWS, None, ""
     if e.moe.every:
         T = e.moe.group_size or S
@@ -143,11 +163,16 @@ def _batch(e: Experiment) -> Iterator[Change]:
             pass  # there a group is the chosen tokens of a row
         elif T > S:
             rows, group = 2 * ROWS, 2 * length
-        elif T == S:
-            group, why = length // 2, "half a row, so that mesh.sequence = 2 can be tried"
         else:
-            group = length // (2 if S // T == 2 else 4)
+            group = _piece(length, 2 if S // T <= 2 else 4)
+            if T == S and group == length / 2:
+                why = "half a row, so that mesh.sequence = 2 can be tried"
         yield Change("moe.group_size", e.moe.group_size, group, why)
-    yield Change("data.sequence_length", S, length)
     yield Change("batch_size", e.batch_size, rows)
     yield Change("evaluation.batch_size", e.evaluation.batch_size, None)
+
+
+def _piece(length: int, parts: int) -> int | None:
+    """A row's length cut into `parts` equal pieces, or into as few more as divide it; None, which
+    is the whole row, where only pieces of one position do."""
+    return next((length // n for n in range(parts, length) if length % n == 0), None)

@@ -91,6 +91,38 @@ def test_groups_keep_their_kind():
         assert variants(small, 8)[0]
 
 
+@pytest.mark.parametrize(
+    ("length", "group", "small_group"),
+    [(25, None, 5), (25, 5, 5), (24, None, 12), (24, 6, 6), (27, None, 9), (23, None, None)],
+)
+def test_groups_divide_a_row_that_keeps_its_length(length, group, small_group):
+    """25: a group of half a shrunken row, 16, divided none of it, and no variant was left."""
+    experiment = load(
+        "quickstart", ("data.sequence_length", length), ("moe.group_size", group or "none")
+    )
+    small, _ = shrink(experiment, 3, keep=("data.sequence_length",))
+    assert (small.data.sequence_length, small.moe.group_size) == (length, small_group)
+    assert {"data=8 rows", "tensor=4 rows"} <= {v.name for v in variants(small, 8)[0]}
+
+
+def test_groups_of_experts_shrink_with_the_experts():
+    """64 experts in 16 groups of which 6 are kept, for losses too: 8 in 8, of which 3 are kept."""
+    experiment = load(
+        "quickstart",
+        ("moe.num_experts", 64),
+        ("moe.router.kind", "deepseek_v3"),
+        ("moe.router.expert_groups", 16),
+        ("moe.router.kept_groups", 6),
+        ("moe.router.k", 8),
+        ("moe.losses.device_balance.groups", 32),
+    )
+    small, _ = shrink(experiment, 3)
+    router = small.moe.router
+    assert (router.expert_groups, router.kept_groups, router.k) == (8, 3, 3)
+    assert small.moe.losses.device_balance.groups == 8
+    assert {"data=8 rows", "expert=8 rows/all_to_all"} <= {v.name for v in variants(small, 8)[0]}
+
+
 def test_keep():
     small, changes = shrink(load("olmoe_1b_7b"), 3, keep=("moe.num_experts", "moe.router.k"))
     assert (small.moe.num_experts, small.moe.router.k) == (64, 8)
@@ -219,6 +251,8 @@ def test_blame():
 
 # --- the door ---
 
+ROW_OF_36 = "--config.data.sequence_length=36"
+
 
 def test_a_fresh_process_has_its_devices():
     """Nothing asks for 3 devices but the door."""
@@ -242,6 +276,14 @@ def test_a_fresh_process_has_its_devices():
         (["--devices=64"], ["--devices=64", "8 CPU devices"]),
         (["--tolerance=0"], ["--tolerance"]),
         (["--only=expert=3"], ["--only=expert=3", "data=8 rows"]),
+        (
+            ["--config.data.sequence_length=25", "--keep=data.sequence_length", "--only=nothing"],
+            ["--only=nothing", "data=8 rows"],
+        ),
+        (
+            ["--keep=moe.group_size", "--config.moe.group_size=12", ROW_OF_36],
+            ["moe.group_size = 12", "data.sequence_length = 32", "--keep=moe.group_size"],
+        ),
         (["--keep=moe.num_expert"], ["moe.num_expert", "moe.num_experts"]),
         (["--config.moe.router.k=9"], ["moe.router.k", "at most the number of experts, 8"]),
         (["--config.moe.router.kind=nowhere:Router"], ["nowhere"]),
@@ -257,5 +299,8 @@ def test_bad_input(argv, fragments, capsys):
     error = capsys.readouterr().err
     assert code == 2, error
     assert "Traceback" not in error
+    # No message blames a flag that was not given.
+    for flag in ("--only", "--keep", "--steps", "--devices", "--tolerance"):
+        assert flag not in error or any(flag.startswith(a.partition("=")[0]) for a in argv), error
     for fragment in fragments:
         assert fragment in error, error
