@@ -172,12 +172,12 @@ def test_metrics_of_a_step_and_of_an_evaluation_against_float64():
 
 
 def of_numbers(kind, seed):
-    """A Sums or Traffic of 4 x 5 groups whose leaves are random, negative ones among them: a largest
+    """A Sums or Traffic of 4 x 5 groups, of random leaves, negative ones among them: a largest
     that starts from 0, or a sum of absolute values, is another number."""
     rng = np.random.default_rng(seed)
 
     def draw(name):
-        shape = (4, 5, 3) if name[-2] == "_" else (4, 5)
+        shape = (4, 5, 3) if name[-2:-1] == "_" else (4, 5)
         whole = name not in FLOATS
         return jnp.asarray(rng.integers(-9, 9, shape), jnp.int32 if whole else jnp.float32)
 
