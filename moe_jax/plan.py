@@ -16,13 +16,14 @@ usage: python -m moe_jax.plan --config=FILE.py[:arg] --topology=NAME [--config.a
 Compiles the training step of the config for absent hardware, and tells what one device holds,
 computes and sends, and what binds. TPU: v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 (extra `tpu`);
 GPU: h100:8, h200:64 (extra `gpu-plan`). Without the extra: an estimate by formula.
+With --parameters, which needs no topology: a table of the parameters, what each is a stack of,
+whether it decays, and what the optimizer does with it.
   python -m moe_jax.plan --config=configs/mixtral_8x7b.py --topology=v5p:4x4x8
   python -m moe_jax.plan --config=configs/olmoe_1b_7b.py --topology=h200:64 --search
 """
 FLAGS = door_flags("config")
-flags.DEFINE_string(
-    "topology", None, "KIND:SIZE, as v5p:4x4x8 or h200:64", flag_values=FLAGS, required=True
-)
+flags.DEFINE_string("topology", None, "KIND:SIZE, as v5p:4x4x8 or h200:64", flag_values=FLAGS)
+flags.DEFINE_boolean("parameters", False, "only a table of the parameters", flag_values=FLAGS)
 flags.DEFINE_boolean("analytic", False, "the estimate alone, no compiler", flag_values=FLAGS)
 flags.DEFINE_boolean(
     "search",
@@ -45,6 +46,10 @@ def main(arguments: Arguments) -> int:
     from moe_jax.planning.search import candidate, search
     from moe_jax.training.experiment import Experiment
 
+    if FLAGS.parameters:
+        return _parameters(load_config(FLAGS.config, arguments.overrides, Experiment))
+    if FLAGS.topology is None:
+        raise UserError("--topology is required (or --parameters)")
     topology = topology_of(FLAGS.topology)
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     extra = topologies.missing_extra(topology)
@@ -69,6 +74,13 @@ def main(arguments: Arguments) -> int:
         except FileNotFoundError as error:
             raise UserError(f"--json={FLAGS.json}: no such folder") from error
     return 0 if all(plan.fits for plan in plans) else 1
+
+
+def _parameters(experiment):
+    from moe_jax.training.optimizer_table import as_text, table_of
+
+    print(as_text(table_of(experiment)))
+    return 0
 
 
 def _plan(report, topology, one, devices):

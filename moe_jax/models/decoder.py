@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -254,7 +255,8 @@ class Decoder(nnx.Module):
         self.layout = layout_of(config.num_layers, moe, config.depth)
         # Unit-variance logits at the start: rows of the embedding have norm 1 (variance 1 / D).
         init = jax.nn.initializers.normal(D**-0.5)
-        self.embedding = parameter(rngs, init, (V, D), ("vocab", "embed"), self.param_dtype)
+        weights = partial(parameter, rngs, dtype=self.param_dtype, matrix=((0,), (1,)), decays=True)
+        self.embedding = weights(init, (V, D), ("vocab", "embed"))
         self.layers = nnx.Dict(
             {stack.name: self._make_stack(stack, rngs) for stack in self.layout.stacks}
         )
@@ -262,9 +264,7 @@ class Decoder(nnx.Module):
         self.head = (
             None
             if config.tie_embeddings
-            else parameter(
-                rngs, fan_in(config.init_scale), (D, V), ("embed", "vocab"), self.param_dtype
-            )
+            else weights(fan_in(config.init_scale), (D, V), ("embed", "vocab"))
         )
 
     def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:

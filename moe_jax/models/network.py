@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from moe_jax.nn.param import axes_of
+from moe_jax.nn.param import axes_of, forms_of
 from moe_jax.parallel.rules import sharding
 
 Params = dict[str, Any]  # nested; leaves are arrays
@@ -29,6 +29,7 @@ class Network:
         self._graph, self._state = nnx.split(abstract)
         self.abstract: Params = nnx.to_pure_dict(self._state)
         self.axes: Params = axes_of(self._state)
+        self.forms: Params = forms_of(self._state)
         self.shardings: Params = jax.tree_util.tree_map_with_path(
             lambda path, leaf, axes: sharding(mesh, axes, leaf.shape, path_name(path)),
             self.abstract,

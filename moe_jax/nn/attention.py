@@ -102,10 +102,13 @@ class Attention(nnx.Module):
         D, N, M, H = model_dim, num_heads, num_kv_heads, head_dim
         inward = fan_in(init_scale, in_axis=0, out_axis=(1, 2))
         outward = fan_in(init_scale, in_axis=(0, 1))
-        self.wq = parameter(rngs, inward, (D, N, H), ("embed", "heads", "head_dim"), param_dtype)
-        self.wk = parameter(rngs, inward, (D, M, H), ("embed", "kv_heads", "head_dim"), param_dtype)
-        self.wv = parameter(rngs, inward, (D, M, H), ("embed", "kv_heads", "head_dim"), param_dtype)
-        self.wo = parameter(rngs, outward, (N, H, D), ("heads", "head_dim", "embed"), param_dtype)
+        weights = functools.partial(parameter, rngs, dtype=param_dtype, decays=True)
+        from_D = functools.partial(weights, inward, matrix=((0,), (1, 2)))
+        self.wq = from_D((D, N, H), ("embed", "heads", "head_dim"))
+        self.wk = from_D((D, M, H), ("embed", "kv_heads", "head_dim"))
+        self.wv = from_D((D, M, H), ("embed", "kv_heads", "head_dim"))
+        out_axes = ("heads", "head_dim", "embed")
+        self.wo = weights(outward, (N, H, D), out_axes, matrix=((0, 1), (2,)))
         self.query_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.key_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.rope_theta, self.mesh, self.kernel = rope_theta, mesh, kernel

@@ -85,7 +85,8 @@ class DepthRouter(nnx.Module):
 
     def __init__(self, config: MixtureOfDepths, D: int, mesh: Mesh, rngs: nnx.Rngs):
         spec = kernel_spec(D, 1, config.init_scale)
-        self.kernel = parameter(rngs, spec.init, spec.shape, spec.axes)
+        form: dict[str, Any] = dict(matrix=spec.matrix, decays=spec.decays)
+        self.kernel = parameter(rngs, spec.init, spec.shape, spec.axes, **form)
         self.config, self.mesh = config, mesh
 
     def gather(

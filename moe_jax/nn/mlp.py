@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,7 @@ from flax import nnx
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import ACTIVATIONS, GATED
 from moe_jax.ops.linear import linear
+from moe_jax.routing.types import LAST_TWO
 
 
 class MLP(nnx.Module):
@@ -27,9 +30,10 @@ class MLP(nnx.Module):
         D, F, init = model_dim, hidden_dim, fan_in(init_scale)
         gated = activation in GATED
         up_axes, down_axes = ("embed", "mlp"), ("mlp", "embed")
-        self.w_gate = parameter(rngs, init, (D, F), up_axes, param_dtype) if gated else None
-        self.w_up = parameter(rngs, init, (D, F), up_axes, param_dtype)
-        self.w_down = parameter(rngs, init, (F, D), down_axes, param_dtype)
+        weights = partial(parameter, rngs, init, dtype=param_dtype, matrix=LAST_TWO, decays=True)
+        self.w_gate = weights((D, F), up_axes) if gated else None
+        self.w_up = weights((D, F), up_axes)
+        self.w_down = weights((F, D), down_axes)
         self.activation = activation
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +29,15 @@ from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.counterfactual import token_probabilities
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.routing.plan import make_plan, plan_traffic, renormalize_kept
-from moe_jax.routing.types import PLACES, Assignments, Plan, Router, RouterInputs, SoftPlan
+from moe_jax.routing.types import (
+    LAST_TWO,
+    PLACES,
+    Assignments,
+    Plan,
+    Router,
+    RouterInputs,
+    SoftPlan,
+)
 
 TOKENS = PartitionSpec(ROW_AXES, "sequence")
 BATCH_SPECS: Any = TokenBatch(  # specs in the places of the arrays
@@ -154,7 +163,8 @@ class RouterParams(nnx.Module):
 
     def __init__(self, router: Router, D: int, E: int, rngs: nnx.Rngs):
         for name, spec in router.params(D, E).items():
-            setattr(self, name, parameter(rngs, spec.init, spec.shape, spec.axes))
+            form: dict[str, Any] = dict(matrix=spec.matrix, decays=spec.decays)
+            setattr(self, name, parameter(rngs, spec.init, spec.shape, spec.axes, **form))
         self.names = tuple(router.params(D, E))
 
     def arrays(self) -> dict[str, Array]:
@@ -178,8 +188,9 @@ class Latent(nnx.Module):
         rngs: nnx.Rngs,
     ):
         init = fan_in(init_scale)
-        self.down = parameter(rngs, init, (D, L), ("embed", "latent"), param_dtype)
-        self.up = parameter(rngs, init, (L, D), ("latent", "embed"), param_dtype)
+        weights = partial(parameter, rngs, init, dtype=param_dtype, matrix=LAST_TWO, decays=True)
+        self.down = weights((D, L), ("embed", "latent"))
+        self.up = weights((L, D), ("latent", "embed"))
 
     def inward(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S L"]:
         return linear(x_BSD, self.down[...])
@@ -206,9 +217,10 @@ class Experts(nnx.Module):
         init = fan_in(init_scale, batch_axis=0)
         up_axes, down_axes = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         gated = activation in GATED
-        self.w_gate = parameter(rngs, init, (E, D, F), up_axes, param_dtype) if gated else None
-        self.w_up = parameter(rngs, init, (E, D, F), up_axes, param_dtype)
-        self.w_down = parameter(rngs, init, (E, F, D), down_axes, param_dtype)
+        weights = partial(parameter, rngs, init, dtype=param_dtype, matrix=LAST_TWO, decays=True)
+        self.w_gate = weights((E, D, F), up_axes) if gated else None
+        self.w_up = weights((E, D, F), up_axes)
+        self.w_down = weights((E, F, D), down_axes)
 
     def arrays(self) -> dict[str, Array | None]:
         gate = self.w_gate[...] if self.w_gate is not None else None

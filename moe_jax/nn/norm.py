@@ -13,7 +13,8 @@ class RMSNorm(nnx.Module):
     """y = x / sqrt(mean(x^2) + epsilon) * scale, in float32. Zhang, Sennrich (1910.07467)."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
-        self.scale = parameter(rngs, jax.nn.initializers.ones, (size,), ("norm",))
+        ones = jax.nn.initializers.ones
+        self.scale = parameter(rngs, ones, (size,), ("norm",), matrix=None, decays=False)
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from moe_jax.routing.token_choice import (
     renormalize,
 )
 from moe_jax.routing.types import (
+    LAST_TWO,
     Assignments,
     ParamSpec,
     RouterInputs,
@@ -67,13 +68,24 @@ class Cosine(LinearChoice):
         normal = jax.nn.initializers.normal(1.0)
         # Replaces the matrix from tokens to logits.
         specs["kernel"] = ParamSpec(
-            shape=(D, self.dim), init=specs["kernel"].init, axes=("router_embed", None)
+            shape=(D, self.dim),
+            init=specs["kernel"].init,
+            axes=("router_embed", None),
+            matrix=LAST_TWO,
+            decays=True,
         )
+        # Points on a sphere, whose length is divided out again: nothing for decay to hold small.
         specs["directions"] = ParamSpec(
-            shape=(E, self.dim), init=normal, axes=("router_expert", None)
+            shape=(E, self.dim),
+            init=normal,
+            axes=("router_expert", None),
+            matrix=LAST_TWO,
+            decays=False,
         )
         warm = jax.nn.initializers.constant(self.temperature)
-        specs["temperature"] = ParamSpec(shape=(1,), init=warm, axes=(None,))
+        specs["temperature"] = ParamSpec(
+            shape=(1,), init=warm, axes=(None,), matrix=None, decays=False
+        )
         return specs
 
     def route(

@@ -24,6 +24,7 @@ from moe_jax.routing.token_choice import (
     softmax,
 )
 from moe_jax.routing.types import (
+    LAST_TWO,
     Assignments,
     ParamSpec,
     RouterInputs,
@@ -96,8 +97,17 @@ class MoEPlusPlus(LinearChoice):
                 1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=2, batch_axis=0
             )
             normal = jax.nn.initializers.normal(1.0)
-            specs["mix"] = ParamSpec(shape=(self.constant, D, 2), init=mix, axes=(*axes, None))
-            specs["constant"] = ParamSpec(shape=(self.constant, D), init=normal, axes=axes)
+            specs["mix"] = ParamSpec(
+                shape=(self.constant, D, 2),
+                init=mix,
+                axes=(*axes, None),
+                matrix=LAST_TWO,
+                decays=True,
+            )
+            # Each is an output as it stands, not a map: decay would pull it to the zero expert.
+            specs["constant"] = ParamSpec(
+                shape=(self.constant, D), init=normal, axes=axes, matrix=None, decays=False
+            )
         return specs
 
     def own_sums(self, E: int) -> dict[str, Array]:

@@ -74,10 +74,19 @@ class SoftMoE(BaseRouter):
             1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=(1, 2)
         )
         shape = (D, E, self.slots_per_expert)
-        specs = {"phi": ParamSpec(shape=shape, init=init, axes=("embed", None, None))}
+        phi = ParamSpec(
+            shape=shape,
+            init=init,
+            axes=("embed", None, None),
+            matrix=((0,), (1, 2)),
+            decays=True,
+        )
+        specs = {"phi": phi}
         if self.normalize:
             one = jax.nn.initializers.ones
-            specs["scale"] = ParamSpec(shape=(1,), init=one, axes=(None,))
+            specs["scale"] = ParamSpec(
+                shape=(1,), init=one, axes=(None,), matrix=None, decays=False
+            )
         return specs
 
     def route(

@@ -14,6 +14,7 @@ from moe_jax.ops.precision import wide
 from moe_jax.routing.base import BaseRouter
 from moe_jax.routing.plan import count_experts, one_hot
 from moe_jax.routing.types import (
+    LAST_TWO,
     Assignments,
     ParamSpec,
     RouterInputs,
@@ -92,7 +93,9 @@ class LinearLogits(BaseRouter):
         specs = {"kernel": kernel_spec(D, E, self.init_scale)}
         if self.bias:
             zeros = jax.nn.initializers.zeros
-            specs["bias"] = ParamSpec(shape=(E,), init=zeros, axes=(None,))
+            specs["bias"] = ParamSpec(
+                shape=(E,), init=zeros, axes=(None,), matrix=None, decays=False
+            )
         return specs
 
 
@@ -109,7 +112,7 @@ def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:
         init = jax.nn.initializers.zeros
     else:
         init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-    return ParamSpec(shape=(D, E), init=init, axes=("embed", None))
+    return ParamSpec(shape=(D, E), init=init, axes=("embed", None), matrix=LAST_TWO, decays=True)
 
 
 def jitter(x_TD: Float[Array, "T D"], inputs: RouterInputs, amount: float | Array) -> Array:

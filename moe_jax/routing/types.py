@@ -15,6 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+# (rows, columns): the axes of one matrix of a parameter. All its other axes hold further matrices.
+Matrix = tuple[tuple[int, ...], tuple[int, ...]]
+LAST_TWO: Matrix = ((-2,), (-1,))
 PLACES = 8  # parts of a row by which drops are counted
 MOST_SERVED = 16  # a token with more experts counts as one with so many
 
@@ -141,11 +144,19 @@ class RouterInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """A router's parameter: shape, initializer(key, shape, dtype), logical axis names."""
+    """A router's parameter: shape, initializer(key, shape, dtype), logical axis names, and what an
+    optimizer cannot see from the shape.
+
+    matrix: its (row axes, column axes), say ((0,), (1, 2)) where (D, E, C) is one map from D to
+      E * C; None: a vector along the last axis, or a scalar.
+    decays: whether weight decay acts on it.
+    """
 
     shape: tuple[int, ...]
     init: Callable[..., Array]
     axes: tuple[str | None, ...]
+    matrix: Matrix | None
+    decays: bool
 
 
 RouterParams = Mapping[str, Shaped[Array, "..."]]

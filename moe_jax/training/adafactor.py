@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moe_jax.training.parameters import by_path, matrix_axes, matrix_shape
+from moe_jax.nn.param import Form
+from moe_jax.training.parameters import Forms, by_path
 
 EPSILON = 1e-30  # added to squared gradients
 LEAST_SCALE = 1e-3  # of a parameter, so that one initialised to zero moves
@@ -33,18 +34,20 @@ class Moments(NamedTuple):
     entries: Any
 
 
-def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int) -> Any:
+def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int, forms: Forms) -> Any:
     """Shazeer, Stern (1804.04235), algorithms 4 and 5, without learning rate and first moment.
 
     G^2 ~ R C / mean(R) with R, C running means of decay 1 - t^-decay_rate; the update G / sqrt(G^2)
     is clipped to root mean square 1 and multiplied by max(1e-3, rms(parameter)). Both root mean
-    squares are of one matrix: no layer and no expert acts on another.
+    squares are of one matrix (one vector, one scalar): no layer and no expert acts on another.
+    forms: what is one matrix of each parameter.
     """
 
     def init(params: Any) -> AdafactorState:
         def part(number: int) -> Any:
             return by_path(
-                lambda path, param: _first(path, param, min_dim_size_to_factor)[number], params
+                lambda path, param: _first(forms[path], param, min_dim_size_to_factor)[number],
+                params,
             )
 
         return AdafactorState(jnp.zeros((), jnp.int32), part(0), part(1), part(2))
@@ -53,7 +56,7 @@ def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int) -> Any:
         count = optax.safe_increment(state.count)
         decay = 1 - count.astype(jnp.float32) ** -decay_rate
         # (update, Moments) at the place of each gradient
-        paired = by_path(partial(_update, decay), grads, params, *state[1:])
+        paired = by_path(partial(_update, forms, decay), grads, params, *state[1:])
         outer, inner = jax.tree.structure(grads), jax.tree.structure((0, Moments(0, 0, 0)))
         updates, moments = jax.tree.transpose(outer, inner, paired)
         return updates, AdafactorState(count, *moments)
@@ -61,12 +64,17 @@ def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int) -> Any:
     return optax.GradientTransformation(init, update)
 
 
-def _first(path: str, param: Any, least: int) -> Moments:
-    """Zeros; factored where a matrix has at least `least` rows and columns."""
+def is_factored(form: Form, shape: tuple[int, ...], least: int) -> bool:
+    """Whether a parameter's matrices have at least `least` rows and columns."""
+    return form.is_matrix and min(form.sizes(shape)) >= least
+
+
+def _first(form: Form, param: Any, least: int) -> Moments:
+    """Zeros; factored where the matrices are large enough."""
     none = jnp.zeros((), jnp.float32)
-    if min(matrix_shape(path, param.shape)) < least:
+    if not is_factored(form, param.shape, least):
         return Moments(none, none, jnp.zeros(param.shape, jnp.float32))
-    row_axes, column_axes = matrix_axes(path, param.ndim)
+    row_axes, column_axes = form.axes(param.ndim)
     return Moments(
         rows=jnp.zeros(_without(param.shape, column_axes), jnp.float32),
         columns=jnp.zeros(_without(param.shape, row_axes), jnp.float32),
@@ -75,10 +83,17 @@ def _first(path: str, param: Any, least: int) -> Moments:
 
 
 def _update(
-    decay: Any, path: str, grad: Any, param: Any, rows: Any, columns: Any, entries: Any
+    forms: Forms,
+    decay: Any,
+    path: str,
+    grad: Any,
+    param: Any,
+    rows: Any,
+    columns: Any,
+    entries: Any,
 ) -> tuple[jax.Array, Moments]:
     """The update of one parameter, and its next state."""
-    row_axes, column_axes = matrix_axes(path, param.ndim)
+    row_axes, column_axes = forms[path].axes(param.ndim)
     square = jnp.square(grad) + EPSILON
 
     def mix(old: Any, new: Any) -> Any:

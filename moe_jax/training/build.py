@@ -262,7 +262,9 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
         raise ConfigError(problems)
     mesh = make_mesh(experiment.mesh, devices)
     network = Network(lambda rngs: Decoder(experiment.model, experiment.moe, mesh, rngs=rngs), mesh)
-    optimizer, schedule = make_optimizer(experiment.optimizer, network.abstract, experiment.steps)
+    optimizer, schedule = make_optimizer(
+        experiment.optimizer, network.abstract, network.forms, experiment.steps
+    )
     layout = layout_of(experiment.model.num_layers, experiment.moe, experiment.model.depth)
     bytes_V = np.zeros(experiment.model.vocab_size, np.int32)
     bytes_V[: tokenizer.vocab_size] = tokenizer.bytes_per_token_V

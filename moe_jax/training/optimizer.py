@@ -12,8 +12,9 @@ import optax
 from optax import contrib
 
 from moe_jax.config.fields import Rule, at_least, kind
-from moe_jax.training.adafactor import scale_by_adafactor
-from moe_jax.training.parameters import by_path, group_of, is_matrix, matrix_axes, matrix_shape
+from moe_jax.nn.param import Form
+from moe_jax.training.adafactor import is_factored, scale_by_adafactor
+from moe_jax.training.parameters import Forms, by_path, flat, group_of
 
 Params = Mapping[str, Any]
 
@@ -148,7 +149,7 @@ class Groups:
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """What all optimizers have: the peak learning rate and its schedule, clipping by the global
-    norm (0: none), decoupled weight decay on matrices, groups."""
+    norm (0: none), decoupled weight decay on the parameters that declare it, groups."""
 
     learning_rate: float = 1e-3
     schedule: Schedule = kind(SCHEDULES, WarmupCosine)
@@ -166,9 +167,13 @@ class Optimizer:
         if getattr(self, "eps", 1.0) <= 0:
             yield "eps", "must be above 0"
 
-    def scale(self, params: Params) -> optax.GradientTransformation:
+    def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         """Gradients to updates of about unit size, before learning rate and decay."""
         raise NotImplementedError
+
+    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+        """What `scale` does with a parameter, in a few words for people."""
+        return type(self).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +184,11 @@ class AdamW(Optimizer):
     b2: float = 0.95
     eps: float = 1e-8
 
-    def scale(self, params: Params) -> optax.GradientTransformation:
+    def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+        return "Adam"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +208,14 @@ class Adafactor(Optimizer):
         if self.decay_rate <= 0:
             yield "decay_rate", "must be above 0"
 
-    def scale(self, params: Params) -> optax.GradientTransformation:
-        return scale_by_adafactor(self.decay_rate, self.min_dim_size_to_factor)
+    def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
+        return scale_by_adafactor(self.decay_rate, self.min_dim_size_to_factor, forms)
+
+    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+        if is_factored(form, shape, self.min_dim_size_to_factor):
+            rows, columns = form.sizes(shape)
+            return f"factored, {rows:,} + {columns:,} a matrix"
+        return "every entry's second moment"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +228,11 @@ class Lion(Optimizer):
     b1: float = 0.9
     b2: float = 0.99
 
-    def scale(self, params: Params) -> optax.GradientTransformation:
+    def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
+
+    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+        return "sign of the momentum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,38 +247,47 @@ class Muon(Optimizer):
     b2: float = 0.95
     eps: float = 1e-8
 
-    def scale(self, params: Params) -> optax.GradientTransformation:
-        labels = by_path(lambda path, leaf: "muon" if is_muon(path) else "adam", params)
+    def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
+        def label(path: str, leaf: Any) -> str:
+            return "muon" if is_muon(path, forms[path]) else "adam"
+
+        def dimensions(params: Any) -> Any:
+            return by_path(
+                lambda path, leaf: contrib.MuonDimensionNumbers(*forms[path].axes(leaf.ndim)),
+                params,
+            )
+
+        def to_adam_size(path: str, update: jax.Array) -> jax.Array:
+            return update * (0.2 * max(forms[path].sizes(update.shape)) ** 0.5)
+
+        labels = by_path(label, params)
         muon = optax.chain(
-            contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=_dimensions),
-            optax.stateless(lambda updates, params: by_path(_to_adam_size, updates)),
+            contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions),
+            optax.stateless(lambda updates, params: by_path(to_adam_size, updates)),
         )
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.partition({"muon": muon, "adam": adam}, labels)
 
-
-def is_muon(path: str) -> bool:
-    """Matrices inside the network: not embedding, head, routers, norms or biases."""
-    return path.startswith("layers/") and is_matrix(path) and group_of(path) != "router"
-
-
-def _dimensions(params: Any) -> Any:
-    return by_path(
-        lambda path, leaf: contrib.MuonDimensionNumbers(*matrix_axes(path, leaf.ndim)), params
-    )
+    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+        if is_muon(path, form):
+            rows, columns = form.sizes(shape)
+            return f"orthogonalised as {rows:,} x {columns:,}"
+        return "Adam"
 
 
-def _to_adam_size(path: str, update: jax.Array) -> jax.Array:
-    return update * (0.2 * max(matrix_shape(path, update.shape)) ** 0.5)
+def is_muon(path: str, form: Form) -> bool:
+    """Matrices inside the network: not embedding, head, routers, nor what is no matrix."""
+    return path.startswith("layers/") and form.is_matrix and group_of(path) != "router"
 
 
 OPTIMIZERS: dict[str, type] = {"adamw": AdamW, "adafactor": Adafactor, "lion": Lion, "muon": Muon}
 
 
 def make_optimizer(
-    config: Optimizer, params: Params, steps: int
+    config: Optimizer, params: Params, forms: Any, steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The transformation for parameters of these shapes, and the learning rate by step.
+    """The transformation for parameters of these shapes and forms (trees of the same structure;
+    `Network.abstract` and `Network.forms`), and the learning rate by step.
 
     update = -learning_rate(step) * multiplier * (scaled gradient + decay * multiplier * param).
     """
@@ -269,13 +295,15 @@ def make_optimizer(
     labels = by_path(lambda path, leaf: group_of(path), params)
     groups = {name: getattr(config.groups, name) for name in ("router", "experts", "rest")}
 
-    def matrices(tree: Any) -> Any:
-        return by_path(lambda path, leaf: is_matrix(path), tree)
+    form_of = flat(forms)
+
+    def decaying(tree: Any) -> Any:
+        return by_path(lambda path, leaf: form_of[path].decays, tree)
 
     def finish(group: Group) -> optax.GradientTransformation:
         decay = config.weight_decay * group.weight_decay_multiplier
         return optax.chain(
-            optax.add_decayed_weights(decay, mask=matrices),
+            optax.add_decayed_weights(decay, mask=decaying),
             optax.scale_by_learning_rate(schedule),
             optax.scale(group.learning_rate_multiplier),
         )
@@ -283,7 +311,7 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     trained = optax.chain(
         clip,
-        config.scale(params),
+        config.scale(params, form_of),
         optax.partition({name: finish(group) for name, group in groups.items()}, labels),
     )
     if not any(group.frozen for group in groups.values()):

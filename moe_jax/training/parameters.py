@@ -1,18 +1,20 @@
-"""What the optimizer must know of a parameter, from its path: "layers/00/moe/router/kernel".
+"""What the optimizer must know of a parameter: its group, from its path in the tree
+("layers/00/moe/router/kernel"), and its form, which it declares itself (`nn.param.parameter`).
 
 Below "layers/" every array stacks the layers along its first axis, and experts along its second;
-a matrix is what stands behind these axes.
+forms count their axes from the last, so that both are batch axes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-Axes = tuple[int, ...]
+from moe_jax.nn.param import Form
+
+Forms = Mapping[str, Form]  # by path
 
 
 def by_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -20,6 +22,12 @@ def by_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_of(path), *leaves), tree, *rest
     )
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(path): leaf for path, leaf in leaves}
 
 
 def path_of(path: tuple[Any, ...]) -> str:
@@ -30,27 +38,3 @@ def group_of(path: str) -> str:
     """The name of the group of a parameter."""
     parts = path.split("/")
     return next((name for name in ("router", "experts") if name in parts), "rest")
-
-
-def is_matrix(path: str) -> bool:
-    """Whether weight decay applies: everything but norm scales and biases. By name, because a
-    scale stacked over layers has two dimensions as well."""
-    return path.rsplit("/", 1)[-1] not in ("scale", "bias")
-
-
-def matrix_axes(path: str, rank: int) -> tuple[Axes, Axes]:
-    """The (row, column) axes of the matrices that a parameter stacks; a vector has no rows."""
-    name = path.rsplit("/", 1)[-1]
-    if not is_matrix(path):
-        return (), (rank - 1,)
-    if name in ("wq", "wk", "wv"):
-        return (rank - 3,), (rank - 2, rank - 1)  # (layers, D, heads, head_dim)
-    if name == "wo":
-        return (rank - 3, rank - 2), (rank - 1,)
-    return (rank - 2,), (rank - 1,)
-
-
-def matrix_shape(path: str, shape: Axes) -> tuple[int, int]:
-    """(rows, columns) of one matrix; (1, length) of a vector."""
-    rows, columns = matrix_axes(path, len(shape))
-    return math.prod(shape[axis] for axis in rows), math.prod(shape[axis] for axis in columns)

@@ -111,4 +111,4 @@ def test_axes_of_stacked_parameters():
 
 def test_a_parameter_needs_a_name_for_every_dimension():
     with pytest.raises(ValueError, match="differ in length"):
-        parameter(rngs(), jax.nn.initializers.ones, (2, 3), ("embed",))
+        parameter(rngs(), jax.nn.initializers.ones, (2, 3), ("embed",), matrix=None, decays=False)

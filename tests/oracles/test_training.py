@@ -174,7 +174,8 @@ def test_our_adamw_with_clipping_warm_up_and_groups():
         weight_decay=decay,
         **ADAM,
     )
-    found = train_ours(twins, make_optimizer(config, twins.params, STEPS)[0])
+    optimizer, _ = make_optimizer(config, twins.params, twins.network.forms, STEPS)
+    found = train_ours(twins, optimizer)
     before = twins.params
 
     def their_adamw(parameters):

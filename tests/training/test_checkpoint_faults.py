@@ -309,13 +309,15 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
     """bfloat16, int8, empty arrays, typed keys, and a real optimizer state with masked parts."""
     import optax
 
+    from moe_jax.nn.param import Form
     from moe_jax.training.optimizer import Muon, make_optimizer
 
     params = {
         "layers": {"00": {"mlp": {"w_up": jnp.ones((2, 4, 4))}}},
         "embedding": jnp.ones((3, 4)),
     }
-    optimizer, _ = make_optimizer(Muon(), params, 10)
+    forms = jax.tree.map(lambda leaf: Form.of(leaf.ndim, ((-2,), (-1,)), True), params)
+    optimizer, _ = make_optimizer(Muon(), params, forms, 10)
     full = {
         "opt_state": optimizer.init(params),
         "half": jnp.arange(3, dtype=jnp.bfloat16),

@@ -24,7 +24,7 @@ from moe_jax.planning.estimate import estimate
 from moe_jax.routing.losses import LoadBalance, RoutingLosses
 from moe_jax.training.build import build
 from moe_jax.training.evaluation import depth_report
-from moe_jax.training.parameters import group_of, is_matrix
+from moe_jax.training.parameters import flat, group_of
 from moe_jax.training.rules import cross_check, warnings
 from tests.training.test_compiled_step import program_of
 from tests.training.test_invariance import MIXTRAL, B, S, gap, make, raw_batch
@@ -150,11 +150,11 @@ def test_counts_by_hand():
 
 
 def test_router_is_of_the_routers_group():
-    _, state = make(MOE, depth=DEPTH)
+    step, state = make(MOE, depth=DEPTH)
     assert state.params["layers"]["01"]["router"]["kernel"].shape == (1, 16, 1)
     assert "router" not in state.params["layers"]["00"]
     assert group_of("layers/01/router/kernel") == "router"
-    assert is_matrix("layers/01/router/kernel")
+    assert flat(step.network.forms)["layers/01/router/kernel"].sizes((1, 16, 1)) == (16, 1)
 
 
 def test_bytes_over_expert_are_those_of_the_compiled_step():

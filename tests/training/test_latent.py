@@ -12,7 +12,7 @@ import pytest
 
 from moe_jax.planning.estimate import estimate
 from moe_jax.training.optimizer import is_muon
-from moe_jax.training.parameters import group_of, is_matrix
+from moe_jax.training.parameters import flat, group_of
 from moe_jax.training.rules import cross_check
 from tests.training.test_compiled_step import MESHES as COMPILED
 from tests.training.test_compiled_step import D, exchanges, moves_no_weight, program_of, sent
@@ -92,9 +92,12 @@ def test_state_is_exact_and_nothing_is_replicated(mesh):
 
 
 def test_optimizer_takes_the_projections_for_matrices_of_the_rest():
-    for name in ("down", "up"):
+    step, _ = make(LATENT, optimizer=optax.sgd(1.0))
+    forms = flat(step.network.forms)
+    for name, sizes in (("down", (16, 8)), ("up", (8, 16))):
         path = f"layers/00/moe/latent/{name}"
-        assert group_of(path) == "rest" and is_matrix(path) and is_muon(path)
+        assert group_of(path) == "rest" and is_muon(path, forms[path])
+        assert forms[path].sizes((2, *sizes)) == sizes
 
 
 def test_rules():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from moe_jax.nn.param import Form
 from moe_jax.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
@@ -19,10 +20,9 @@ from moe_jax.training.optimizer import (
     Muon,
     Rsqrt,
     WarmupCosine,
-    group_of,
-    is_matrix,
     make_optimizer,
 )
+from moe_jax.training.parameters import by_path, group_of
 
 
 def parameters(seed=0):
@@ -48,13 +48,26 @@ def parameters(seed=0):
     }
 
 
+MATRICES = {"wq": ((-3,), (-2, -1)), "wo": ((-3, -2), (-1,)), "scale": None}
+
+
+def forms(params):
+    """The forms that a decoder's parameters declare."""
+
+    def form(path, leaf):
+        matrix = MATRICES.get(path.rsplit("/", 1)[-1], ((-2,), (-1,)))
+        return Form.of(leaf.ndim, matrix, decays=matrix is not None)
+
+    return by_path(form, params)
+
+
 def flat(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def first_update(config, params, grads, steps=100):
-    optimizer, _ = make_optimizer(config, params, steps)
+    optimizer, _ = make_optimizer(config, params, forms(params), steps)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     return updates
 
@@ -68,7 +81,7 @@ def test_minimises_a_quadratic(name):
         schedule=WarmupCosine(warmup_steps=1, final_fraction=0.0),
         clip_norm=0.0,
     )
-    optimizer, _ = make_optimizer(config, params, 400)
+    optimizer, _ = make_optimizer(config, params, forms(params), 400)
 
     def loss(params):
         squares = jax.tree.map(lambda p, t: jnp.sum(jnp.square(p - t)), params, target)
@@ -88,7 +101,7 @@ def test_minimises_a_quadratic(name):
 def test_adamw_against_numpy_in_float64():
     config = AdamW(learning_rate=0.01, schedule=WarmupCosine(warmup_steps=2), clip_norm=0.0)
     params = parameters()
-    optimizer, schedule = make_optimizer(config, params, 10)
+    optimizer, schedule = make_optimizer(config, params, forms(params), 10)
     state = optimizer.init(params)
     mine = {k: np.asarray(v, np.float64) for k, v in flat(params).items()}
     m = {k: np.zeros_like(v) for k, v in mine.items()}
@@ -137,7 +150,6 @@ def test_groups_by_path():
     assert groups["layers/00/moe/router/kernel"] == "router"
     assert groups["layers/00/moe/experts/w_up"] == "experts"
     assert groups["layers/00/attention/wq"] == groups["embedding"] == "rest"
-    assert not is_matrix("layers/00/attention_norm/scale") and is_matrix("embedding")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -264,7 +276,7 @@ def test_adafactor_of_a_stack_is_adafactor_of_each_matrix():
         )
 
     params = stacks(keys[0])
-    optimizer, _ = make_optimizer(config, params, 10)
+    optimizer, _ = make_optimizer(config, params, forms(params), 10)
     mine, theirs = optimizer.init(params), oracle.init(singles(params))
     for key in keys[1:]:
         grads = stacks(key)
@@ -284,7 +296,7 @@ def test_lion_is_the_sign_of_the_mixed_momentum():
 
     config = Lion(learning_rate=0.01, weight_decay=0.5, schedule=Constant(), clip_norm=0.0)
     params = parameters()
-    optimizer, _ = make_optimizer(config, params, 10)
+    optimizer, _ = make_optimizer(config, params, forms(params), 10)
     state = optimizer.init(params)
     mine = {k: np.asarray(v, np.float64) for k, v in flat(params).items()}
     momentum = {k: np.zeros_like(v) for k, v in mine.items()}
@@ -308,7 +320,7 @@ def test_frozen_group_counts_for_nothing():
     grads["layers"]["00"]["moe"]["experts"] = jax.tree.map(lambda w: 1e6 * w, experts)
     groups = Groups(experts=Group(frozen=True))
     config = AdamW(schedule=Constant(), eps=1.0, clip_norm=1.0, groups=groups)
-    optimizer, _ = make_optimizer(config, params, 10)
+    optimizer, _ = make_optimizer(config, params, forms(params), 10)
     state = optimizer.init(params)
     expert_shapes = {w.shape for w in jax.tree.leaves(experts)}
     assert not expert_shapes & {leaf.shape for leaf in jax.tree.leaves(state)}
