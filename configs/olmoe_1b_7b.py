@@ -1,7 +1,9 @@
 """OLMoE-1B-7B: 16 layers, D=2048, 64 experts of F=1024, 8 per token, dropless, bfloat16.
 
 Paper: Muennighoff et al., OLMoE (2409.02060), table 1 and section 3: load-balance loss 0.01 and
-router z-loss 0.001, truncated normal initialisation, learning rate 4e-4, 1024 rows of 4096.
+router z-loss 0.001, truncated normal initialisation, learning rate 4e-4, 1024 rows of 4096. Its
+trainer takes MegaBlocks' balance loss, the mean over layers, 1 when balanced (and not k = 8, as the
+same coefficient means in Hugging Face's model of that name).
 Hardware: 8 to 64 devices of the H100/H200 or TPU v5p class.
 Parameters: 6.92B in all, 1.28B active. Training FLOPs per token at S=4096: 8.68 GFLOP.
 Where we differ: QK-norm is per head (the paper's spans all heads).
@@ -43,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 expert_dim=1024,
                 router=TopK(k=8),
                 losses=RoutingLosses(
-                    load_balance=LoadBalance(coefficient=0.01, normalization="hugging_face"),
+                    load_balance=LoadBalance(coefficient=0.01),
                     router_z=RouterZ(coefficient=0.001),
                     over_layers="mean",
                 ),

@@ -74,8 +74,7 @@ def _walk(jaxpr: Jaxpr, axes: dict[str, int]) -> Iterator[NarrowSum]:
                 yield _sum(name, eqn, 0)
         elif name == "scan":
             yield from _carried(eqn)
-        mesh = eqn.params.get("mesh")
-        inside = dict(mesh.shape) if name == "shard_map" else axes
+        inside = dict(eqn.params["mesh"].shape) if name == "shard_map" else axes
         for inner in _inner(eqn.params):
             yield from _walk(inner, inside)
 

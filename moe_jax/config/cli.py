@@ -28,7 +28,7 @@ from absl import flags as absl_flags
 from absl import logging as absl_logging  # noqa: F401 - defines --verbosity, which libraries obey
 from absl.flags import FlagValues
 
-from moe_jax.config import xla_flags
+from moe_jax.config import versions, xla_flags
 from moe_jax.config.errors import UserError
 from moe_jax.config.nearest import nearest
 
@@ -110,6 +110,7 @@ def run_door(
     try:
         arguments = command_line.parse(flags)
         debug = flags.debug
+        versions.require()
         xla_flags.require_known()
         exit_code = main(arguments) or 0
         sys.stdout.flush()

@@ -38,6 +38,13 @@ def quick_options(mesh: Mesh) -> dict[str, Any]:
     return {n: value for n, value in _QUICK.items() if f"--{n}={value}" not in strange}
 
 
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept; None where they are not."""
+    config: Any = jax.config
+    folder = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
+    return Path(folder) if folder else None
+
+
 def keep_compiled_programs() -> None:
     """Programs that took a second to compile are kept for the next process that needs them.
 

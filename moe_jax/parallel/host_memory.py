@@ -1,13 +1,25 @@
-"""The memory of the host, where it is the one that arrays live in."""
+"""The memory of the host."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
+
+
+def available_memory() -> int | None:
+    """Bytes that processes of this machine may still take without swapping; None where the system
+    does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
 
 
 def keep_freed_memory() -> bool:

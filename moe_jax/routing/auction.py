@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.routing.plan import one_hot, queue_position
+from moe_jax.routing.plan import one_hot, queues
 
 FIRST_EPSILON = 0.25  # of the first phase; each next phase has a fifth of it
 SHRINK = 5.0
@@ -200,7 +200,7 @@ def _fill_greedily(expert_T: Array, score_TE: Array, active_T: Array, C: Array) 
         wants_T = jnp.argmax(jnp.where(open_TE, score_TE, -jnp.inf), axis=1).astype(jnp.int32)
         wants_T = jnp.where(jnp.any(open_TE, axis=1), wants_T, E)
         free_E = C - jnp.sum(one_hot(expert_T, E), axis=0, dtype=jnp.int32)
-        granted_T = queue_position(wants_T, E) < free_E[jnp.minimum(wants_T, E - 1)]
+        granted_T = queues(wants_T, E)[0] < free_E[jnp.minimum(wants_T, E - 1)]
         return jnp.where(granted_T & (wants_T < E), wants_T, expert_T)
 
     return jax.lax.while_loop(lambda expert_T: jnp.any(open_to(expert_T)), place, expert_T)

@@ -11,10 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.routing.capacity import expert_capacity
-from moe_jax.routing.token_choice import LinearLogits, make_sums, router_logits, softmax
+from moe_jax.routing.token_choice import (
+    LinearLogits,
+    compared,
+    make_sums,
+    router_logits,
+    softmax,
+)
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
-COMPARED_BITS = 12
 # Of the capped choice.
 ENTROPY = 0.001  # lambda (2202.09368, footnote 2)
 FIRST_ENTROPY = 0.3
@@ -30,9 +35,7 @@ class ExpertChoice(LinearLogits):
     c = T * capacity_factor / E, rounded up, at least 1 and at most T. Zhou et al. (2202.09368)
     eq. 1-4, whose capacity_factor is 2. Every expert has the same number of tokens by construction
     (fewer only where a group has fewer valid tokens than c); a token has any number of experts,
-    also none. Ties go to the lower token; scores are compared to 12 bits, since tokens of the same
-    history (the same id at the start of two texts) differ by rounding alone, which must not decide
-    who is served, differently on every mesh. The choice compares the tokens of a group with later
+    also none. Ties go to the lower token; scores are `compared` to 12 bits. The choice compares the tokens of a group with later
     ones: not causal. Cost: E sorts of T scores.
 
     max_experts: the most experts of one token (section 3.3): experts choose by the scores of an
@@ -82,7 +85,7 @@ class ExpertChoice(LinearLogits):
         c = self.tokens_per_expert(E, T)
         score_TE = softmax(logits_TE)
         open_TE = inputs.valid_T[:, None] & (logits_TE > -jnp.inf)
-        by_TE = jax.lax.reduce_precision(jax.lax.stop_gradient(score_TE), 8, COMPARED_BITS)
+        by_TE = compared(score_TE)
         most = self.choices(E)
         if most < E:
             by_TE = jnp.round(capped_scores(by_TE, open_TE, c, most) / (ENTROPY / 8))

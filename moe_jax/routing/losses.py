@@ -11,7 +11,7 @@ the units are then averaged:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.types import Router, Sums
 
 SCOPES = ("group", "row", "micro_batch", "global_batch")
+OF_ONE_MEMBER = ("group", "row")  # of an ensemble: what such a unit is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class LossTerm:
     def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
         """The unweighted losses of one unit of the scope, by name."""
         raise NotImplementedError
+
+    def of_member(self, members: int) -> LossTerm:
+        """The same loss of one member of an ensemble, which has 1 / members of the experts."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,13 @@ class DeviceBalance(LossTerm):
     def check(self) -> Iterator[Rule]:
         yield from super().check()
         yield from at_least(self, 1, "groups")
+
+    def of_member(self, members: int) -> LossTerm:
+        if self.groups == 1:
+            return self
+        if self.groups % members:
+            raise ValueError(f"{self.groups} groups of experts do not lie in {members} members")
+        return replace(self, groups=self.groups // members)
 
     def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
         return {"device_balance": balance.device_balance_loss(sums, self.groups)}
@@ -180,25 +192,53 @@ def _zeros(router: Router, E: int) -> Sums:
 
 
 def scoped_loss(
-    losses: RoutingLosses, router: Router, sums_LG: Sums, scopes: tuple[str, ...], pieces: int
+    losses: RoutingLosses,
+    router: Router,
+    sums_LG: Sums,
+    scopes: tuple[str, ...],
+    pieces: int,
+    members: int = 1,
 ) -> Float[Array, ""]:
     """The weighted loss of all terms whose scope is among `scopes`.
 
     sums_LG: leaves (L, G, ...), of L layers and the G groups at hand. pieces: groups per row (1
     where a group is one row or more). A unit's values are averaged over units, then summed or
     averaged over layers.
+
+    members: of an ensemble. A group, and a row, is one member's, which chooses among its E /
+    members experts only: over these its losses are taken.
     """
     total = jnp.zeros((), jnp.float32)
     for term in losses.terms().values():
         if term.scope not in scopes:
             continue
         units_LU = _units(term.scope, sums_LG, pieces)
+        if members > 1 and term.scope in OF_ONE_MEMBER:
+            units_LU, term = _own_experts(units_LU, members), term.of_member(members)
         per_unit = jax.vmap(jax.vmap(lambda sums, term=term: term.values(router, sums)))
         for value_LU in per_unit(units_LU).values():
             value_L = jnp.mean(value_LU, axis=1)
             combine = jnp.sum if losses.over_layers == "sum" else jnp.mean
             total += term.coefficient * combine(value_L)
     return total
+
+
+def _own_experts(sums_LU: Sums, members: int) -> Sums:
+    """The sums of units of one member each over that member's experts alone: of the others, with
+    which they are interleaved in blocks, they have zeros."""
+
+    def fold(leaf_LUE: Array) -> Array:
+        L, U, E, *rest = leaf_LUE.shape
+        blocks = leaf_LUE.reshape(L, U, members, E // members, *rest)
+        return jnp.sum(blocks, axis=2, dtype=leaf_LUE.dtype)
+
+    by_expert = {f.name for f in fields(Sums) if f.name.endswith("_E")}
+    folded = {name: fold(getattr(sums_LU, name)) for name in by_expert}
+    own = {
+        name: fold(leaf) if name.rpartition("_")[2].startswith("E") else leaf
+        for name, leaf in sums_LU.own.items()
+    }
+    return replace(sums_LU, **folded, own=own)
 
 
 def _units(scope: str, sums_LG: Sums, pieces: int) -> Sums:

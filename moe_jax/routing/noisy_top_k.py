@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, knob, one_of
-from moe_jax.ops.precision import wide
 from moe_jax.routing.token_choice import (
     LinearChoice,
     kernel_spec,
     router_logits,
+    router_product,
     scatter_gates,
     softmax,
     top,
@@ -111,8 +111,7 @@ class NoisyTopK(LinearChoice):
         self, params: RouterParams, inputs: RouterInputs, clean_TE: Array
     ) -> Float[Array, "T E"]:
         if self.noise == "learned":
-            noise_kernel_DE = wide(params["noise_kernel"])
-            raw_TE = wide(inputs.x_TD) @ noise_kernel_DE
+            raw_TE = router_product(inputs.x_TD, params["noise_kernel"])
             # Keeps Phi's argument finite where the learned noise vanishes.
             return jax.nn.softplus(raw_TE) + 1e-2
         std = jnp.asarray(self.noise_std, jnp.float32) / clean_TE.shape[1]

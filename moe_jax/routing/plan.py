@@ -22,19 +22,38 @@ def one_hot(expert: Int[Array, "*R"], E: int) -> Bool[Array, "*R {E}"]:
 
 
 def count_experts(expert_R: Int[Array, "R"], mask_R: Bool[Array, "R"], E: int) -> Int[Array, "{E}"]:
-    """Rows per expert 0..E-1 among those of the mask, int32."""
-    is_expert_RE = one_hot(expert_R, E)
-    return jnp.sum(is_expert_RE & mask_R[:, None], axis=0, dtype=jnp.int32)
+    """Rows per expert 0..E-1 among those of the mask, int32. Memory and time grow with R + E."""
+    own_R = jnp.where(mask_R, expert_R, E)
+    # A TPU adds to scattered places one after the other, but sorts quickly.
+    return jax.lax.platform_dependent(
+        own_R,
+        tpu=lambda own_R: queues(own_R, E)[1],
+        default=lambda own_R: jnp.zeros((E,), jnp.int32).at[own_R].add(1, mode="drop"),
+    )
 
 
-def queue_position(expert_R: Int[Array, "R"], E: int) -> Int[Array, "R"]:
-    """How many earlier rows want the same expert; rows of no expert 0..E-1 get 0.
+def queues(expert_R: Int[Array, "R"], E: int) -> tuple[Int[Array, "R"], Int[Array, "{E}"]]:
+    """How many earlier rows want the same expert (0 for rows of no expert 0..E-1), and how many
+    rows each expert has.
 
-    A counting pass, R x E integers, in place of a sort: it is also what sorts rows by expert.
+    By a sort of R numbers: memory and time do not grow with R x E. (Counting in a table of rows and
+    experts is as fast for 8 experts; docs/performance.md.)
     """
-    is_expert_RE = one_hot(expert_R, E).astype(jnp.int32)
-    before_RE = jnp.cumsum(is_expert_RE, axis=0) - is_expert_RE
-    return jnp.sum(before_RE * is_expert_RE, axis=1, dtype=jnp.int32)
+    R = expert_R.shape[0]
+    row_R = jnp.arange(R, dtype=jnp.int32)
+    # The id of no expert may be any number from E on.
+    own_R = jnp.minimum(expert_R, E).astype(jnp.int32)
+    if R * (E + 1) < 2**31:
+        # Expert and row in one number: distinct, so that a sort without an order of equals does.
+        key_R = jnp.sort(own_R * R + row_R)
+        sorted_R, order_R = key_R // max(R, 1), key_R % max(R, 1)
+    else:
+        order_R = jnp.argsort(own_R, stable=True).astype(jnp.int32)
+        sorted_R = own_R[order_R]
+    edge_E = jnp.searchsorted(sorted_R, jnp.arange(E + 1, dtype=jnp.int32)).astype(jnp.int32)
+    slot_R = jnp.where(sorted_R < E, row_R - edge_E[sorted_R], 0)
+    slot_R = jnp.zeros_like(slot_R).at[order_R].set(slot_R, unique_indices=True)
+    return slot_R, jnp.diff(edge_E)
 
 
 def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
@@ -47,15 +66,15 @@ def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
     a = assignments
     capacity = capacity if a.c is None else a.c
     if a.priority_R is None:
-        slot_R = queue_position(a.expert_R, a.E)
+        slot_R, accepted_E = queues(a.expert_R, a.E)
     else:
         order_R = jnp.argsort(a.priority_R, stable=True)
-        served_R = queue_position(a.expert_R[order_R], a.E)
+        served_R, accepted_E = queues(a.expert_R[order_R], a.E)
         slot_R = jnp.zeros_like(served_R).at[order_R].set(served_R, unique_indices=True)
     kept_R = a.expert_R < a.E
     if capacity is not None:
         kept_R &= slot_R < capacity
-    accepted_E = count_experts(a.expert_R, kept_R, a.E)
+        accepted_E = jnp.minimum(accepted_E, capacity)
     return Plan(
         assignments=a, slot_R=slot_R, kept_R=kept_R, accepted_E=accepted_E, capacity=capacity
     )
@@ -81,8 +100,15 @@ def plan_traffic(
     served_R = plan.kept_R | ((a.expert_R >= a.E) & (a.expert_R < a.unused))
     served_T = _per_token(a, served_R)
     lost_T = (_per_token(a, wanted_R) > 0) & (served_T == 0) & valid_T
-    rank_R = jnp.arange(a.expert_R.shape[0], dtype=jnp.int32) % K
-    place_R = jnp.zeros_like(rank_R) if place_T is None else place_T[a.token_R]
+    place_T = jnp.zeros((a.T,), jnp.int32) if place_T is None else place_T
+    in_place_TN = one_hot(place_T, PLACES)
+
+    def by_place(marked_R: Array) -> Array:
+        return jnp.sum(jnp.where(in_place_TN, _per_token(a, marked_R)[:, None], 0), axis=0)
+
+    def by_rank(marked_R: Array) -> Array:
+        return jnp.sum(marked_R.reshape(-1, K), axis=0, dtype=jnp.int32)
+
     most = min(a.k or a.E, MOST_SERVED)
     return Traffic(
         accepted_E=plan.accepted_E,
@@ -90,10 +116,10 @@ def plan_traffic(
         dropped_tokens=jnp.sum(lost_T, dtype=jnp.int32),
         overflow=jnp.zeros((), jnp.int32),
         slots=jnp.full((), a.E * (plan.capacity or 0), jnp.int32),
-        wanted_K=count_experts(rank_R, wanted_R, K),
-        dropped_K=count_experts(rank_R, dropped_R, K),
-        wanted_N=count_experts(place_R, wanted_R, PLACES),
-        dropped_N=count_experts(place_R, dropped_R, PLACES),
+        wanted_K=by_rank(wanted_R),
+        dropped_K=by_rank(dropped_R),
+        wanted_N=by_place(wanted_R),
+        dropped_N=by_place(dropped_R),
         served_H=count_experts(jnp.minimum(served_T, most), valid_T, most + 1),
     )
 

@@ -10,11 +10,18 @@ from jaxtyping import Array, Float
 
 from moe_jax.routing.token_choice import softmax
 
+LOW = -20.0
+
 
 def sqrt_softplus(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
     """sqrt(log(1 + exp(logit))), above 0 and not bounded; 0 for a logit of -inf."""
     admissible = logits > -jnp.inf
-    root = jnp.sqrt(jax.nn.softplus(jnp.where(admissible, logits, 0)))
+    finite = jnp.where(admissible, logits, 0)
+    # Below, log(1 + exp(x)) is exp(x) to the last bit. Where that becomes 0, the slope of the root
+    # would be inf, and inf times 0 no number.
+    low = finite < LOW
+    root = jnp.sqrt(jax.nn.softplus(jnp.where(low, LOW, finite)))
+    root = jnp.where(low, jnp.exp(jnp.where(low, finite, LOW) / 2), root)
     return jnp.where(admissible, root, 0)
 
 

@@ -22,6 +22,8 @@ from moe_jax.routing.types import (
     Sums,
 )
 
+COMPARED_BITS = 12
+LEAST = 1e-30  # of a token's largest score
 DROP_ORDERS = ("token_major", "choice_major", "batch_priority")
 
 
@@ -133,12 +135,16 @@ def router_logits(
     """x @ kernel (+ bias), -inf for experts that the group may not choose. In float32 where the
     compute type is smaller (ST-MoE: bfloat16 logits cost quality)."""
     x_TD = jitter(wide(inputs.x_TD), inputs, jitter_amount)
-    kernel_DE = wide(params["kernel"])
-    logits_TE = jnp.einsum("TD,DE->TE", x_TD, kernel_DE, precision=jax.lax.Precision.HIGHEST)
-    logits_TE = add_bias(logits_TE, params)
+    logits_TE = add_bias(router_product(x_TD, params["kernel"]), params)
     if inputs.allowed_E is None:
         return logits_TE
     return jnp.where(inputs.allowed_E[None, :], logits_TE, -jnp.inf)
+
+
+def router_product(x_TD: Float[Array, "T D"], w_DN: Float[Array, "D N"]) -> Float[Array, "T N"]:
+    """x w in float32, with all of its bits: by default a GPU would take TF32 for such a product and
+    a TPU bfloat16, whose logits decide otherwise."""
+    return jnp.einsum("TD,DN->TN", wide(x_TD), wide(w_DN), precision=jax.lax.Precision.HIGHEST)
 
 
 def add_bias(logits_TE: Float[Array, "T E"], params: RouterParams) -> Float[Array, "T E"]:
@@ -173,14 +179,33 @@ def best(
 
 
 def renormalize(weight_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
-    """Each token's weights over their sum; all 0 stay 0."""
+    """Each token's weights over their sum; all 0 stay 0.
+
+    Where all are below 1e-30 (sigmoids of logits below -69) their sum is less than 1, and falls to 0
+    with them. (DeepSeek's and Megatron-Core's code add 1e-20 to each sum.)
+    """
+    # By the largest first: the slope of a quotient has the square of its divisor, which of small
+    # sums is no float32. The result does not depend on the largest, nor does the gradient.
+    most_T1 = jnp.max(jax.lax.stop_gradient(weight_TK), axis=1, keepdims=True)
+    weight_TK = weight_TK / jnp.maximum(most_T1, LEAST)
+    # 1 or more, but for rows below the least.
     total_T1 = jnp.sum(weight_TK, axis=1, keepdims=True)
-    return weight_TK / jnp.where(total_T1 > 0, total_T1, 1)
+    return weight_TK / jnp.maximum(total_T1, 0.5)
 
 
 def admissible(score_TE: Float[Array, "T E"], logits_TE: Float[Array, "T E"]) -> Array:
     """The scores, -inf where the logit is: what `best` must not choose."""
     return jnp.where(logits_TE > -jnp.inf, score_TE, -jnp.inf)
+
+
+def compared(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The scores as tokens compete by them: rounded to 12 bits, without a gradient.
+
+    Tokens of the same history (the same id at the start of two texts) have scores that differ by
+    rounding alone, and differently on every mesh and batch size. That must not decide who is
+    served: of equals it is the earlier.
+    """
+    return jax.lax.reduce_precision(jax.lax.stop_gradient(score), 8, COMPARED_BITS)
 
 
 def choose(
@@ -199,7 +224,7 @@ def choose(
       token_major     earlier tokens with all their choices (causal)
       choice_major    all first choices, then all second choices (GShard, Switch, V-MoE)
       batch_priority  as choice_major, within a choice the tokens with the highest first weight
-                      (V-MoE, 2106.05974, section 4.1)
+                      (V-MoE, 2106.05974, section 4.1), `compared`; of equals the earlier
     Choices with an expert >= E + Z, and all choices of invalid tokens, are unused rows.
     """
     T, K = expert_TK.shape
@@ -210,7 +235,7 @@ def choose(
     elif drop_order == "choice_major":
         priority_R = rank_TK.reshape(-1)
     else:
-        best_T = jax.lax.stop_gradient(jnp.max(weight_TK, axis=1))
+        best_T = compared(jnp.max(weight_TK, axis=1))
         # In [0, 1) whatever the weights' scale: whole ranks keep choices apart.
         priority_R = (rank_TK - (best_T / (1 + best_T))[:, None]).reshape(-1)
     return Assignments(
@@ -276,5 +301,7 @@ def scatter_gates(
     weight_TK: Float[Array, "T K"], expert_TK: Int[Array, "T K"], E: int
 ) -> Float[Array, "T {E}"]:
     """The sparse gates G(x): weight of each expert, 0 where it was not chosen."""
-    chosen_TKE = one_hot(expert_TK, E)
-    return jnp.sum(jnp.where(chosen_TKE, weight_TK[:, :, None], 0), axis=1)
+    token_T1 = jnp.arange(expert_TK.shape[0], dtype=jnp.int32)[:, None]
+    empty_TE = jnp.zeros((expert_TK.shape[0], E), weight_TK.dtype)
+    # Adding, not setting: its gradient is a plain gather.
+    return empty_TE.at[token_T1, expert_TK].add(weight_TK, mode="drop")

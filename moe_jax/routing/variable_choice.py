@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.routing.plan import one_hot
+from moe_jax.routing.plan import count_experts
 from moe_jax.routing.token_choice import LinearChoice, admissible, best
 from moe_jax.routing.types import Assignments, RouterInputs, RouterState, Sums
 
@@ -59,8 +59,8 @@ class VariableChoice(LinearChoice):
         own = dict(own or {})
         if inputs.train and K < E:
             beyond_TE = taken_TE[:, K:] & inputs.valid_T[:, None]
-            gone_TEE = one_hot(expert_TE[:, K:], E) & beyond_TE[:, :, None]
-            own["truncated_E"] = jnp.sum(gone_TEE, axis=(0, 1), dtype=jnp.float32)
+            gone_E = count_experts(expert_TE[:, K:].reshape(-1), beyond_TE.reshape(-1), E)
+            own["truncated_E"] = gone_E.astype(jnp.float32)
         return self.decide(
             jnp.where(kept_TK, score_TE[:, :K], 0),
             jnp.where(kept_TK, expert_TE[:, :K], E),

@@ -11,7 +11,7 @@ from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.decoder import layout_of
 from moe_jax.ops.attention_splash import TILE, splash_fits
 from moe_jax.parallel.mesh import ROW_AXES
-from moe_jax.routing.losses import global_terms
+from moe_jax.routing.losses import OF_ONE_MEMBER, global_terms
 from moe_jax.routing.types import Router
 from moe_jax.training.experiment import Experiment
 
@@ -96,6 +96,11 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
     if not getattr(moe.router, "takes_mask", False):
         rule = "must be 1: this router cannot choose among some of the experts"
         yield Problem("moe.ensemble", M, rule)
+    balance = moe.losses.device_balance
+    if balance.scope in OF_ONE_MEMBER and balance.groups % M and balance.groups > 1:
+        path = "moe.losses.device_balance.groups"
+        rule = f"must be divisible by moe.ensemble = {M} with scope {balance.scope}"
+        yield Problem(path, balance.groups, rule)
     if (moe.group_size or 0) > experiment.data.sequence_length > 0:
         rule = "must be at most one row in an ensemble: each copy of a row has its own experts"
         yield Problem("moe.group_size", moe.group_size, rule)

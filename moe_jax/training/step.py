@@ -93,7 +93,7 @@ class Step:
         """
         targets = jnp.sum(self.task.target_mask(raw), dtype=jnp.int32).astype(jnp.float32)
         context = Context(
-            key=jax.random.fold_in(jax.random.key(self.noise_seed), state.step),
+            key=jax.random.fold_in(routing_key(self.noise_seed), state.step),
             knobs=knobs,
             train=True,
             capacity_factor=self.moe.capacity_factor,
@@ -235,8 +235,8 @@ class Step:
         pieces = self._grouping(micro).pieces
         router = self.moe.router
         if self.accumulation == 1:
-            return scoped_loss(losses, router, report.sums, SCOPES, pieces)
-        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces)
+            return scoped_loss(losses, router, report.sums, SCOPES, pieces, self.members)
+        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces, self.members)
         loss = local / self.accumulation
         if global_gradient is not None:
             loss += _inner(global_gradient, reduce_sums(report.sums, axis=1))
@@ -337,6 +337,12 @@ class Step:
             return jnp.moveaxis(cut, 1, 0).reshape(M, B // M, *leaf.shape[1:])
 
         return jax.tree.map(split, dict(raw))
+
+
+def routing_key(seed: int) -> Array:
+    """The root of the keys of routing noise. Keys are made by folding numbers into each other (step,
+    layer, group), as those of parameters are: the first number keeps the two apart."""
+    return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
 
 
 def _first(micro_batches: RawBatch) -> RawBatch:
