@@ -153,7 +153,7 @@ class LoadedRun:
         run = self.instead(Replay())
         pairs = list(observation.recorded_batches(run.program, trace, self.batches()))
         if not pairs:
-            raise UserError(f"the trace has {trace.rows} rows, fewer than one evaluation batch")
+            raise UserError("the trace has no rows of text to replay")
         raws, recorded = zip(*pairs, strict=True)
         return evaluate(run.program, run.state, raws, recorded)
 

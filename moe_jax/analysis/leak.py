@@ -52,7 +52,8 @@ class LeakSums:
         self.pairs += int(np.sum(valid)) * len(layers)
         self.tokens += int(np.sum(valid))
         difference = (after.nats_BS - before.nats_BS)[:, : cut - 1].astype(np.float64)
-        self.targets += int(np.sum(before.nats_BS[:, : cut - 1] != 0))
+        # Not where nats are 0: a sure model has targets of exactly 0 nats.
+        self.targets += int(np.sum(before.target_BS[:, : cut - 1]))
         self.nats += float(np.sum(difference))
         self.absolute += float(np.sum(np.abs(difference)))
 
@@ -76,9 +77,11 @@ class LeakSums:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """A batch on the host. expert, weight, kept: (L, B, S, K)."""
+    """A batch on the host. target: whether the next token counts in the loss. expert, weight, kept:
+    (L, B, S, K)."""
 
     nats_BS: np.ndarray
+    target_BS: np.ndarray
     segment_BS: np.ndarray
     expert_LBSK: np.ndarray
     weight_LBSK: np.ndarray

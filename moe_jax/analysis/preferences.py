@@ -22,6 +22,19 @@ def taken(trace: Trace) -> np.ndarray:
     return trace.kept_LNSK & (trace.expert_LNSK < trace.num_experts) & real
 
 
+def load(trace: Trace) -> np.ndarray:
+    """(L, E): the share of the wanted assignments of each expert, before drops: the evaluation's
+    `load`."""
+    wanted = (trace.expert_LNSK < trace.num_experts) & (trace.segment_NS > 0)[None, :, :, None]
+    counts_LE = np.stack(
+        [
+            np.bincount(expert[here], minlength=trace.num_experts)
+            for expert, here in zip(trace.expert_LNSK, wanted, strict=True)
+        ]
+    )
+    return counts_LE / np.maximum(counts_LE.sum(axis=1, keepdims=True), 1)
+
+
 def leading_expert(trace: Trace) -> np.ndarray:
     """(L, N, S) int: the expert with the largest weight among those that took the token, -1 where
     none did."""

@@ -56,10 +56,12 @@ class Counterfactual(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskBest:
-    """The `n` best experts of each token are taken away.
+    """The `n` best experts of each token are taken away: its choices in their order, behind them
+    the most probable others.
 
-    Its other choices stay; the most probable ones of the rest fill the places, ties to the lower
-    expert. weight = p_e / (sum of p over the new choices) * (the token's total weight before).
+    Its other choices stay; the most probable ones of the rest fill the places, as far as there are
+    any, ties to the lower expert. weight = p_e / (sum of p over the new choices) * (the token's
+    total weight before).
     ValueError for a router in which tokens do not rank experts.
     """
 
@@ -80,9 +82,13 @@ class MaskBest:
         expert_TK, total_T = a.expert_R.reshape(a.T, a.k), _total_weight(a)
         prob_TE = token_probabilities(router, params, state, inputs)
         ranked_TKE = one_hot(expert_TK, a.E)
-        gone_TE = jnp.any(ranked_TKE[:, : self.n], axis=1)
-        stays_TE = jnp.any(ranked_TKE, axis=1) & ~gone_TE
-        by_TE = jnp.where(stays_TE, prob_TE + 2, prob_TE)  # probabilities are at most 1
+        # Choices by rank, from 2 on: probabilities, by which the others follow, are at most 1.
+        place_K = jnp.arange(a.k + 1, 1, -1, dtype=prob_TE.dtype)
+        place_TE = jnp.sum(jnp.where(ranked_TKE, place_K[None, :, None], 0), axis=1)
+        _, best_TN = top(jnp.where(place_TE > 0, place_TE, prob_TE), self.n)
+        gone_TE = jnp.any(one_hot(best_TN, a.E), axis=1)
+        stays_TE = (place_TE > 0) & ~gone_TE
+        by_TE = jnp.where(stays_TE, prob_TE + 2, prob_TE)
         by_TE = jnp.where(gone_TE | (prob_TE <= 0), -jnp.inf, by_TE)
         _, new_TK = top(by_TE, a.k)
         # As many as there were: a dynamic k stays what it was.

@@ -84,13 +84,14 @@ def plan_traffic(
     plan: Plan | SoftPlan, valid_T: Bool[Array, "T"], place_T: Int[Array, "T"] | None = None
 ) -> Traffic:
     """Counts of one group's plan; `overflow` is the dispatcher's to fill in. In a soft plan every
-    slot is taken and nothing is wanted or dropped."""
+    slot is taken and nothing is wanted or dropped. A group of padding alone offers no slots."""
+    any_valid = jnp.any(valid_T)
     if isinstance(plan, SoftPlan):
         _, E, C = plan.dispatch_TEC.shape
         return dataclasses.replace(
             _no_traffic(E, K=1),
-            accepted_E=jnp.full((E,), C, jnp.int32),
-            slots=jnp.full((), E * C, jnp.int32),
+            accepted_E=jnp.where(any_valid, jnp.full((E,), C, jnp.int32), 0),
+            slots=jnp.where(any_valid, jnp.int32(E * C), 0),
         )
     a = plan.assignments
     K = a.k or 1
@@ -115,7 +116,7 @@ def plan_traffic(
         dropped=jnp.sum(dropped_R, dtype=jnp.int32),
         dropped_tokens=jnp.sum(lost_T, dtype=jnp.int32),
         overflow=jnp.zeros((), jnp.int32),
-        slots=jnp.full((), a.E * (plan.capacity or 0), jnp.int32),
+        slots=jnp.where(any_valid, jnp.int32(a.E * (plan.capacity or 0)), 0),
         wanted_K=by_rank(wanted_R),
         dropped_K=by_rank(dropped_R),
         wanted_N=by_place(wanted_R),

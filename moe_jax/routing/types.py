@@ -114,7 +114,7 @@ class Traffic:
     dropped: Int[Array, "*G"]  # wanted assignments over capacity
     dropped_tokens: Int[Array, "*G"]  # valid tokens that lost every expert they wanted
     overflow: Int[Array, "*G"]  # kept, but over a bounded receive buffer; never part of dropped
-    slots: Int[Array, "*G"]  # slots offered, E * capacity; 0 where dropless
+    slots: Int[Array, "*G"]  # slots offered, E * capacity; 0 where dropless or all is padding
     wanted_K: Int[Array, "*G K"]  # wanted by rank of choice; of no ranks all at rank 0
     dropped_K: Int[Array, "*G K"]
     wanted_N: Int[Array, "*G N"]  # wanted by place in the row, in PLACES equal parts

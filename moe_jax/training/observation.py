@@ -60,8 +60,12 @@ def trace(
 
 
 def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -> Iterator[Any]:
-    """(batch, Recorded) for as many batches as the trace has. UserError where its layers, experts
-    or tokens are not those of this run and data."""
+    """(batch, Recorded) of all rows of the trace: what a batch has beyond them becomes padding, as
+    in the last batch of an evaluation, so that any batch size replays a trace of another one.
+
+    UserError where its layers, experts or tokens are not those of this run and data, or where it
+    has more rows than the data.
+    """
     if program.experiment.moe.ensemble > 1:
         raise UserError("the routes of an ensemble (config.moe.ensemble) cannot be replayed")
     moe_layers, E = program.layout.moe_layers, program.experiment.moe.num_experts
@@ -71,18 +75,26 @@ def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -
             f"the run {E} in layers {list(moe_layers)}"
         )
     size, K = program.eval_batch_size, trace.expert_LNSK.shape[-1]
+    whole = int(np.max(np.flatnonzero(trace.segment_NS.any(axis=1)), initial=-1)) + 1
+    done = 0
     for number, raw in enumerate(batches):
-        rows = slice(number * size, (number + 1) * size)
-        if rows.stop > trace.rows:
+        if done >= whole:
             return
-        if not np.array_equal(trace.token_NS[rows], raw["tokens"][:, :-1]):
+        rows = slice(done, min(done + size, whole))
+        count = rows.stop - rows.start
+        if not np.array_equal(trace.token_NS[rows], raw["tokens"][:count, :-1]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
         shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)
         weight = np.zeros(shape, np.float32)
-        expert[list(moe_layers)] = trace.expert_LNSK[:, rows]
-        weight[list(moe_layers)] = trace.weight_LNSK[:, rows]
+        expert[list(moe_layers), :count] = trace.expert_LNSK[:, rows]
+        weight[list(moe_layers), :count] = trace.weight_LNSK[:, rows]
+        beyond = np.arange(size)[:, None] >= count
+        raw = {**raw, "segments": np.where(beyond, 0, raw["segments"])}
         yield raw, Recorded(expert_TK=jnp.asarray(expert), weight_TK=jnp.asarray(weight))
+        done = rows.stop
+    if done < whole:
+        raise UserError(f"the trace has more rows ({whole}) than the data")
 
 
 def leak(
@@ -128,6 +140,7 @@ def _on_host(program: Program, state: TrainState, raw: Batch, number: int, train
     seen = _observe(program, state, raw, number, train)
     return Observed(
         nats_BS=seen.nats_BS,
+        target_BS=np.asarray(program.step.task.target_mask(raw)),
         segment_BS=raw["segments"][:, :-1],
         expert_LBSK=seen.routes.expert_BSK,
         weight_LBSK=seen.routes.weight_BSK,

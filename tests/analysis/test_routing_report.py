@@ -52,6 +52,19 @@ def test_sections_follow_what_there_is_to_show():
     assert list(html_of(view(soft))) == ["text"] and "no routes" in html_of(view(soft))["text"]
 
 
+def test_load_is_of_what_was_wanted():
+    """Before drops, as everywhere else; drops here fall on expert 0 alone."""
+    trace = random_trace()
+    kept = trace.expert_LNSK != 0
+    html = html_of(view(dataclasses.replace(trace, kept_LNSK=kept)))["preferences"]
+    cells = re.findall(r'class="mark"[^>]*>(\d+)</i></th><td>([\d.]+)', html)
+    assert len(cells) == 2 * 6
+    for number, (expert, percent) in enumerate(cells):
+        ids = trace.expert_LNSK[number // 6][trace.segment_NS > 0]
+        share = 100 * np.mean(ids[ids < 6] == int(expert))
+        assert float(percent) == pytest.approx(share, abs=0.06)
+
+
 def test_domains_are_shown_where_there_are_several():
     trace = random_trace()
     assert "Domains by experts" not in html_of(view(trace))["preferences"]

@@ -125,6 +125,7 @@ def test_leak_counts_changed_routes_and_nats_before_the_cut():
     def observed(expert, weight, nats):
         return Observed(
             nats_BS=nats,
+            target_BS=np.ones(nats.shape, bool),
             segment_BS=trace.segment_NS,
             expert_LBSK=expert,
             weight_LBSK=weight,

@@ -13,8 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.checking.invariance import check, plan
-from moe_jax.checking.trial import initial_state, program_of, synthetic_rows
+from moe_jax.checking.invariance import knobs_over_the_run, plan
+from moe_jax.checking.trial import (
+    compile_step,
+    initial_state,
+    lower_step,
+    program_of,
+    run,
+    synthetic_rows,
+)
 from moe_jax.config.overrides import load_config
 from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.types import Sums, Traffic
@@ -29,7 +36,13 @@ SETTINGS = (
     ("moe.capacity_factor", FACTOR),
     ("evaluation.capacity_factor", FACTOR),
 )
-VARIANTS = ("1 device rows", "1 device rows accumulation=4", "data=8 rows", "tensor=4 rows")
+VARIANTS = (
+    "1 device dense",
+    "1 device rows",
+    "1 device rows accumulation=4",
+    "data=8 rows",
+    "tensor=4 rows",
+)
 MIXED = "data=2 expert=2 sequence=2 rows/all_to_all accumulation=2 remat=full"
 
 
@@ -76,7 +89,7 @@ def statistics(batches, offset_E, T):
             add("dropped", lost_TK.sum())
             add("dropped_tokens", (valid_T & ~kept_TK.any(1)).sum())
             add("overflow", 0)
-            add("slots", E * C)
+            add("slots", E * C * valid_T.any())
             add("wanted_K", wanted_KE.sum(1))
             add("dropped_K", lost_TK.sum(0))
             add("wanted_N", K * np.bincount(place_T[valid_T], minlength=places))
@@ -89,12 +102,21 @@ C = math.ceil(16 * K * FACTOR / E)  # of groups of half a row
 
 
 @cache
-def report():
-    planned = plan(load_config(QUICKSTART, SETTINGS, Experiment), jax.devices(), steps=1)
-    assert planned.small.moe.group_size == 16
-    chosen = tuple(v for v in planned.variants if v.name in (*VARIANTS, MIXED))
-    assert len(chosen) == len(VARIANTS) + 1
-    return planned, check(dataclasses.replace(planned, variants=chosen))
+def planned():
+    found = plan(load_config(QUICKSTART, SETTINGS, Experiment), jax.devices(), steps=1)
+    assert found.small.moe.group_size == 16
+    program = program_of(found.reference.apply(found.small), found.devices[:1])
+    return found, program, initial_state(program)
+
+
+def trial_of(name):
+    """One step of the variant of this name."""
+    found, _, state = planned()
+    (variant,) = (v for v in (found.reference, *found.variants) if v.name == name)
+    program = program_of(variant.apply(found.small), found.devices[: variant.devices])
+    batches, knobs = synthetic_rows(found.small, 1), knobs_over_the_run(found.original, 1)
+    step = compile_step(program, lower_step(program, batches[0], knobs[0]))
+    return run(program, step, state, batches, knobs), batches
 
 
 def offsets(start):
@@ -103,12 +125,9 @@ def offsets(start):
     return np.asarray(kernel_LDE, np.float64)[:, 0]
 
 
-@pytest.mark.parametrize("variant", ["1 device dense", *VARIANTS, MIXED])
+@pytest.mark.parametrize("variant", [*VARIANTS, MIXED])
 def test_every_statistic_of_a_step_against_float64(variant):
-    planned, found = report()
-    (outcome,) = (o for o in (*found.references, *found.outcomes) if o.variant.name == variant)
-    assert outcome.failed is None
-    trial, batches = outcome.trial, synthetic_rows(planned.small, 1)
+    trial, batches = trial_of(variant)
     by_layer = [statistics(batches, offset_E, 16) for offset_E in offsets(trial.start)]
     record = trial.steps[0]
     names = {f.name for kind in (Sums, Traffic) for f in dataclasses.fields(kind)} - {"own"}
@@ -129,10 +148,8 @@ def test_every_statistic_of_a_step_against_float64(variant):
 def test_metrics_of_a_step_and_of_an_evaluation_against_float64():
     """Over three batches of other sizes of load: ratios of the sums, not means of ratios; over
     layers the worst for two, the mean for the others."""
-    planned, _ = report()
-    program = program_of(planned.reference.apply(planned.small), planned.devices[:1])
-    state = initial_state(program)
-    batches = synthetic_rows(planned.small, 3)
+    found, program, state = planned()
+    batches = synthetic_rows(found.small, 3)
     batches[1]["segments"][4:] = 0
     found = evaluate(program, jax.device_put(state, program.state_shardings), batches)
     kernel = {"moe/router/kernel": state.params["layers"]["00"]["moe"]["router"]["kernel"]}

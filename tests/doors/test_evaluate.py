@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import moe_jax
+from moe_jax.analysis.leak import replace_later
+from moe_jax.analysis.preferences import load
 from moe_jax.analysis.trace import Trace
+from moe_jax.config.errors import UserError
 
 
 def evaluated(door, tmp_path, workdir, *argv):
@@ -64,6 +68,84 @@ def test_a_replay_of_a_trace_is_the_run(door, trained, tmp_path):
     targets = trace.nats_NS != 0
     assert trace.nats_NS[targets].mean() == pytest.approx(direct["cross_entropy"], rel=1e-5)
     np.testing.assert_allclose(replayed["moe/layer_00/load"], direct["moe/layer_00/load"])
+
+
+@pytest.mark.parametrize("batches", [None, 2])
+@pytest.mark.parametrize("size", [3, 5, 500])
+def test_a_replay_counts_every_row_of_the_trace_in_batches_of_any_size(trained, size, batches):
+    run = moe_jax.load(trained)
+    trace, direct = run.trace(batches), run.evaluate(batches)
+    other = moe_jax.load(trained, overrides={"evaluation.batch_size": size})
+    assert trace.rows % size
+    replayed = other.replay(trace)
+    assert replayed["cross_entropy"] == pytest.approx(direct["cross_entropy"], rel=1e-5)
+    for name in ("load", "experts_histogram"):
+        np.testing.assert_array_equal(
+            replayed[f"moe/layer_01/{name}"], direct[f"moe/layer_01/{name}"]
+        )
+
+
+def test_a_trace_with_more_rows_than_the_data_is_refused(trained):
+    run = moe_jax.load(trained)
+    trace = run.trace()
+    longer = {
+        field.name: np.concatenate([value, value], axis=int(field.name.endswith("LNSK")))
+        for field in dataclasses.fields(trace)
+        if field.name.split("_")[-1] in ("N", "NS", "LNSK")
+        and (value := getattr(trace, field.name)) is not None
+    }
+    with pytest.raises(UserError, match=r"the trace has more rows \(\d+\) than the data"):
+        run.replay(dataclasses.replace(trace, **longer))
+
+
+def test_utilisation_does_not_depend_on_the_rows_that_fill_the_last_batch(trained):
+    """The slots of rows of padding are nobody's."""
+    factor = {"evaluation.capacity_factor": 0.75}
+    trace = moe_jax.load(trained, overrides=factor).trace()
+    rows = np.any(trace.segment_NS > 0, axis=1).sum()
+    slots = rows * 4 * 12  # ceil(0.75 * 2 * 32 / 4) of each of four experts
+    assert trace.rows > rows
+    accepted = np.sum(trace.kept_LNSK & (trace.expert_LNSK < 4), axis=(1, 2, 3))
+    for size in (8, 13, 500):
+        run = moe_jax.load(trained, overrides={**factor, "evaluation.batch_size": size})
+        metrics = run.evaluate()
+        found = [metrics[f"moe/layer_0{n}/capacity_utilization"] for n in range(2)]
+        np.testing.assert_allclose(found, accepted / slots, rtol=1e-6)
+
+
+def test_load_of_a_trace_is_the_evaluations_before_drops(trained):
+    run = moe_jax.load(trained, overrides={"evaluation.capacity_factor": 0.5})
+    trace, metrics = run.trace(2), run.evaluate(2)
+    assert metrics["moe/dropped_fraction"] > 0.2
+    for row, layer in zip(load(trace), trace.layers_L, strict=True):
+        np.testing.assert_allclose(row, metrics[f"moe/layer_{layer:02d}/load"], rtol=1e-6)
+
+
+def test_leak_of_a_sure_model_is_a_mean_over_all_targets(trained):
+    """Logits so large that most targets have exactly 0 nats: they count nonetheless."""
+    tight = {"evaluation.capacity_factor": 0.5, "moe.router.drop_order": "choice_major"}
+    run = moe_jax.load(trained, overrides=tight)
+    sure = {**run.params, "head": 300 * run.params["head"]}
+    run = dataclasses.replace(run, state=dataclasses.replace(run.state, params=sure))
+    raw = next(run.batches(1))
+
+    def nats(tokens):
+        put = run.program.put({**raw, "tokens": tokens})
+        knobs = run.program.knobs(run.step)
+        observe = run.program.observe_step
+        return np.asarray(observe(sure, run.state.router_state, put, knobs).nats_BS, np.float64)
+
+    before, segment = nats(raw["tokens"]), raw["segments"]
+    counts = (segment[:, 1:] > 0) & (segment[:, 1:] == segment[:, :-1])
+    total = targets = 0.0
+    for i, part in enumerate((0.25, 0.5, 0.75)):
+        cut = int(32 * part)
+        after = nats(replace_later(raw["tokens"], segment, cut, i))
+        total += (after - before)[:, : cut - 1].sum()
+        targets += counts[:, : cut - 1].sum()
+        assert np.any(before[:, : cut - 1][counts[:, : cut - 1]] == 0)
+    assert abs(total / targets) > 1e-3
+    assert run.leak(1)["nats"] == pytest.approx(total / targets, rel=1e-5)
 
 
 def test_a_token_choice_model_without_capacity_does_not_leak(door, trained, tmp_path):

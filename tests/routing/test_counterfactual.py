@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.routing import GShard, LossFree, Mixtral, Switch, TopK
+from moe_jax.routing import GShard, LossFree, Mixtral, MoEPlusPlus, Switch, TopK
 from moe_jax.routing.counterfactual import MaskBest, Recorded, Replay, RouteBy, token_probabilities
 from tests.routing.test_contract import inputs, parameters
 
@@ -31,7 +31,7 @@ def rows(a):
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: type(router).__name__)
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
 def test_mask_best(router, n):
     params, batch, a, sums = original(router, padding=3)
     new, new_sums = MaskBest(n=n).route(router, params, router.state(E), batch, None)
@@ -39,10 +39,9 @@ def test_mask_best(router, n):
     for (before, weights), (after, new_weights), prob_E in zip(
         rows(a), rows(new), prob_TE, strict=True
     ):
-        gone, stay = list(before[:n]), list(before[n:])
         rest = sorted(set(range(E)) - set(before.tolist()), key=lambda e: (-prob_E[e], e))
-        wanted = (stay + rest)[: len(before)]
-        assert set(after) == set(wanted) and not set(after) & set(gone)
+        best = [*before.tolist(), *rest]  # beyond its choices a token's best are the most probable
+        assert set(after) == set(best[n:][: len(before)]) and not set(after) & set(best[:n])
         if len(before):
             share = prob_E[after] / prob_E[after].sum() * weights.sum()
             np.testing.assert_allclose(new_weights, share, rtol=1e-5)
@@ -54,12 +53,25 @@ def test_mask_best(router, n):
 
 def test_masking_nearly_all_leaves_unused_rows():
     router = TopK(k=3)
-    params, batch, _, _ = original(router)
-    new, _ = MaskBest(n=3).route(router, params, {}, batch, None)
-    few = MaskBest(n=5).route(router, params, {}, batch, None)[0]
-    assert all(len(e) == 3 for e, _ in rows(new))
-    # Only the token's own choices can be masked: of three choices five are three.
-    assert np.array_equal(few.expert_R, new.expert_R)
+    params, batch, a, _ = original(router)
+    half, few = (MaskBest(n=n).route(router, params, {}, batch, None)[0] for n in (3, 5))
+    assert all(len(e) == 3 for e, _ in rows(half)) and all(len(e) == 1 for e, _ in rows(few))
+    # The one that is left has the whole weight.
+    for (_, weights), (_, alone) in zip(rows(a), rows(few), strict=True):
+        np.testing.assert_allclose(alone.sum(), weights.sum(), rtol=1e-6)
+
+
+def test_experts_at_home_are_not_among_the_masked():
+    """MoE++'s cheap experts have no matrices: the n best that have some are taken away."""
+    router = MoEPlusPlus(k=3, zero=1, copy=1, constant=0)
+    params, batch, a, _ = original(router)
+    prob_TE = np.asarray(token_probabilities(router, params, router.state(E), batch))
+    new, _ = MaskBest(n=1).route(router, params, router.state(E), batch, None)
+    first = np.asarray(a.expert_R).reshape(T, 3)[:, 0]
+    assert np.any(first >= E)  # some tokens like a cheap expert best
+    for (before, _), (after, _), prob_E in zip(rows(a), rows(new), prob_TE, strict=True):
+        best = before[0] if len(before) else np.argmax(prob_E)
+        assert best not in after and len(after) == len(before)
 
 
 def test_route_by_keeps_the_total_weight():

@@ -152,15 +152,15 @@ def _palette(num_experts: int) -> str:
 def _preferences(view: RoutingView) -> str:
     trace = view.last
     counts_LDE, domains = domain_counts(trace)
+    load_LE = preferences.load(trace)
     several = len(domains) > 1
 
     def draw(layer: int) -> str:
         liked = preferences.preferred_tokens(trace, layer)
-        load_E = counts_LDE[layer].sum(axis=0)
         lines = [
             [
                 f'<i class="mark" style="background:{colour(e, trace.num_experts)}">{e}</i>',
-                told(float(load_E[e] / max(load_E.sum(), 1)), percent=True),
+                told(float(load_LE[layer, e]), percent=True),
                 _tokens(view, liked[e]),
             ]
             for e in range(trace.num_experts)
@@ -174,7 +174,8 @@ def _preferences(view: RoutingView) -> str:
     intro = (
         "<p>The input tokens that an expert takes most of: of all occurrences of a token (20 at "
         "least), the share that this expert took. By chance it were "
-        f"{told(preferences.chance(trace, 0), percent=True)}.</p>"
+        f"{told(preferences.chance(trace, 0), percent=True)}. Load: of all wanted assignments, "
+        "before drops.</p>"
     )
     return intro + _by_layer(view, draw)
 
@@ -189,17 +190,17 @@ def _tokens(view: RoutingView, liked: Sequence[preferences.Preference]) -> str:
 
 
 def _domains(view: RoutingView, layer: int, counts_DE: np.ndarray, domains: Sequence[str]) -> str:
-    """Domains by experts, relative to the load that the expert has over all domains."""
+    """Domains by experts, relative to the share that the expert takes of all domains."""
     largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MOST_DOMAINS]
     kept = sorted(largest.tolist())
     share_DE = counts_DE[kept] / np.maximum(counts_DE[kept].sum(axis=1, keepdims=True), 1)
-    load_E = counts_DE.sum(axis=0) / max(counts_DE.sum(), 1)
+    whole_E = counts_DE.sum(axis=0) / max(counts_DE.sum(), 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        times = np.where(load_E > 0, share_DE / load_E, np.nan)
+        times = np.where(whole_E > 0, share_DE / whole_E, np.nan)
     names = [domains[d] for d in kept]
     drawn = named_grid(times, names, _numbers(view), f"{_title(view, layer)}, domains", "times")
     caption = "How much more of a domain's assignments an expert takes than of all assignments."
-    return scale("times its load over all domains") + figure(
+    return scale("times its share of all domains") + figure(
         "Domains by experts", drawn, caption=caption, kind="panel"
     )
 
