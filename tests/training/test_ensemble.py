@@ -16,7 +16,16 @@ from moe_jax.models.generation import Generator
 from moe_jax.nn.context import Context
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import DeepSeekV3, ExpertChoice, GShard, NoisyTopK, TopK
-from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
+from moe_jax.routing.losses import (
+    DeviceBalance,
+    Importance,
+    Load,
+    LoadBalance,
+    RouterZ,
+    RoutingLosses,
+    scoped_loss,
+)
+from moe_jax.routing.types import Sums
 from moe_jax.training.rules import cross_check
 from tests.training.test_invariance import MIXTRAL, gap, make, raw_batch
 from tests.training.test_rules import experiment
@@ -135,6 +144,38 @@ def test_balanced_members_have_balance_loss_one(both):
 
     np.testing.assert_allclose(np.sum(sums.prob_E), sums.valid, rtol=1e-5)
     np.testing.assert_allclose(load_balance_loss(even), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["group", "row", "micro_batch", "global_batch"])
+def test_losses_of_balanced_members_do_not_depend_on_their_number(scope):
+    """A row of member m wants the experts of m alone, evenly: balance losses are 1, CV^2 is 0."""
+    members, own, tokens = 4, 2, 6
+    member_1R = jnp.arange(8)[None] % members  # 1 layer, 8 rows
+    has_1RE = jnp.repeat(jnp.arange(members), own)[None, None] == member_1R[..., None]
+    even_1RE = jnp.where(has_1RE, tokens / own, 0).astype(jnp.float32)
+    count_1RE = even_1RE.astype(jnp.int32)
+    zeros_1R = jnp.zeros((1, 8), jnp.float32)
+    sums = Sums(
+        wanted_E=count_1RE,
+        first_E=count_1RE,
+        prob_E=even_1RE,
+        importance_E=even_1RE,
+        load_E=even_1RE,
+        z=zeros_1R,
+        entropy=zeros_1R,
+        valid=jnp.full((1, 8), tokens, jnp.int32),
+        largest_logit=zeros_1R,
+    )
+
+    def loss(**terms):
+        return float(scoped_loss(RoutingLosses(**terms), GShard(), sums, (scope,), 1, members))
+
+    weight = dict(coefficient=1.0, scope=scope)
+    np.testing.assert_allclose(loss(load_balance=LoadBalance(**weight)), 1, rtol=1e-6)
+    device = DeviceBalance(groups=members, **weight)
+    np.testing.assert_allclose(loss(device_balance=device), 1, rtol=1e-6)
+    assert abs(loss(importance=Importance(**weight))) < 1e-6
+    assert abs(loss(load=Load(**weight))) < 1e-6
 
 
 def test_decoding_is_the_full_forward(both):
