@@ -22,6 +22,8 @@ class TokenBatch:
     segment_BS: Int[Array, "B S"]
     row_B: Int[Array, "B"]  # the row's number in the global batch: routing keys hang on it
     member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
+    # Which of the routing.types.PLACES parts of its row each token is in; None: as they stand.
+    place_BS: Int[Array, "B S"] | None = None
 
 
 @jax.tree_util.register_dataclass

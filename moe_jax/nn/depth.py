@@ -19,6 +19,7 @@ from moe_jax.nn.context import DepthReport, Routes, TokenBatch
 from moe_jax.nn.param import parameter
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.token_choice import kernel_spec
+from moe_jax.routing.types import PLACES
 
 WEIGHTS = ("linear", "sigmoid")
 ROWS = PartitionSpec(ROW_AXES)
@@ -154,6 +155,7 @@ class DepthRouter(nnx.Module):
             token_BS=take(batch.token_BS),
             position_BS=take(batch.position_BS),
             segment_BS=take(batch.segment_BS),
+            place_BS=place_bc * PLACES // x_bsD.shape[1],
         )
         report = DepthReport(
             chosen=jnp.sum(valid_bc, axis=1, dtype=jnp.int32),

@@ -46,6 +46,7 @@ BATCH_SPECS: Any = TokenBatch(  # specs in the places of the arrays
     segment_BS=TOKENS,  # type: ignore[arg-type]
     row_B=PartitionSpec(ROW_AXES),  # type: ignore[arg-type]
     member_B=PartitionSpec(ROW_AXES),  # type: ignore[arg-type]
+    place_BS=TOKENS,  # type: ignore[arg-type]
 )
 
 
@@ -360,7 +361,7 @@ class _ShardBody:
             id_T=cut(batch.token_BS),
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
-            place_T=cut(_places(*x_bsD.shape[:2])),
+            place_T=cut(_places(*x_bsD.shape[:2]) if batch.place_BS is None else batch.place_BS),
             allowed_E=self._allowed(batch.member_B, group_bP.shape[1]),
             E=config.num_experts,
             train=self.context.train,

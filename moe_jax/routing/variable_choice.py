@@ -20,8 +20,8 @@ class VariableChoice(LinearChoice):
 
     Rows are token-major with K = k_max places per token: its experts, best first, then unused rows.
     k_max: most experts of one token; None, or E and more: E. Of a token that wants more the best
-      k_max are taken and the others counted (metric `truncated_fraction`: of all that is wanted, in
-      training). Unused rows cost no expert, but with K = E there are T E rows to sort and combine.
+      k_max are taken and the others counted (metric `truncated_fraction`: of all that is
+      wanted). Unused rows cost no expert, but with K = E there are T E rows to sort and combine.
     """
 
     k_max: int | None = None
@@ -50,14 +50,15 @@ class VariableChoice(LinearChoice):
     ) -> tuple[Assignments, Sums]:
         """Assignments of the ranks taken, with their scores as weights, and sums.
 
-        taken, score and expert are by rank (`by_rank`); `own` only in training.
+        taken, score and expert are by rank (`by_rank`). What k_max cuts away is counted in
+        evaluation too, so that its metrics are those of training.
         """
         E = logits_TE.shape[1]
         K = self.choices(E)
         taken_TE = taken_TE & (expert_TE < E)
         kept_TK = taken_TE[:, :K]
         own = dict(own or {})
-        if inputs.train and K < E:
+        if K < E:
             beyond_TE = taken_TE[:, K:] & inputs.valid_T[:, None]
             gone_E = count_experts(expert_TE[:, K:].reshape(-1), beyond_TE.reshape(-1), E)
             own["truncated_E"] = gone_E.astype(jnp.float32)
@@ -105,6 +106,6 @@ def by_rank(
 
 
 def active_experts(sums: Sums) -> Float[Array, "E"]:
-    """How many tokens want each expert, with those beyond k_max (in training)."""
+    """How many tokens want each expert, with those beyond k_max."""
     wanted_E = sums.wanted_E.astype(jnp.float32)
     return wanted_E + sums.own.get("truncated_E", jnp.zeros_like(wanted_E))

@@ -277,6 +277,7 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
         accumulation=experiment.accumulation,
         noise_seed=_seed(experiment, "routing"),
         scheduled=frozenset(parse_schedules(experiment)),
+        frozen=experiment.optimizer.groups.frozen,
     )
     return Program(experiment, mesh, network, step, schedule, layout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -141,6 +141,11 @@ class Groups:
     def check(self) -> Iterator[Rule]:
         if self.router.frozen and self.experts.frozen and self.rest.frozen:
             yield "rest.frozen", "at least one group must train"
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the groups that do not move."""
+        return frozenset(f.name for f in fields(self) if getattr(self, f.name).frozen)
 
 
 # --- optimizers ---

@@ -7,7 +7,7 @@ forms count their axes from the last, so that both are batch axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -38,3 +38,8 @@ def group_of(path: str) -> str:
     """The name of the group of a parameter."""
     parts = path.split("/")
     return next((name for name in ("router", "experts") if name in parts), "rest")
+
+
+def trained(tree: Any, frozen: Collection[str]) -> dict[str, Any]:
+    """The leaves by path of the groups that are not frozen."""
+    return {path: leaf for path, leaf in flat(tree).items() if group_of(path) not in frozen}

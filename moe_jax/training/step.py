@@ -23,6 +23,7 @@ from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_l
 from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.types import Sums, Traffic
 from moe_jax.tasks.language_model import LanguageModel, RawBatch, TaskSums
+from moe_jax.training.parameters import trained
 from moe_jax.training.state import TrainState
 
 Knobs = Mapping[str, Float[Array, ""]]
@@ -44,7 +45,8 @@ class BatchSums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimizer step reports. expert_grad_norm: (L, E), None in a dense model."""
+    """What one optimizer step reports. grad_norm: of what is trained, before clipping.
+    expert_grad_norm: (L, E), None in a dense model."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
@@ -71,6 +73,7 @@ class Step:
 
     accumulation: micro-batches of one optimizer step. noise_seed: seed of the routing keys.
     scheduled: paths of scalars that may be non-zero although the config says 0.
+    frozen: names of the groups of parameters that do not move.
     """
 
     network: Network
@@ -81,6 +84,7 @@ class Step:
     accumulation: int
     noise_seed: int
     scheduled: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
 
     def train(
         self, state: TrainState, raw: RawBatch, knobs: Knobs
@@ -101,7 +105,7 @@ class Step:
         )
         targets *= self.members
         loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optax.tree.norm(trained(grads, self.frozen))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new_state = self._update(state, grads, sums, knobs)
         kept = jax.tree.map(
@@ -340,8 +344,8 @@ class Step:
 
 
 def routing_key(seed: int) -> Array:
-    """The root of the keys of routing noise. Keys are made by folding numbers into each other (step,
-    layer, group), as those of parameters are: the first number keeps the two apart."""
+    """The root of the keys of routing noise. Keys are made by folding numbers into each other
+    (step, layer, group), as those of parameters are: the first number keeps the two apart."""
     return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
 
 
