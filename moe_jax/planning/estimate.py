@@ -376,10 +376,10 @@ class Shape:
         return [Traffic(op=op, axes=("expert",), what="tokens to experts", bytes_sent=sent)]
 
     def _over_tensor(self) -> list[Traffic]:
-        """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradient of
-        their inputs (attention's in two sums). Sparse layers: docs/transports.md. Once each:
-        the embedding's rows and the gradient of the head's input. Latent projections: the input
-        of dispatch, gathered, and their weights, thrice (XLA's choice)."""
+        """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradients of
+        their inputs. Sparse layers: docs/transports.md. Once each: the embedding's rows and the
+        gradient of the head's input. Latent projections: the input of dispatch, gathered, and
+        their weights, thrice (XLA's choice)."""
         sums = sum(part.summed_over_tensor() for part in self.parts)
         sums += 2 * self.tokens * self.experiment.model.model_dim * self.b
         t = self.sizes["tensor"]
@@ -406,16 +406,21 @@ class Shape:
         return 1 + self.extra_passes + (self.experiment.model.remat != "none")
 
     def summed_over_tensor(self) -> float:
-        """Bytes of the sums of these layers."""
+        """Bytes of the sums of these layers.
+
+        Backward every matrix that takes the layer's input has a sum of its own: three of attention,
+        one or two of a dense MLP. The input of a sparse layer is two arguments, what the router and
+        what the experts see; with expert = 1 its outputs are a sum, and their gradient another.
+        """
         forward, dense, n = self.forward_passes, self.layers - self.sparse, self.sizes["expert"]
-        full = self.layers * (forward + 2) + dense * (forward + 1) + self.sparse
-        latent = self.sparse * forward if n == 1 else 0
-        return (full * self.experiment.model.model_dim + latent * self.width) * self.tokens * self.b
+        full = self.layers * (forward + 3) + dense * (forward + self.matrices - 1) + self.sparse
+        own = self.sparse * (forward + 2 if n == 1 else 1)
+        return (full * self.experiment.model.model_dim + own * self.width) * self.tokens * self.b
 
     def gathered_over_tensor(self) -> float:
         """Bytes of what the sparse ones of these layers gather and scatter."""
         forward, tokens, n = self.forward_passes, self.tokens, self.sizes["expert"]
-        rows = 2 * (forward + 1) * self.buffer + forward * tokens if n > 1 else 0.0
+        rows = (forward + 1) * (2 * self.buffer + tokens) if n > 1 else 0.0
         if self.experiment.moe.latent_dim is not None:
             rows += forward * tokens + (forward + 2) * self.experiment.model.model_dim
         return self.sparse * rows * self.width * self.b

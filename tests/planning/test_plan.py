@@ -23,7 +23,7 @@ from moe_jax.planning.roofline import transfer_seconds
 from moe_jax.planning.search import candidate, search
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.training.experiment import Experiment
-from tests.training.test_compiled_step import MESHES, compiled, program_of, sent
+from tests.training.test_compiled_step import MESHES, B, S, compiled, program_of, sent
 
 MIXTRAL = "configs/mixtral_8x7b.py"
 
@@ -83,6 +83,31 @@ def test_bytes_of_gradients_are_nearly_those_of_the_compiled_step(mesh):
     )
     found = sum(c.bytes_sent * c.times for c in sent(mesh) if c.op == "all-reduce")
     assert expected <= found <= 1.05 * expected
+
+
+@pytest.mark.parametrize(
+    ("mesh", "settings"),
+    [
+        ("data 4, tensor 2", {}),
+        ("data 4, tensor 2", {"every": 0}),
+        ("data 4, tensor 2", {"latent_dim": 8}),
+        ("expert 4, tensor 2", {}),
+        ("expert 4, tensor 2", {"transport": "gather"}),
+    ],
+)
+def test_bytes_over_tensor_are_nearly_those_of_the_compiled_step(mesh, settings):
+    """Beside activations the program sums and gathers numbers of the loss, one a token."""
+    found = {"sum": 0.0, "gather": 0.0}
+    for c in sent(mesh, **settings):
+        if c.axes == {"tensor"}:
+            found["sum" if c.op == "all-reduce" else "gather"] += c.bytes_sent * c.times
+    expected = {"sum": 0.0, "gather": 0.0}
+    for t in estimate(program_of(mesh, **settings).experiment, 8).traffic:
+        if t.axes == ("tensor",):
+            expected["sum" if t.op == "all-reduce" else "gather"] += t.bytes_sent
+    few = 3 * 4 * B * S  # bytes: three numbers a token
+    for kind, bytes_sent in expected.items():
+        assert bytes_sent <= found[kind] <= bytes_sent + few, (kind, found, expected)
 
 
 def test_a_global_loss_under_accumulation_takes_one_more_forward_pass():

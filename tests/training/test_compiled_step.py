@@ -33,6 +33,8 @@ MESHES = {
     "expert 4, sequence 2": dict(data=1, expert=4, sequence=2),
     "fsdp 2, expert 2, tensor 2": dict(data=1, fsdp=2, expert=2, tensor=2),
 }
+# Those of other files' tests.
+ALL_MESHES = MESHES | {"data 4, tensor 2": dict(data=4, tensor=2)}
 FULL = "fsdp 2, expert 2, tensor 2"
 
 
@@ -45,7 +47,7 @@ def program_of(mesh, layout="rows", transport="all_to_all", remat="none", **moe)
         base,
         batch_size=B,
         data=dataclasses.replace(base.data, sequence_length=S),
-        mesh=MeshConfig(**MESHES[mesh]),
+        mesh=MeshConfig(**ALL_MESHES[mesh]),
         model=DecoderConfig(
             vocab_size=264,
             num_layers=LAYERS,
