@@ -134,9 +134,10 @@ def test_noise_and_capacity_of_training_and_evaluation():
 
 
 def tight_slots(factor):
-    """Slots of each layer: of every group of 16 tokens E * ceil(16 * 2 * factor / E)."""
-    tokens = raw_batch()["tokens"][:, :-1].size
-    return tokens // 16 * 8 * math.ceil(16 * 2 * factor / 8)
+    """Slots of each layer: of every group of 16 tokens, but for one of padding alone,
+    E * ceil(16 * 2 * factor / E)."""
+    groups = raw_batch()["segments"][:, :-1].reshape(-1, 16)
+    return np.any(groups > 0, axis=1).sum() * 8 * math.ceil(16 * 2 * factor / 8)
 
 
 # --- the loss, and what makes a step bad ---
