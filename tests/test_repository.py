@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.mutants.faults import FAULTS
+from tests.mutants.run import FAULTS
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = set(

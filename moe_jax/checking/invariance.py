@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import traceback
 from collections import deque
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from moe_jax.checking.compare import Difference, blame, check_finite, compare
-from moe_jax.checking.shrink import Change, shrink
+from moe_jax.checking.accumulators import narrow_sums
+from moe_jax.checking.compare import Difference, blame, check_finite, compare, compare_rounding
+from moe_jax.checking.shrink import ROWS, Change, shrink
 from moe_jax.checking.trial import (
+    Arrays,
     Trial,
     compile_step,
     initial_state,
@@ -31,12 +34,16 @@ from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check, layout_problem
 
 Knobs = Mapping[str, np.float32]
+# Tokens of a step in bfloat16: a sum that is kept in it goes wrong with the number of its terms,
+# while other rounding averages out.
+MANY = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one variant. left_out: loss terms that were switched off in it and in the
-    reference it is held to. failed: the error that it ended with, in one line, None for most."""
+    reference it is held to. failed: the error that it ended with, in one line, None for most.
+    narrow: in bfloat16, the sums that it keeps in fewer bits than float32."""
 
     variant: Variant
     trial: Trial | None
@@ -44,6 +51,7 @@ class Outcome:
     left_out: tuple[str, ...] = ()
     failed: str | None = None
     traceback: str = ""
+    narrow: tuple[str, ...] = ()
 
     @property
     def worst(self) -> Difference | None:
@@ -214,6 +222,8 @@ class _Check:
 
         An error in the variant is its outcome: a router from outside may raise anything.
         """
+        if variant.dtype != "float32":
+            return self._start_rounding(variant, pool)
         left_out = self.varying if variant.accumulation > 1 else ()
         try:
             program = self._program(variant)
@@ -236,13 +246,60 @@ class _Check:
 
         return finish
 
-    def _program(self, variant: Variant) -> Program:
+    def _start_rounding(self, variant: Variant, pool: Executor) -> Callable[[], Outcome]:
+        """`start` of a variant in bfloat16: one step on MANY tokens, held to the same in float32 on
+        the same device and layout."""
+        many = with_tokens(self.plan.small, MANY)
+        batches = synthetic_rows(many, 1)
+        try:
+            programs = [
+                self._program(v, many)
+                for v in (variant, dataclasses.replace(variant, dtype="float32"))
+            ]
+            narrow = narrow_in(programs[0], batches[0], self.knobs[0])
+            lowered = [lower_step(program, batches[0], self.knobs[0]) for program in programs]
+        except Exception as error:
+            failed = _failed(variant, error)
+            return lambda: failed
+        compiling = [
+            pool.submit(compile_step, *pair) for pair in zip(programs, lowered, strict=True)
+        ]
+
+        def finish() -> Outcome:
+            try:
+                trial, reference = (
+                    run(program, step.result(), self.state, batches, self.knobs[:1])
+                    for program, step in zip(programs, compiling, strict=True)
+                )
+            except Exception as error:
+                return _failed(variant, error)
+            differences = tuple(compare_rounding(trial, reference))
+            return Outcome(variant=variant, trial=trial, differences=differences, narrow=narrow)
+
+        return finish
+
+    def _program(self, variant: Variant, experiment: Experiment | None = None) -> Program:
         devices = self.plan.devices[: variant.devices]
-        return program_of(variant.apply(self.plan.small), devices)
+        return program_of(variant.apply(experiment or self.plan.small), devices)
 
     def _knobs_without(self, names: Collection[str]) -> list[Knobs]:
         off = {f"moe.losses.{name}.coefficient": np.float32(0) for name in names}
         return [{**values, **off} for values in self.knobs]
+
+
+def with_tokens(small: Experiment, tokens: int) -> Experiment:
+    """As many rows as have so many tokens; the state keeps its shapes."""
+    rows = max(tokens // small.data.sequence_length // ROWS, 1) * ROWS
+    probed = dataclasses.replace(
+        small.evaluation, batch_size=small.evaluation.batch_size or small.batch_size
+    )
+    return dataclasses.replace(small, batch_size=rows, evaluation=probed)
+
+
+def narrow_in(program: Program, batch: Arrays, knobs: Knobs) -> tuple[str, ...]:
+    """The sums of the training step that are kept in fewer bits than float32, in words."""
+    traced = jax.make_jaxpr(program.step.train)(program.abstract_state, program.put(batch), knobs)
+    return tuple(str(found) for found in sorted(narrow_sums(traced)))
 
 
 def knobs_over_the_run(experiment: Experiment, steps: int) -> list[Knobs]:

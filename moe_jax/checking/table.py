@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moe_jax.checking.invariance import Outcome, Plan, Report
+from moe_jax.checking.invariance import MANY, Outcome, Plan, Report
 
 COLUMNS = (  # title, width; the variant's name stands before
     ("loss", 10),
@@ -60,6 +60,7 @@ def _verdict(outcome: Outcome, is_reference: bool) -> str:
     if is_reference:
         return "-"
     mark = " [1]" if outcome.left_out else ""
+    mark += " [2]" if outcome.variant.dtype != "float32" else ""
     if outcome.equal:
         return "equal" + mark
     first, worst = outcome.first, outcome.worst
@@ -84,6 +85,7 @@ def foot(report: Report, plan: Plan) -> str:
             "micro-batches by definition (scope global_batch does not). Switched off in these "
             "rows, one of them the reference of the others; all else is compared."
         )
+    lines += _of_bfloat16(report)
     lines += [f"not run: {skipped.name}: {skipped.reason}" for skipped in report.skipped]
     differing = [outcome for outcome in report.outcomes if not outcome.equal]
     if not differing:
@@ -92,6 +94,20 @@ def foot(report: Report, plan: Plan) -> str:
         count = f"{len(differing)} of {len(report.outcomes)} variants differ"
         lines.append(f"{count}; to blame: {'; '.join(report.blame)}")
     return "\n".join(lines)
+
+
+def _of_bfloat16(report: Report) -> list[str]:
+    """What the row in bfloat16 was held to, and which sums it keeps in bfloat16."""
+    lines = []
+    for outcome in report.outcomes:
+        if outcome.variant.dtype == "float32":
+            continue
+        lines.append(
+            f"[2] one step on {MANY} tokens: gradients held to float32 on the same tokens, "
+            "to the rounding of each kind of parameter; losses and counts are not compared."
+        )
+        lines += [f"    a narrow sum: {found}" for found in outcome.narrow]
+    return lines
 
 
 def _width(plan: Plan) -> int:
@@ -128,6 +144,8 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         "overlap_chunks": variant.overlap_chunks,
         "accumulation": variant.accumulation,
         "remat": variant.remat,
+        "dtype": variant.dtype,
+        "narrow_sums": list(outcome.narrow),
         "equal": outcome.equal,
         "failed": outcome.failed,
         "not_compared": [f"moe.losses.{name}" for name in outcome.left_out],

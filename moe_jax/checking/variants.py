@@ -1,4 +1,5 @@
-"""What the check varies: the mesh, how tokens travel, micro-batches, what is computed again.
+"""What the check varies: the mesh, how tokens travel, micro-batches, what is computed again; and,
+once, the compute type.
 
 The set is kept small, because each variant is a program to compile: every mesh axis alone with the
 config's own layout and transport; on one mesh every pair of layout and transport, and every policy
@@ -28,6 +29,7 @@ class Variant:
     overlap_chunks: int = 1
     accumulation: int = 1
     remat: str = "none"
+    dtype: str = "float32"
 
     @property
     def axes(self) -> dict[str, int]:
@@ -45,8 +47,8 @@ class Variant:
         mesh = " ".join(f"{axis}={size}" for axis, size in self.mesh) or "1 device"
         spread = "expert" in self.axes
         parts = [mesh, f"{self.layout}/{self.transport}" if spread else self.layout]
-        for name, usual in (("overlap_chunks", 1), ("accumulation", 1), ("remat", "none")):
-            if (value := getattr(self, name)) != usual:
+        for name in ("overlap_chunks", "accumulation", "remat", "dtype"):
+            if (value := getattr(self, name)) != getattr(Variant, name):
                 parts.append(f"{name}={value}")
         return " ".join(part for part in parts if part)
 
@@ -61,6 +63,7 @@ class Variant:
         found |= {"overlap_chunks"} if self.overlap_chunks > 1 else set()
         found |= {"accumulation"} if self.accumulation > 1 else set()
         found |= {f"remat {self.remat}"} if self.remat != "none" else set()
+        found |= {f"dtype {self.dtype}"} if self.dtype != "float32" else set()
         return frozenset(found)
 
     def apply(self, experiment: Experiment) -> Experiment:
@@ -80,7 +83,7 @@ class Variant:
             e,
             mesh=MeshConfig(**axes),
             accumulation=self.accumulation,
-            model=replace(e.model, remat=self.remat),
+            model=replace(e.model, remat=self.remat, dtype=self.dtype),
             moe=moe,
         )
 
@@ -139,6 +142,7 @@ def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
     for layout in LAYOUTS:
         if layout != "dense":
             yield Variant(layout=layout)
+    yield replace(usual, dtype="bfloat16")
     yield replace(usual, accumulation=2)
     yield replace(usual, accumulation=4)
     for axis in ("data", "fsdp", "tensor", "sequence"):
@@ -166,6 +170,7 @@ def _of_dense_model(experiment: Experiment, num_devices: int) -> Iterator[Varian
         return _on_first_possible(experiment, num_devices, variant, meshes)
 
     usual = Variant(layout="")
+    yield replace(usual, dtype="bfloat16")
     sizes = [size for size in range(num_devices, 1, -1) if num_devices % size == 0]
     yield replace(usual, accumulation=2)
     yield replace(usual, accumulation=4)

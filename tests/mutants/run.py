@@ -3,7 +3,8 @@
     python -m tests.mutants.run [--only=WORDS] [--json=FILE] [--workers=2]
 
 First all named tests run without a fault: a test that fails anyway would "catch" everything. Then
-each fault of `faults.py` is written into a copy of the tree, and its own tests run there. Outcomes:
+each fault of `faults.py` and `statistics.py` is written into a copy of the tree, and its own tests
+run there. Outcomes:
 
   caught    pytest ended with code 1 and a test failed in its own body
   survived  the tests passed
@@ -30,9 +31,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutants.faults import FAULTS, Fault
+from tests.mutants.faults import FAULTS as FAULTS_OF_PARTS
+from tests.mutants.faults import Fault
 from tests.mutants.guard import REPORT
+from tests.mutants.statistics import STATISTICS
 
+FAULTS = FAULTS_OF_PARTS + STATISTICS
 ROOT = Path(__file__).parents[2]
 COPIED = (
     *("moe_jax", "tests", "configs", "experiments", "launch", "docs"),
