@@ -77,7 +77,7 @@ lint: $(VENV)/dev.stamp
 
 # The newest versions of today for each Python, and the lowest that setup.py allows. torch is left
 # out: which build of it fits depends on the machine.
-COMPILE := uv pip compile --quiet --no-annotate --no-header --no-emit-index-url \
+COMPILE := uv pip compile --quiet --no-annotate --no-header \
            --no-emit-package torch --constraint launch/locks/torch.in setup.py launch/locks/build.in
 locks: $(VENV)/dev.stamp
 	echo "$(TORCH)" > launch/locks/torch.in

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -109,11 +110,12 @@ def _room(say: Say) -> Iterator[str]:
 def tiny(steps: int) -> Experiment:
     """A sparse model that learns something in a moment, on data that is made here."""
     devices = math.gcd(jax.device_count(), 8)
+    data: Any = Planted(sequence_length=32, sources=2, symbols=16, rows=256, validation_rows=16)
     return Experiment(
         name="doctor",
         steps=steps,
         batch_size=8,
-        data=Planted(sequence_length=32, sources=2, symbols=16, rows=256, validation_rows=16),
+        data=data,
         model=DecoderConfig(
             vocab_size=16, num_layers=1, model_dim=32, num_heads=2, num_kv_heads=2, head_dim=16
         ),

@@ -138,9 +138,10 @@ def _observe(
 
 def _on_host(program: Program, state: TrainState, raw: Batch, number: int, train: bool) -> Observed:
     seen = _observe(program, state, raw, number, train)
+    segments = {"segments": jnp.asarray(raw["segments"])}
     return Observed(
         nats_BS=seen.nats_BS,
-        target_BS=np.asarray(program.step.task.target_mask(raw)),
+        target_BS=np.asarray(program.step.task.target_mask(segments)),
         segment_BS=raw["segments"][:, :-1],
         expert_LBSK=seen.routes.expert_BSK,
         weight_LBSK=seen.routes.weight_BSK,
