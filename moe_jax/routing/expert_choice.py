@@ -35,8 +35,8 @@ class ExpertChoice(LinearLogits):
     c = T * capacity_factor / E, rounded up, at least 1 and at most T. Zhou et al. (2202.09368)
     eq. 1-4, whose capacity_factor is 2. Every expert has the same number of tokens by construction
     (fewer only where a group has fewer valid tokens than c); a token has any number of experts,
-    also none. Ties go to the lower token; scores are `compared` to 12 bits. The choice compares the tokens of a group with later
-    ones: not causal. Cost: E sorts of T scores.
+    also none. Ties go to the lower token; scores are `compared` to 12 bits. The choice compares the
+    tokens of a group with later ones: not causal. Cost: E sorts of T scores.
 
     max_experts: the most experts of one token (section 3.3): experts choose by the scores of an
       entropy-regularised linear program, `capped_scores`, at the cost of some 3200 passes over

@@ -181,8 +181,8 @@ def best(
 def renormalize(weight_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
     """Each token's weights over their sum; all 0 stay 0.
 
-    Where all are below 1e-30 (sigmoids of logits below -69) their sum is less than 1, and falls to 0
-    with them. (DeepSeek's and Megatron-Core's code add 1e-20 to each sum.)
+    Where all are below 1e-30 (sigmoids of logits below -69) their sum is less than 1, and falls to
+    0 with them. (DeepSeek's and Megatron-Core's code add 1e-20 to each sum.)
     """
     # By the largest first: the slope of a quotient has the square of its divisor, which of small
     # sums is no float32. The result does not depend on the largest, nor does the gradient.

@@ -290,8 +290,8 @@ ORDER = (
     _fault(
         "places in the queue counted from one",
         ROUTING + "plan.py",
-        "jnp.cumsum(is_expert_RE, axis=0) - is_expert_RE",
-        "jnp.cumsum(is_expert_RE, axis=0)",
+        "row_R - edge_E[sorted_R], 0)",
+        "row_R - edge_E[sorted_R] + 1, 0)",
         ORACLES + "v_moe_position_and_batch_priority",
     ),
     _fault(
@@ -850,8 +850,8 @@ IN_THE_STEP = (
     _fault(
         "the same noise at every step",
         STEP,
-        "jax.random.fold_in(jax.random.key(self.noise_seed), state.step)",
-        "jax.random.key(self.noise_seed)",
+        "jax.random.fold_in(routing_key(self.noise_seed), state.step)",
+        "routing_key(self.noise_seed)",
         STEPS + "noise_and_capacity_of_training_and_evaluation",
     ),
     _fault(
