@@ -15,7 +15,9 @@ OF_AN_EVALUATION = REDUCED + "metrics_of_a_step_and_of_an_evaluation_against_flo
 SOFT = "tests/routing/test_soft_counts.py::test_"
 BIASED = "tests/routing/test_biased_top_k.py::test_"
 THRESHOLD = "tests/routing/test_expert_threshold.py::test_"
-CONTENT = "tests/routing/test_content_free.py"
+CONTENT = "tests/routing/test_content_free.py::test_"
+VARIABLE = "tests/routing/test_variable_choice.py::test_"
+REMOE = "tests/routing/test_remoe.py::test_"
 ROUNDING = "tests/checking/test_rounding.py::test_"
 CHECK = "tests/checking/test_check.py::test_"
 
@@ -210,42 +212,42 @@ INGREDIENTS = (
         ROUTING + "hash.py",
         "jnp.where(known_T & inputs.valid_T, inputs.id_T, self._V)",
         "jnp.where(known_T, inputs.id_T, self._V)",
-        CONTENT,
+        CONTENT + "padding_and_unknown_ids",
     ),
     _fault(
         "hash: the rarest ids first",
         ROUTING + "hash.py",
         "jnp.argsort(-count_V, stable=True)",
         "jnp.argsort(count_V, stable=True)",
-        CONTENT,
+        CONTENT + "greedy_table_against_python",
     ),
     _fault(
         "moe++: tau weighs the matrix experts",
         ROUTING + "moe_plus_plus.py",
         "< E, 1.0, self.tau)",
         "< E, self.tau, 1.0)",
-        "tests/routing/test_moe_plus_plus.py",
+        "tests/routing/test_moe_plus_plus.py::test_balance_loss_is_equation_7",
     ),
     _fault(
         "remoe: the share of active tokens is not per k",
         ROUTING + "remoe.py",
         "(E / self.k) / tokens",
         "float(E) / tokens",
-        "tests/routing/test_remoe.py",
+        REMOE + "loss_and_its_gradient",
     ),
     _fault(
         "remoe: lambda grows where gates are too sparse",
         ROUTING + "remoe.py",
         "jnp.float32(self.alpha) ** step",
         "jnp.float32(self.alpha) ** -step",
-        "tests/routing/test_remoe.py",
+        REMOE + "one_step_of_the_controller",
     ),
     _fault(
         "top-p: an expert too few",
         ROUTING + "top_p.py",
         "((better_TE < p) & (ranked_TE > 0))",
         "((better_TE + ranked_TE < p) & (ranked_TE > 0))",
-        "tests/routing/test_variable_choice.py",
+        VARIABLE + "top_p_takes_the_smallest_set",
     ),
     _fault(
         "v-moe: load by the threshold without noise",
@@ -259,7 +261,7 @@ INGREDIENTS = (
         ROUTING + "variable_choice.py",
         "taken_TE[:, K:] & inputs.valid_T[:, None]",
         "taken_TE[:, K:] & (inputs.valid_T[:, None] | True)",
-        "tests/routing/test_variable_choice.py",
+        VARIABLE + "k_max_keeps_the_best_and_counts_the_others",
     ),
 )
 
