@@ -9,6 +9,8 @@ WORKERS ?= 2
 # On Linux the default index serves a large CUDA build of torch; any smaller build does as well:
 # make test-oracles TORCH=/path/to/a/cpu/wheel
 TORCH   ?= torch==2.13.0
+# What `make test` runs: all of it, or these files.
+TESTS   ?=
 # The pythons of `make test-oldest` and `make test-latest`.
 OLDEST  ?= python3.11
 NEWEST  ?= python3.13
@@ -47,7 +49,7 @@ quickstart: $(VENV)/core.stamp
 	$(RUN) -m moe_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_tokens=200
 
 test: $(VENV)/test.stamp
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-oldest:
 	$(MAKE) test PYTHON=$(OLDEST) LOCK=launch/locks/oldest.txt VENV=.venv-oldest
