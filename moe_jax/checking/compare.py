@@ -5,9 +5,9 @@ Hence what is allowed, of || difference || / || reference ||:
   counts (assignments, drops, overflow)    none
   losses, gradient norm, sums of routing   tolerance
   gradients by parameter, router state     10 x tolerance: a gradient is a small sum of large terms
-  final parameters                         100 x tolerance, relative to the way they have moved:
-                                           AdamW, Adafactor and Lion turn the rounding of a
-                                           vanishing gradient into a whole step
+  final parameters                         100 x tolerance, relative to the way they have moved;
+                                           only elements whose gradient is more than its rounding,
+                                           of which AdamW and Lion make a whole step
 """
 
 from __future__ import annotations
@@ -53,10 +53,31 @@ def compare(trial: Trial, reference: Trial, tolerance: float) -> list[Difference
         for quantity, size, factor in _of_step(step, expected):
             found.append(Difference(f"{quantity}, step {number}", size, factor * tolerance))
     for name, after in reference.params.items():
-        moved = _norm(after - reference.start[name])
-        size = _relative(trial.params[name], after, moved)
+        counted = _counted(name, trial, reference, tolerance)
+        moved = _norm((after - reference.start[name])[counted])
+        size = _relative(trial.params[name][counted], after[counted], moved)
         found.append(Difference(f"parameter {name}", size, PARAMETER * tolerance))
     return found
+
+
+def _counted(name: str, trial: Trial, reference: Trial, tolerance: float) -> np.ndarray:
+    """Which elements of a parameter are compared: those whose gradient was, in every step, larger
+    than what is allowed to it, shared evenly among the elements. Of a smaller one AdamW and Lion
+    make a whole step in a direction that rounding decides: it counts only if it is further off
+    than such a step there and back."""
+    after = reference.params[name]
+    decided = np.ones(after.shape, bool)
+    for step in reference.steps:
+        gradient = step.gradients[name]
+        allowed = GRADIENT * tolerance * max(_norm(gradient), _least(step))
+        decided &= np.abs(gradient) > allowed / math.sqrt(gradient.size)
+    furthest = 2 * np.abs(after - reference.start[name]).max(initial=0)
+    return decided | ~(np.abs(trial.params[name] - after) <= furthest)  # NaN is far off
+
+
+def _least(step: StepRecord) -> float:
+    """The norm of a gradient below which it is nothing beside the others."""
+    return NEGLIGIBLE * math.hypot(*map(_norm, step.gradients.values()))
 
 
 def _of_step(step: StepRecord, expected: StepRecord) -> Iterator[tuple[str, float, int]]:
@@ -68,7 +89,7 @@ def _of_step(step: StepRecord, expected: StepRecord) -> Iterator[tuple[str, floa
         yield name, _relative(np.asarray(step.numbers[name]), np.asarray(value)), 1
     for name, total in expected.sums.items():
         yield f"sum of {name}", _relative(step.sums[name], total), 1
-    least = NEGLIGIBLE * math.hypot(*map(_norm, expected.gradients.values()))
+    least = _least(expected)
     for name, gradient in expected.gradients.items():
         size = _relative(step.gradients[name], gradient, max(_norm(gradient), least))
         yield f"gradient of {name}", size, GRADIENT

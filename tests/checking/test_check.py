@@ -221,6 +221,25 @@ def test_compare():
     assert differing(params={"w": np.array([1.0, 1.5 + 6e-4])}) == ["parameter w"]
 
 
+def test_an_element_whose_gradient_is_rounding_may_go_either_way():
+    """AdamW makes a whole step of it: 1e-9 beside 3, but not 1e-2. It goes no further."""
+    gradients = {"w": np.array([3.0, 1e-9]), "router": np.array([1.0, 1e-2])}
+    start = {name: np.zeros(2) for name in gradients}
+    step = trial(gradients=gradients).steps[0]
+    right = {"w": np.array([0.1, 0.1]), "router": np.array([0.1, 0.1])}
+
+    def differ(**params):
+        after = {**right, **{name: np.array(value) for name, value in params.items()}}
+        trials = (Trial(steps=(step,), start=start, params=p) for p in (after, right))
+        return [d.quantity for d in compare(*trials, 1e-5) if d.excess > 1]
+
+    assert differ(w=[0.1, -0.1]) == []
+    assert differ(w=[0.1002, -0.1]) == ["parameter w"]
+    assert differ(router=[0.1, -0.1]) == ["parameter router"]
+    for far in (0.31, -0.11, np.nan):
+        assert differ(w=[0.1, far]) == ["parameter w"], far
+
+
 def told(*cases):
     outcomes = [(f"v{i}", frozenset(factors.split()), ok) for i, (factors, ok) in enumerate(cases)]
     return [
