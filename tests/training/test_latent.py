@@ -61,8 +61,7 @@ def test_bytes_shrink_by_the_latent_width(mesh):
 
 
 def test_columns_over_tensor_are_those_of_the_formula():
-    """Gathers and reduce-scatters over `tensor`, but for the reduce-scatter of a gradient that
-    the formula leaves out with and without a latent width, and indices of the head."""
+    """Gathers and reduce-scatters over `tensor`, but for the indices of the head."""
     mesh, L = "fsdp 2, expert 2, tensor 2", D // 2
     found = estimate(program_of(mesh, latent_dim=L).experiment, 8)
     (told,) = (t.bytes_sent for t in found.traffic if t.what == "columns")
@@ -71,7 +70,6 @@ def test_columns_over_tensor_are_those_of_the_formula():
         for c in sent(mesh, latent_dim=L)
         if c.axes == {"tensor"}
         and c.op in ("all-gather", "reduce-scatter")
-        and c.arrays[0][1] != (8, 16, L // 2)
         and c.arrays[0][1][-1] in (L, D, L // 2)
     )
     assert moved == told
