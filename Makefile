@@ -11,6 +11,8 @@ WORKERS ?= 2
 TORCH   ?= torch==2.13.0
 # What `make test` runs: all of it, or these files.
 TESTS   ?=
+# A part of a target's tests, drawn by a word: DRAWN=--drawn=4:word (tests/drawn.py).
+DRAWN   ?=
 # The pythons of `make test-oldest` and `make test-latest`.
 OLDEST  ?= python3.11
 NEWEST  ?= python3.13
@@ -49,7 +51,7 @@ quickstart: $(VENV)/core.stamp
 	$(RUN) -m moe_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_tokens=200
 
 test: $(VENV)/test.stamp
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(DRAWN) $(TESTS)
 
 test-oldest:
 	$(MAKE) test PYTHON=$(OLDEST) LOCK=launch/locks/oldest.txt VENV=.venv-oldest
@@ -64,13 +66,13 @@ test-aot: $(VENV)/aot.stamp
 	$(RUN) -m pytest tests/aot
 
 test-lab: $(VENV)/test.stamp
-	$(RUN) -m pytest -m lab
+	$(RUN) -m pytest -n $(WORKERS) -m lab $(DRAWN)
 
 test-browser: $(VENV)/test.stamp
 	$(RUN) -m pytest -m browser
 
 test-mutants: $(VENV)/test.stamp
-	$(RUN) -m tests.mutants.run --workers=$(WORKERS)
+	$(RUN) -m tests.mutants.run --workers=$(WORKERS) $(DRAWN)
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from moe_jax.config import xla_flags
+from tests import drawn
 
 DEVICES = 8
 TESTS = Path(__file__).parent
@@ -46,6 +47,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Not everywhere: optax multiplies integers by floats, so its callers cannot be strict.
 STRICT_DTYPES = ("routing", "dispatch", "ops", "parallel", "nn", "models", "tasks")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--drawn", type=drawn.Drawn.parse, help=f"tests: {drawn.HELP}")
+    parser.addoption("--drawn-files", type=drawn.Drawn.parse, help=f"files: {drawn.HELP}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for option, name_of in (
+        ("--drawn", lambda item: item.nodeid),
+        ("--drawn-files", lambda item: item.nodeid.partition("::")[0]),
+    ):
+        part = config.getoption(option)
+        if part is not None:
+            left_out = [item for item in items if name_of(item) not in part]
+            items[:] = [item for item in items if name_of(item) in part]
+            config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_sessionstart() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from tests.drawn import Drawn
 from tests.mutants.run import FAULTS
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +40,18 @@ def test_planted_faults_still_have_a_place():
     """Each fragment of `make test-mutants` stands exactly once in its file."""
     for fault in FAULTS:
         assert (ROOT / fault.file).read_text("utf-8").count(fault.old) == 1, fault.name
+
+
+def test_a_drawn_part_is_its_word_s_own():
+    """Of 3,000 names one in three, another third for another word; an error for other text."""
+    names = [f"tests/a.py::test[{i}]" for i in range(3000)]
+    one, two = ([name in Drawn.parse(f"3:{word}") for name in names] for word in ("abc", "abd"))
+    assert all(900 < sum(part) < 1100 for part in (one, two))
+    assert 250 < sum(a and b for a, b in zip(one, two, strict=True)) < 420
+    assert all(name in Drawn.parse("1:abc") for name in names)
+    for text in ("abc", "0:abc", "3:", "-1:abc"):
+        with pytest.raises(argparse.ArgumentTypeError, match="PARTS:WORD"):
+            Drawn.parse(text)
 
 
 def test_no_large_file():

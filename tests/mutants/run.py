@@ -1,6 +1,6 @@
 """Puts faults into a copy of the package, one at a time, and asks whether the tests notice.
 
-    python -m tests.mutants.run [--only=WORDS] [--json=FILE] [--workers=2]
+    python -m tests.mutants.run [--only=WORDS] [--drawn=PARTS:WORD] [--json=FILE] [--workers=2]
 
 First all named tests run without a fault: a test that fails anyway would "catch" everything. Then
 each fault of `faults.py` and `statistics.py` is written into a copy of the tree, and its own tests
@@ -31,6 +31,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.drawn import HELP, Drawn
 from tests.mutants.faults import FAULTS as FAULTS_OF_PARTS
 from tests.mutants.faults import Fault
 from tests.mutants.guard import REPORT
@@ -208,6 +209,7 @@ def try_all(faults: list[Fault], workers: int) -> list[Outcome]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Do the tests notice faults in the package?")
     parser.add_argument("--only", help="faults whose name has these words", default="")
+    parser.add_argument("--drawn", type=Drawn.parse, help=HELP)
     parser.add_argument("--json", type=Path, help="file for the outcomes")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(argv)
@@ -216,7 +218,11 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(
             f"two faults of one name: {sorted({n for n in names if names.count(n) > 1})}"
         )
-    faults = [fault for fault in FAULTS if options.only in fault.name]
+    faults = [
+        fault
+        for fault in FAULTS
+        if options.only in fault.name and (options.drawn is None or fault.name in options.drawn)
+    ]
     if not faults:
         raise SystemExit(f"no fault has {options.only!r} in its name")
     start = time.monotonic()

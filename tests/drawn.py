@@ -1,0 +1,34 @@
+"""A part of what is slow, drawn by a word: another part for each commit, the same one for one.
+
+commit=$(git rev-parse HEAD)
+pytest --drawn=3:$commit                        one test in three
+pytest --drawn-files=2:$commit                  every second file, whole
+python -m tests.mutants.run --drawn=3:$commit   one fault in three
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from dataclasses import dataclass
+
+HELP = "a part drawn by a word, one in PARTS: 3:word"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One name in `parts`."""
+
+    parts: int
+    word: str
+
+    @classmethod
+    def parse(cls, text: str) -> Drawn:
+        """ "3:word"; an error of argparse (and so of pytest) for anything else."""
+        parts, colon, word = text.partition(":")
+        if not (parts.isdigit() and int(parts) and colon and word):
+            raise argparse.ArgumentTypeError(f"{text!r} is not PARTS:WORD, as in 3:abc")
+        return cls(int(parts), word)
+
+    def __contains__(self, name: str) -> bool:
+        return zlib.crc32(f"{self.word} {name}".encode()) % self.parts == 0
