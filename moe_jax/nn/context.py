@@ -76,7 +76,8 @@ class DepthReport:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """Statistics of one MoE layer, additive over the G groups of its leading axis."""
+    """Statistics of one MoE layer, additive over the G groups of its leading axis. What the router
+    pools (`BaseRouter.pooled`) has an axis of shards of the batch in its place."""
 
     sums: Sums
     traffic: Traffic

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from jaxtyping import Array, Float
 
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.ops.precision import wide
+from moe_jax.routing.types import Plan
+
+AnyPlan = TypeVar("AnyPlan")
 
 
 def repeat_rows(x_B: Array, members: int) -> Array:
@@ -35,6 +39,60 @@ def copies(batch: TokenBatch, members: int) -> TokenBatch:
     return dataclasses.replace(
         repeated, row_B=repeated.row_B * members + member_B, member_B=member_B
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """Groups in which the M copies of the same tokens lie side by side: (b M P, T, ...) and
+    (b P, M T, ...), with P groups a row.
+
+    The copies have no expert in common, so one buffer of C slots an expert holds what all of them
+    send; by group M - 1 of M slots would be of experts that the copy may not choose.
+    """
+
+    members: int
+    pieces: int
+
+    def join(self, leaf_gT: Array) -> Array:
+        g, T, *rest = leaf_gT.shape
+        apart = leaf_gT.reshape(-1, self.members, self.pieces, T, *rest)
+        return jnp.moveaxis(apart, 1, 2).reshape(g // self.members, self.members * T, *rest)
+
+    def split(self, leaf_gT: Array) -> Array:
+        g, T, *rest = leaf_gT.shape
+        joined = leaf_gT.reshape(-1, self.pieces, self.members, T // self.members, *rest)
+        return jnp.moveaxis(joined, 2, 1).reshape(g * self.members, T // self.members, *rest)
+
+    def plan(self, plan_g: AnyPlan) -> AnyPlan:
+        """One plan for all copies; slots stay what they are, also where they are T a group."""
+        if not isinstance(plan_g, Plan):
+            raise TypeError("the slots of a soft plan belong to one group: no ensemble")
+        a = plan_g.assignments
+        R = a.token_R.shape[1]
+        member_R = jnp.repeat(jnp.arange(self.members, dtype=a.token_R.dtype), R)
+        merged = dataclasses.replace(
+            a,
+            token_R=self.join(a.token_R) + (member_R * a.T)[None, :],
+            expert_R=self.join(a.expert_R),
+            weight_R=self.join(a.weight_R),
+            priority_R=None if a.priority_R is None else self.join(a.priority_R),
+            T=self.members * a.T,
+            c=None,
+        )
+        accepted = plan_g.accepted_E.reshape(-1, self.members, self.pieces, a.E)
+        return dataclasses.replace(
+            plan_g,
+            assignments=merged,
+            slot_R=self.join(plan_g.slot_R),
+            kept_R=self.join(plan_g.kept_R),
+            accepted_E=jnp.sum(accepted, axis=1, dtype=jnp.int32).reshape(-1, a.E),
+            capacity=plan_g.slots,
+        )
+
+    def counts(self, count_g: Array) -> Array:
+        """Counts of joined groups as those of the first copy's groups."""
+        joined = count_g.reshape(-1, 1, self.pieces)
+        return jnp.pad(joined, ((0, 0), (0, self.members - 1), (0, 0))).reshape(-1)
 
 
 def mean_prediction(logits_NSV: Float[Array, "N S V"], members: int) -> Float[Array, "B S V"]:

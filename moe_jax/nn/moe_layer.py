@@ -19,6 +19,7 @@ from moe_jax.config.fields import Rule, at_least, kind, one_of
 from moe_jax.config.knobs import bind
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS, sharded_dispatch
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
+from moe_jax.nn.ensemble import Merged
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.expert_ffn import GATED, ROW_BACKENDS, ExpertWeights
@@ -28,7 +29,7 @@ from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.counterfactual import token_probabilities
 from moe_jax.routing.losses import RoutingLosses
-from moe_jax.routing.plan import make_plan, plan_traffic, renormalize_kept
+from moe_jax.routing.plan import make_plan, plan_traffic, pool, renormalize_kept
 from moe_jax.routing.types import (
     LAST_TWO,
     PLACES,
@@ -103,6 +104,11 @@ class MoEConfig:
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
         return self.router.experts_per_token(self.num_experts, self.group_size or sequence_length)
+
+    @property
+    def experts_of_one(self) -> int:
+        """Experts among which a group chooses: all, or those of its member of an ensemble."""
+        return self.num_experts // self.ensemble
 
     @property
     def choices(self) -> int:
@@ -274,7 +280,8 @@ class MoELayer(nnx.Module):
         router_state: Mapping[str, Array],
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B S D"], LayerReport]:
-        """Returns the layer's output and its statistics, per routing group."""
+        """Returns the layer's output and its statistics, per routing group; what the router pools,
+        per shard of the batch."""
         grouping = Grouping.of(
             None if context.whole_rows else self.config.group_size, x_BSD.shape[1]
         )
@@ -373,15 +380,21 @@ class _ShardBody:
         plan_g, sums_g, traffic_g, home_gTD = jax.vmap(
             lambda inputs, recorded: self._route(config, router_params, state, inputs, recorded)
         )(inputs, jax.tree.map(cut, recorded_bs))
+        merged = None
+        if batch.member_B is not None:
+            merged = Merged(config.ensemble, group_bP.shape[1])
+        z_gTL = cut(z_bsL)
         y_gTL, overflow_g = sharded_dispatch(
-            cut(z_bsL),
-            plan_g,
+            z_gTL if merged is None else merged.join(z_gTL),
+            plan_g if merged is None else merged.plan(plan_g),
             self._weights(experts),
             layout=config.layout,
             transport=config.transport,
             receive_factor=config.receive_factor,
             chunks=config.overlap_chunks,
         )
+        if merged is not None:
+            y_gTL, overflow_g = merged.split(y_gTL), merged.counts(overflow_g)
         home_bsD = None
         if home_gTD is not None:
             home_bsD = home_gTD.astype(x_bsD.dtype).reshape(x_bsD.shape)
@@ -395,7 +408,8 @@ class _ShardBody:
             routes = _routes(plan_g, prob_gTE, x_bsD.shape[:2], most)
         report = LayerReport(sums=sums_g, traffic=traffic_g)
         report = jax.tree.map(lambda leaf: leaf.reshape(*group_bP.shape, *leaf.shape[1:]), report)
-        report = dataclasses.replace(report, routes=routes)
+        sums = pool(report.sums, getattr(config.router, "pooled", ()))
+        report = dataclasses.replace(report, sums=sums, routes=routes)
         return y_gTL.reshape(z_bsL.shape), home_bsD, report
 
     def _allowed(self, member_b: Array | None, pieces: int) -> Array | None:
@@ -419,7 +433,7 @@ class _ShardBody:
                 home_TD = router.at_home(router_params, inputs, decision)
             capacity = expert_capacity(
                 T,
-                config.num_experts // config.ensemble,  # those that the group chooses among
+                config.experts_of_one,
                 router.experts_per_token(config.num_experts, T),
                 self.context.capacity_factor,
                 config.capacity_rounding,
@@ -429,7 +443,8 @@ class _ShardBody:
             plan = renormalize_kept(hard) if config.renormalize_after_drop else hard
         else:
             plan = decision
-        return plan, sums, plan_traffic(plan, inputs.valid_T, inputs.place_T), home_TD
+        traffic = plan_traffic(plan, inputs.valid_T, inputs.place_T, config.experts_of_one)
+        return plan, sums, traffic, home_TD
 
     def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
         """This device's part of the experts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
@@ -29,6 +30,9 @@ class BaseRouter:
     # Whether the router itself gives every expert its number of tokens, so that
     # moe.capacity_factor has nothing to say.
     own_capacity = False
+    # Names in `Sums.own` that no loss reads, only `update` and `metrics`: histograms and the like
+    # are summed over a device's groups inside their layer, where few of them are in memory.
+    pooled: ClassVar[tuple[str, ...]] = ()
     # Whether `route` gives a SoftPlan, which few layouts can carry (dispatch.SOFT_LAYOUTS).
     soft = False
     # Whether `route` obeys `RouterInputs.allowed_E`, as ensembles of expert groups need.

@@ -66,6 +66,8 @@ class BiasedTopK(LinearChoice):
     and is no parameter: no gradient flows to it.
     """
 
+    pooled = ("margins_EN",)
+
     k: int = 2
     score: str = "sigmoid"
     renormalize: bool = True

@@ -51,6 +51,7 @@ class ExpertThreshold(LinearChoice):
     """
 
     takes_mask = False
+    pooled = ("scores_EN", "over_k_max")
 
     capacity_factor: float = 2.0
     k_max: int | None = None

@@ -61,6 +61,8 @@ class Hash(ContentFree):
     training, and takes V sequential steps in each of the first count_steps updates.
     """
 
+    pooled = ("ids_V",)
+
     table: str = "random"
     seed: int = 0
     vocab_size: int | None = None

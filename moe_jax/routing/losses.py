@@ -212,7 +212,7 @@ def scoped_loss(
     for term in losses.terms().values():
         if term.scope not in scopes:
             continue
-        units_LU = _units(term.scope, sums_LG, pieces)
+        units_LU = _units(term.scope, sums_LG, pieces, getattr(router, "pooled", ()))
         if members > 1 and term.scope in OF_ONE_MEMBER:
             units_LU, term = _own_experts(units_LU, members), term.of_member(members)
         per_unit = jax.vmap(jax.vmap(lambda sums, term=term: term.values(router, sums)))
@@ -241,8 +241,12 @@ def _own_experts(sums_LU: Sums, members: int) -> Sums:
     return replace(sums_LU, **folded, own=own)
 
 
-def _units(scope: str, sums_LG: Sums, pieces: int) -> Sums:
-    """Leaves (L, U, ...): the sums of each unit of the scope."""
+def _units(scope: str, sums_LG: Sums, pieces: int, pooled: tuple[str, ...]) -> Sums:
+    """Leaves (L, U, ...): the sums of each unit of the scope; of a part of the batch without those
+    that its router pools."""
+    if scope in ("group", "row"):
+        own = {name: leaf for name, leaf in sums_LG.own.items() if name not in pooled}
+        sums_LG = replace(sums_LG, own=own)
     if scope == "group":
         return sums_LG
     if scope == "row":

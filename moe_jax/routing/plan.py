@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.routing.types import MOST_SERVED, PLACES, Assignments, Plan, SoftPlan, Traffic
+from moe_jax.routing.types import MOST_SERVED, PLACES, Assignments, Plan, SoftPlan, Sums, Traffic
 
 Tree = TypeVar("Tree")  # Sums, Traffic, or a tree with them in it
 
@@ -81,10 +81,14 @@ def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
 
 
 def plan_traffic(
-    plan: Plan | SoftPlan, valid_T: Bool[Array, "T"], place_T: Int[Array, "T"] | None = None
+    plan: Plan | SoftPlan,
+    valid_T: Bool[Array, "T"],
+    place_T: Int[Array, "T"] | None = None,
+    offered: int | None = None,
 ) -> Traffic:
     """Counts of one group's plan; `overflow` is the dispatcher's to fill in. In a soft plan every
-    slot is taken and nothing is wanted or dropped. A group of padding alone offers no slots."""
+    slot is taken and nothing is wanted or dropped. A group of padding alone offers no slots.
+    offered: experts among which the group chooses; None: all."""
     any_valid = jnp.any(valid_T)
     if isinstance(plan, SoftPlan):
         _, E, C = plan.dispatch_TEC.shape
@@ -116,7 +120,7 @@ def plan_traffic(
         dropped=jnp.sum(dropped_R, dtype=jnp.int32),
         dropped_tokens=jnp.sum(lost_T, dtype=jnp.int32),
         overflow=jnp.zeros((), jnp.int32),
-        slots=jnp.where(any_valid, jnp.int32(a.E * (plan.capacity or 0)), 0),
+        slots=jnp.where(any_valid, jnp.int32((offered or a.E) * (plan.capacity or 0)), 0),
         wanted_K=by_rank(wanted_R),
         dropped_K=by_rank(dropped_R),
         wanted_N=by_place(wanted_R),
@@ -167,6 +171,17 @@ def reduce_sums(tree: Tree, axis: int | tuple[int, ...] = 0) -> Tree:
         return jnp.sum(leaf, axis=axis, dtype=leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(reduce, tree)
+
+
+def pool(sums_bP: Sums, names: tuple[str, ...]) -> Sums:
+    """`own` sums of these names over all groups at hand, leaves (1, 1, ...); the others as they
+    are, (b, P, ...)."""
+
+    def whole(leaf: Array) -> Array:
+        return jnp.sum(leaf, axis=(0, 1), keepdims=True, dtype=leaf.dtype)
+
+    own = {n: whole(leaf) if n in names else leaf for n, leaf in sums_bP.own.items()}
+    return dataclasses.replace(sums_bP, own=own)
 
 
 def add_sums(first: Tree, second: Tree) -> Tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.rules import cross_check
+from moe_jax.training.rules import cross_check, rows_per_group
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Step
 
@@ -175,7 +176,7 @@ class Program:
 
     @cached_property
     def probe_step(self) -> Any:
-        """As route_step, of the first `probe_rows` rows: of a large batch all would be too much."""
+        """As route_step, of the first `probe_rows` rows of a batch of `probe_batch_size`."""
 
         def route(params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
             routes = self._route(params, router_state, raw, knobs)
@@ -238,6 +239,13 @@ class Program:
         return min(self.experiment.logging.probe_rows, self.eval_batch_size)
 
     @property
+    def probe_batch_size(self) -> int:
+        """Rows of the smallest batch that fits the mesh and has them."""
+        shards = math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
+        unit = shards * rows_per_group(self.experiment)
+        return -(-self.probe_rows // unit) * unit
+
+    @property
     def eval_batch_size(self) -> int:
         """Rows of an evaluation batch: they fit every mesh of the run."""
         return self.experiment.evaluation.batch_size or self.experiment.batch_size
@@ -278,6 +286,7 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
         noise_seed=_seed(experiment, "routing"),
         scheduled=frozenset(parse_schedules(experiment)),
         frozen=experiment.optimizer.groups.frozen,
+        most_rows=experiment.batch_size // experiment.accumulation,
     )
     return Program(experiment, mesh, network, step, schedule, layout)
 

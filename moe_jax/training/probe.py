@@ -26,7 +26,7 @@ class Probe:
         self._program = program
         # Few rows, once: each process reads all, for the metrics need all. They are the start of a
         # batch that fits the mesh; its other rows are of segment 0, which no router counts.
-        count, whole = program.probe_rows, program.eval_batch_size
+        count, whole = program.probe_rows, program.probe_batch_size
         chosen = [rows[i % len(rows)] for i in range(count)]
         self._raw = {}
         for name in ("tokens", "segments"):

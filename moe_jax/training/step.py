@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
 from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
+from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
@@ -71,7 +73,8 @@ class Observation:
 class Step:
     """The steps of one experiment: static parts here, arrays as arguments.
 
-    accumulation: micro-batches of one optimizer step. noise_seed: seed of the routing keys.
+    accumulation: micro-batches of one optimizer step. most_rows: of an evaluation that are in
+    memory at once, those of such a micro-batch; None: any number. noise_seed: of routing keys.
     scheduled: paths of scalars that may be non-zero although the config says 0.
     frozen: names of the groups of parameters that do not move.
     """
@@ -85,6 +88,7 @@ class Step:
     noise_seed: int
     scheduled: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
+    most_rows: int | None = None
 
     def train(
         self, state: TrainState, raw: RawBatch, knobs: Knobs
@@ -149,14 +153,41 @@ class Step:
         counterfactual: Counterfactual | None = None,
         recorded: Recorded | None = None,
     ) -> BatchSums:
-        """Sums of one batch without noise, with evaluation's own capacity factor."""
-        context = Context(
-            knobs=knobs,
-            capacity_factor=capacity_factor,
-            counterfactual=counterfactual,
-            recorded=recorded,
-        )
-        return self._forward(params, router_state, raw, context)[0]
+        """Sums of one batch without noise, with evaluation's own capacity factor; in micro-batches
+        of at most `most_rows` rows."""
+
+        def sums(micro: RawBatch, recorded: Recorded | None) -> BatchSums:
+            context = Context(
+                knobs=knobs,
+                capacity_factor=capacity_factor,
+                counterfactual=counterfactual,
+                recorded=recorded,
+            )
+            return self._forward(params, router_state, micro, context)[0]
+
+        parts = self._evaluation_parts(raw)
+        if parts == 1:
+            return sums(raw, recorded)
+        # Recorded routes have their rows behind the layers.
+        by_row = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), recorded)
+        micro_batches = self._split((dict(raw), by_row), self._grouping(raw), parts)
+
+        def add(total: BatchSums, micro: Any) -> tuple[BatchSums, None]:
+            raw, by_row = micro
+            own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row)
+            return add_sums(total, sums(raw, own)), None
+
+        none = _zeros_like(jax.eval_shape(sums, raw, recorded))
+        return jax.lax.scan(add, none, micro_batches)[0]
+
+    def _evaluation_parts(self, raw: RawBatch) -> int:
+        """The fewest equal parts that have no more than `most_rows` rows and fit the mesh."""
+        rows, mesh = raw["tokens"].shape[0], self.network.mesh
+        unit = math.prod(mesh.shape[axis] for axis in ROW_AXES) * self._grouping(raw).rows
+        if self.most_rows is None or rows % unit:
+            return 1
+        fitting = [n for n in range(1, rows // unit + 1) if (rows // unit) % n == 0]
+        return next((n for n in fitting if rows // n <= self.most_rows), fitting[-1])
 
     def observe(
         self,
@@ -197,7 +228,7 @@ class Step:
         self, state: TrainState, raw: RawBatch, context: Context, targets: Array
     ) -> tuple[Array, Any, BatchSums]:
         """Loss, gradients and sums of the global batch."""
-        micro_batches = self._split(raw)
+        micro_batches = self._split(dict(raw), self._grouping(raw), self.accumulation)
         losses = bind(self.moe.losses, context.knobs, prefix="moe.losses")
         global_gradient, global_loss = None, jnp.zeros((), jnp.float32)
         if self.accumulation > 1 and self._needs_global_sums():
@@ -222,9 +253,7 @@ class Step:
 
         first = jax.eval_shape(value_and_grad, state.params, _first(micro_batches))
         (loss_shape, sums_shape), grads_shape = first
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss_shape, grads_shape, sums_shape)
-        )
+        zeros = _zeros_like((loss_shape, grads_shape, sums_shape))
         (loss, grads, sums), _ = jax.lax.scan(accumulate, zeros, micro_batches)
         if global_gradient is not None:
             # The inner products above carry the gradient; their value is not the loss.
@@ -261,8 +290,7 @@ class Step:
             lambda micro: self._forward(state.params, state.router_state, micro, context)[0],
             _first(micro_batches),
         ).routing
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-        total, _ = jax.lax.scan(forward, zeros, micro_batches)
+        total, _ = jax.lax.scan(forward, _zeros_like(shape), micro_batches)
 
         def loss_of(sums: Sums) -> Array:
             as_groups = jax.tree.map(lambda leaf: leaf[:, None], sums)
@@ -330,23 +358,28 @@ class Step:
     def _grouping(self, raw: RawBatch) -> Grouping:
         return Grouping.of(self.moe.group_size, raw["tokens"].shape[1] - 1)
 
-    def _split(self, raw: RawBatch) -> RawBatch:
+    @staticmethod
+    def _split(batch: Any, grouping: Grouping, M: int) -> Any:
         """(B, ...) -> (M, B / M, ...): micro-batch m takes every M-th group of rows, which each
         shard of the batch has in equal number, so nothing moves and no mesh changes the split."""
-        M, n = self.accumulation, self._grouping(raw).rows
+        n = grouping.rows
 
         def split(leaf: Array) -> Array:
             B = leaf.shape[0]
             cut = leaf.reshape(B // (M * n), M, n, *leaf.shape[1:])
             return jnp.moveaxis(cut, 1, 0).reshape(M, B // M, *leaf.shape[1:])
 
-        return jax.tree.map(split, dict(raw))
+        return jax.tree.map(split, batch)
 
 
 def routing_key(seed: int) -> Array:
     """The root of the keys of routing noise. Keys are made by folding numbers into each other
     (step, layer, group), as those of parameters are: the first number keeps the two apart."""
     return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
+
+
+def _zeros_like(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _first(micro_batches: RawBatch) -> RawBatch:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import VMoE
+from moe_jax.routing.counterfactual import Recorded, Replay
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
 from tests.training.test_invariance import (
     GSHARD,
@@ -34,7 +36,10 @@ from tests.training.test_invariance import (
 
 @pytest.mark.parametrize(
     ("moe", "mesh"),
-    [(GSHARD, MeshConfig(data=8)), (NOISY, MeshConfig(data=1, expert=8))],
+    [
+        (GSHARD, MeshConfig(data=8)),
+        pytest.param(NOISY, MeshConfig(data=1, expert=8), marks=pytest.mark.grid),
+    ],
     ids=["drops, 8x1", "noise, 1x8"],
 )
 def test_the_two_extreme_meshes(moe, mesh):
@@ -101,8 +106,9 @@ def test_a_global_loss_that_is_not_linear_in_its_sums_under_accumulation():
 def test_micro_batches_take_turns_among_the_groups_of_rows():
     """Groups of two rows, four micro-batches: number m has the groups m, m + 4, ... so that every
     shard of the batch has its part of each."""
-    step, _ = make(GSHARD, accumulation=4)
-    split = jax.tree.map(np.asarray, step._split(raw_batch()))
+    step, _ = make(GSHARD)
+    raw = raw_batch()
+    split = jax.tree.map(np.asarray, step._split(raw, step._grouping(raw), 4))
     rows = [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
     np.testing.assert_array_equal(split["row"], rows)
     np.testing.assert_array_equal(split["tokens"], raw_batch()["tokens"][rows])
@@ -131,6 +137,30 @@ def test_noise_and_capacity_of_training_and_evaluation():
     roomy = evaluated(moe, None)
     assert int(tight.traffic.dropped.sum()) > 0 == int(roomy.traffic.dropped.sum())
     np.testing.assert_array_equal(tight.traffic.slots, roomy.traffic.slots + tight_slots(0.5))
+
+
+@pytest.mark.parametrize(
+    ("moe", "mesh", "most", "parts"),
+    [(GSHARD, None, 5, 4), (GSHARD, "2x4", 1, 1), (NOISY, "2x4", 3, 2), (NOISY, None, 16, 1)],
+)
+def test_evaluation_in_micro_batches(moe, mesh, most, parts):
+    """No more rows at once than a micro-batch of training has, where the mesh has rows for it; the
+    sums are those of one pass, with routes that are replayed too."""
+    step, state = make(moe, mesh=MESHES[mesh] if mesh else None)
+    expert = np.random.default_rng(0).integers(8, size=(2, 16, 32, 2))
+    replayed = Recorded(
+        expert_TK=jnp.asarray(expert, jnp.int32), weight_TK=jnp.full(expert.shape, 0.5)
+    )
+
+    def evaluated(step, what_if=None, recorded=None):
+        evaluate = jax.jit(step.evaluate, static_argnums=(4, 5))
+        return evaluate(state.params, {}, raw_batch(), {}, 1.0, what_if, recorded)
+
+    some = dataclasses.replace(step, most_rows=most)
+    assert some._evaluation_parts(raw_batch()) == parts
+    for arguments in ((), (Replay(), replayed)):
+        found, expected = evaluated(some, *arguments), evaluated(step, *arguments)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 def tight_slots(factor):
