@@ -28,7 +28,7 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-lab test-browser \
+.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-grid test-lab test-browser \
         test-mutants lint locks clean
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make test-latest   the suite on the newest versions that there are ($(NEWEST))"
 	@echo "make test-oracles  compare with Hugging Face transformers (installs torch)"
 	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
+	@echo "make test-grid     all of the grids of which the suite compares a few"
 	@echo "make test-lab      whole sweeps and searches, killed and taken up again"
 	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
 	@echo "make test-mutants  put faults into a copy, one at a time; the tests must catch each"
@@ -66,7 +67,10 @@ test-aot: $(VENV)/aot.stamp
 	$(RUN) -m pytest tests/aot
 
 test-lab: $(VENV)/test.stamp
-	$(RUN) -m pytest -n $(WORKERS) -m lab $(DRAWN)
+	$(RUN) -m pytest -m lab $(DRAWN)
+
+test-grid: $(VENV)/test.stamp
+	$(RUN) -m pytest -n $(WORKERS) -m grid $(DRAWN)
 
 test-browser: $(VENV)/test.stamp
 	$(RUN) -m pytest -m browser

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,10 +44,17 @@ jaxtyping.install_import_hook(
     ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"],
     "tests.annotations.check",
 )
+from moe_jax.routing import ROUTERS  # noqa: E402
+from tests.compiled import compiled  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Not everywhere: optax multiplies integers by floats, so its callers cannot be strict.
 STRICT_DTYPES = ("routing", "dispatch", "ops", "parallel", "nn", "models", "tasks")
+
+
+for owner in {base for kind in ROUTERS.values() for base in kind.__mro__ if "route" in vars(base)}:
+    owner.route = compiled(owner.route)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,6 +85,12 @@ def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     folder = request.path.relative_to(TESTS).parts[0]
     with jax.numpy_dtype_promotion("strict") if folder in STRICT_DTYPES else nullcontext():
         yield
+
+
+@pytest.fixture
+def one_device_flags() -> str:
+    """XLA_FLAGS of a process that is to see one device, and to compile as quickly as the tests."""
+    return re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
 
 
 @pytest.fixture

@@ -273,16 +273,15 @@ def test_blame():
 ROW_OF_36 = "--config.data.sequence_length=36"
 
 
-def test_a_fresh_process_has_its_devices():
+def test_a_fresh_process_has_its_devices(one_device_flags):
     """Nothing asks for 3 devices but the door."""
-    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
     code = "from moe_jax.check import ask_for_devices; print(len(ask_for_devices(3)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=os.environ | {"XLA_FLAGS": one_device_flags},
     )
     assert done.stdout.strip() == "3", done.stderr
 

@@ -58,6 +58,7 @@ def test_quickstart_is_equal_in_all_variants(capsys, tmp_path):
         assert all(step["loss"] > 0 for step in variant["steps"])
 
 
+@pytest.mark.grid
 def test_finds_a_balance_loss_of_local_token_counts(monkeypatch):
     """Probabilities are averaged over the tokens of the device, then over devices: the mistake of
     a balance loss that is taken inside of a shard and averaged."""
@@ -81,6 +82,7 @@ def test_finds_a_balance_loss_of_local_token_counts(monkeypatch):
     assert {"loss, step 1", "gradient of layers/00/moe/router/kernel, step 1"} <= too_far
 
 
+@pytest.mark.grid
 def test_finds_a_noise_key_of_the_device(monkeypatch):
     right = _ShardBody.__call__
 

@@ -52,6 +52,7 @@ def test_bfloat16_is_within_its_rounding(capsys, tmp_path):
     assert min(sizes.values()) > 1e-4
 
 
+@pytest.mark.grid
 def test_an_embedding_summed_in_bfloat16_raises_an_alarm(monkeypatch):
     """The table cast before the look-up: then the gradient's scatter adds up in bfloat16."""
 

@@ -28,6 +28,7 @@ from moe_jax.routing.types import Sums, Traffic
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
 from tests.checking.routers import ByIds
+from tests.drawn import some
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 E, K, FACTOR = 8, 2, 0.75
@@ -125,7 +126,9 @@ def offsets(start):
     return np.asarray(kernel_LDE, np.float64)[:, 0]
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, MIXED])
+@pytest.mark.parametrize(
+    "variant", some([*VARIANTS, MIXED], ["1 device rows accumulation=4", MIXED])
+)
 def test_every_statistic_of_a_step_against_float64(variant):
     trial, batches = trial_of(variant)
     by_layer = [statistics(batches, offset_E, 16) for offset_E in offsets(trial.start)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from moe_jax.analysis.leak import replace_later
 from moe_jax.analysis.preferences import load
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
+from tests.drawn import some
 
 
 def evaluated(door, tmp_path, workdir, *argv):
@@ -70,8 +72,10 @@ def test_a_replay_of_a_trace_is_the_run(door, trained, tmp_path):
     np.testing.assert_allclose(replayed["moe/layer_00/load"], direct["moe/layer_00/load"])
 
 
-@pytest.mark.parametrize("batches", [None, 2])
-@pytest.mark.parametrize("size", [3, 5, 500])
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    some(itertools.product((3, 5, 500), (None, 2)), [(3, None), (5, 2), (500, None)], several=True),
+)
 def test_a_replay_counts_every_row_of_the_trace_in_batches_of_any_size(trained, size, batches):
     run = moe_jax.load(trained)
     trace, direct = run.trace(batches), run.evaluate(batches)

@@ -114,6 +114,7 @@ def test_two_processes_stopped_and_resumed_have_the_losses_of_one(two, stopped, 
     assert environment["processes"] == 2 and environment["devices"]["count"] == 8
 
 
+@pytest.mark.grid
 def test_four_processes_have_the_losses_of_one(alone, config, tmp_path):
     code, _, err = launch(config, tmp_path / "run", 4).end()
     assert code == 0, err

@@ -18,6 +18,7 @@ import pytest
 from moe_jax.config.kinds import Kinds
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.types import Router
+from tests.compiled import compiled
 from tests.doors.conftest import CONFIG
 from tests.routing import test_contract as contract
 
@@ -57,6 +58,7 @@ def test_the_router_of_the_page(folder, monkeypatch):
     """The contract of all routers, and its own formula in numpy."""
     cls = Kinds(ROUTERS, Router).load(KIND)
     monkeypatch.setitem(ROUTERS, KIND, cls)
+    monkeypatch.setattr(cls, "route", compiled(cls.route))
     for test in CONTRACT:
         test(KIND)
 
@@ -74,7 +76,7 @@ def test_the_router_of_the_page(folder, monkeypatch):
     assert abs(float(slope["log_tau"][0])) > 0.01
 
 
-def test_it_trains_through_the_door(folder):
+def test_it_trains_through_the_door(folder, one_device_flags):
     texts = folder / "texts"
     texts.mkdir()
     for i in range(40):
@@ -97,7 +99,11 @@ def test_it_trains_through_the_door(folder):
     }
     done = subprocess.run(
         [sys.executable, "-m", "moe_jax.train", *(f"--{k}={v}" for k, v in flags.items())],
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XLA_FLAGS": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+            "XLA_FLAGS": one_device_flags,
+        },
         capture_output=True,
         text=True,
     )

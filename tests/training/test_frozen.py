@@ -13,6 +13,7 @@ import pytest
 from moe_jax.training.optimizer import AdamW, Constant, Group, Groups
 from moe_jax.training.parameters import group_of
 from moe_jax.training.step import Step
+from tests.drawn import some
 from tests.training.test_invariance import raw_batch
 from tests.training.test_parameter_forms import flat, program
 
@@ -40,7 +41,7 @@ def raw_of(one):
     return {name: raw[name] for name in ("tokens", "segments", "row")}
 
 
-@pytest.mark.parametrize("alone", ALONE)
+@pytest.mark.parametrize("alone", some(ALONE, ["router"]))
 def test_the_norm_is_of_what_is_trained(alone):
     """Adam's first moment after one step is 0.1 g, for the groups that are trained alone."""
     one = trained_program(alone)

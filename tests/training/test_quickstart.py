@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from moe_jax.config.overrides import load_config
 from moe_jax.data.tokenizer import ByteTokenizer
@@ -32,6 +33,7 @@ def losses(mesh, devices, steps=3):
     return found
 
 
+@pytest.mark.grid  # `check` compares the quickstart's config in many variants in tests/checking
 def test_same_losses_on_one_device_and_on_2x4():
     alone = losses(MeshConfig(), jax.devices()[:1])
     np.testing.assert_allclose(
