@@ -5,6 +5,7 @@ Set before anything imports jax; subprocesses that a test starts inherit the env
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import re
@@ -77,6 +78,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionstart() -> None:
     if jax.device_count() != DEVICES:
         pytest.exit(f"the tests need {DEVICES} CPU devices, found {jax.devices()}", returncode=1)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Behind each file its compiled programs go: each has several memory maps, a process no more
+    than vm.max_map_count of them (65,530), and XLA crashes where one is refused."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

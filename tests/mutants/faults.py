@@ -770,8 +770,8 @@ IN_THE_LAYER = (
     _fault(
         "counts after the drops",
         LAYER,
-        "return plan, sums, plan_traffic(",
-        "return plan, dataclasses.replace(sums, wanted_E=plan.accepted_E), plan_traffic(",
+        "return plan, sums, traffic, home_TD",
+        "return plan, dataclasses.replace(sums, wanted_E=plan.accepted_E), traffic, home_TD",
         LAYERS + "routes_are_what_was_counted",
     ),
     _fault(
@@ -822,8 +822,8 @@ IN_THE_STEP = (
     _fault(
         "accumulation: groups of rows are torn",
         STEP,
-        "M, n = self.accumulation, self._grouping(raw).rows",
-        "M, n = self.accumulation, 1",
+        "        n = grouping.rows\n",
+        "        n = 1\n",
         SAME + "micro_batches",
     ),
     _fault(

@@ -134,7 +134,7 @@ def exchanges(found, op="all-to-all"):
     return totals
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", some(MESHES, ["data 2, expert 4", FULL]))
 def test_exchanges_of_rows_are_those_of_the_formula(mesh):
     """2 all-to-alls forward and 2 backward a layer, of n * ceil(factor * M / n) rows of D / tensor
     columns; one of counts; weights over fsdp alone."""

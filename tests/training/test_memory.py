@@ -54,9 +54,10 @@ def test_of_four_times_as_many_experts(settings: tuple[str, ...]):
 
 def test_histograms_are_summed_in_their_layer():
     """Of 64 groups, 6 layers, 64 experts and 1,024 marks: by group they would be 100 MB."""
-    own = ("model.num_layers=6", "model.model_dim=64", "moe.group_size=64")
+    own = ("model.num_layers=6", "model.model_dim=64", "moe.group_size=16")
+    own += ("data.sequence_length=256", "model.unrolled_layers=1")
     plain = temporaries(64, *own, "moe.router.kind=deepseek_v3")
-    assert temporaries(64, *own, "moe.router.kind=quantile_balancing") < 1.05 * plain
+    assert temporaries(64, *own, "moe.router.kind=quantile_balancing") < 1.3 * plain
 
 
 def test_evaluation_and_probe_hold_no_more_rows_than_training():
