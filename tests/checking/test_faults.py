@@ -101,6 +101,7 @@ def test_finds_a_noise_key_of_the_device(monkeypatch):
 BIASED = [("moe.router.kind", "tests.checking.routers:Biased")]
 
 
+@pytest.mark.grid
 def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
     """And a router from outside the package, without the fault, is equal."""
     names = ("1 device rows accumulation=2", "data=2 expert=4 rows/all_to_all")

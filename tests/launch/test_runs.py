@@ -145,6 +145,7 @@ def test_one_device_goes_on_with_the_checkpoint_of_eight(alone, config, tmp_path
     assert_same_losses(workdir, alone)
 
 
+@pytest.mark.grid
 def test_two_go_on_with_the_checkpoint_of_one_until_one_is_killed(alone, config, tmp_path):
     """The newest checkpoint is damaged: both processes take the one before it."""
     workdir = tmp_path / "run"

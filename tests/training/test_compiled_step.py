@@ -174,6 +174,7 @@ def test_exchanges_of_gather():
     assert max(gathers) == 4 * tokens * K * 4  # combine weights
 
 
+@pytest.mark.grid
 def test_recomputation_communicates_again_unless_rows_are_kept():
     """Full: 2 more all-to-alls a layer. Rows kept by name: none more."""
     mesh = "data 2, expert 4"
@@ -184,6 +185,7 @@ def test_recomputation_communicates_again_unless_rows_are_kept():
         assert found == times * LAYERS, remat
 
 
+@pytest.mark.grid
 def test_memory_falls_as_the_expert_axis_grows():
     """Experts that dominate: temporary memory, and the state, of one device."""
     meshes = ("data 8", "data 4, expert 2", "data 2, expert 4", "expert 8")

@@ -153,7 +153,7 @@ def on_one_device():
             several=True,
         ),
         ("g", GSHARD, "2x4"),
-        ("n", NOISY, "2x4"),
+        pytest.param("n", NOISY, "2x4", marks=pytest.mark.grid),
     ],
 )
 def test_mesh(name, moe, mesh, on_one_device):

@@ -17,6 +17,7 @@ from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import VMoE
 from moe_jax.routing.counterfactual import Recorded, Replay
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
+from tests.drawn import some
 from tests.training.test_invariance import (
     GSHARD,
     LOSSES,
@@ -34,12 +35,10 @@ from tests.training.test_invariance import (
 # --- what must not matter ---
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("moe", "mesh"),
-    [
-        (GSHARD, MeshConfig(data=8)),
-        pytest.param(NOISY, MeshConfig(data=1, expert=8), marks=pytest.mark.grid),
-    ],
+    [(GSHARD, MeshConfig(data=8)), (NOISY, MeshConfig(data=1, expert=8))],
     ids=["drops, 8x1", "noise, 1x8"],
 )
 def test_the_two_extreme_meshes(moe, mesh):
@@ -141,7 +140,11 @@ def test_noise_and_capacity_of_training_and_evaluation():
 
 @pytest.mark.parametrize(
     ("moe", "mesh", "most", "parts"),
-    [(GSHARD, None, 5, 4), (GSHARD, "2x4", 1, 1), (NOISY, "2x4", 3, 2), (NOISY, None, 16, 1)],
+    some(
+        [(GSHARD, None, 5, 4), (GSHARD, "2x4", 1, 1), (NOISY, "2x4", 3, 2), (NOISY, None, 16, 1)],
+        [(GSHARD, None, 5, 4)],
+        several=True,
+    ),
 )
 def test_evaluation_in_micro_batches(moe, mesh, most, parts):
     """No more rows at once than a micro-batch of training has, where the mesh has rows for it; the
