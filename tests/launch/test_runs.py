@@ -134,6 +134,7 @@ def test_another_mesh_goes_on_with_the_checkpoint(alone, config, tmp_path):
     assert_same_losses(workdir, alone)
 
 
+@pytest.mark.grid
 def test_one_device_goes_on_with_the_checkpoint_of_eight(alone, config, tmp_path):
     workdir = at_step_10(alone, tmp_path / "run")
     argv = [f"--config={config}", f"--workdir={workdir}"]

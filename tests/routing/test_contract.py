@@ -235,11 +235,18 @@ def test_inadmissible_experts(kind):
     in values or gradients."""
     router = make(kind, bias=True)
     params = parameters(router)
+
+    def total(params, batch):
+        a, sums = router.route(params, router.state(E), batch)
+        floats = [x for x in jax.tree.leaves(sums) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return jnp.sum(a.weight_R) + sum(jnp.sum(leaf) for leaf in floats), (a, sums)
+
+    with_gradient = jax.jit(jax.value_and_grad(total, has_aux=True))
     for off in (slice(0, 2), slice(1, None), slice(None)):
         masked = {**params, "bias": params["bias"].at[off].set(-jnp.inf)}
         for train in (False, True):
-            batch = inputs(train=train)
-            a, sums = router.route(masked, router.state(E), batch)
+            (value, (a, sums)), slope = with_gradient(masked, inputs(train=train))
+            assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, sums, slope)))
             expert_R = np.asarray(a.expert_R)
             every = np.arange(a.unused)  # also those computed at home
             assert not np.isin(expert_R, every[off]).any()
@@ -248,17 +255,6 @@ def test_inadmissible_experts(kind):
             if kind not in VARIABLE | NOT_BY_LOGITS and (kind != "gshard" or not train):
                 assert np.sum(expert_R < a.unused) == T * min(left, router.choices(E))
             assert np.all(np.asarray(a.weight_R)[expert_R == a.unused] == 0)
-
-            def total(params, batch=batch):
-                a, sums = router.route(params, router.state(E), batch)
-                return jnp.sum(a.weight_R) + sum(
-                    jnp.sum(leaf)
-                    for leaf in jax.tree.leaves(sums)
-                    if jnp.issubdtype(leaf.dtype, jnp.floating)
-                )
-
-            found = (total(masked), jax.grad(total)(masked), sums)
-            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
 def test_one_token(kind):
@@ -291,7 +287,7 @@ def in_float64(tree):
 
 def check_slope(value, h=1e-4):
     """d value(step) / d step at 0 against central differences of fourth order in float64."""
-    slope = jax.grad(value)(0.0)
+    slope = jax.jit(jax.grad(value))(0.0)
     assert slope.dtype == jnp.float64 and abs(slope) > 0.01
     v = [value(step * h) for step in (-2.0, -1.0, 1.0, 2.0)]
     numeric = (v[0] - 8 * v[1] + 8 * v[2] - v[3]) / (12 * h)

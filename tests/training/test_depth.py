@@ -157,6 +157,7 @@ def test_router_is_of_the_routers_group():
     assert flat(step.network.forms)["layers/01/router/kernel"].sizes((1, 16, 1)) == (16, 1)
 
 
+@pytest.mark.grid
 def test_bytes_over_expert_are_those_of_the_compiled_step():
     """One layer sends the rows of all tokens, the other those of the chosen."""
     base = program_of("data 2, expert 4").experiment

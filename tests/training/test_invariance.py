@@ -189,6 +189,7 @@ def test_micro_batches():
     assert gap(sgd_step(planted, 4)[0], sgd_step(planted, 1)[0]) > 1e-3
 
 
+@pytest.mark.grid
 def test_remat_chunks_of_the_loss_and_layouts():
     params, loss = sgd_step(MIXTRAL, 1)
     # Recomputed layers one by one and in a loop.
