@@ -28,8 +28,8 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-grid test-lab test-browser \
-        test-mutants lint locks clean
+.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-grid test-lab \
+        test-browser test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"

@@ -29,7 +29,7 @@ class Drawn:
 
     @classmethod
     def parse(cls, text: str) -> Drawn:
-        """ "3:word"; an error of argparse (and so of pytest) for anything else."""
+        """Of a text such as 3:word; anything else is an error of argparse, and so of pytest."""
         parts, colon, word = text.partition(":")
         if not (parts.isdigit() and int(parts) and colon and word):
             raise argparse.ArgumentTypeError(f"{text!r} is not PARTS:WORD, as in 3:abc")

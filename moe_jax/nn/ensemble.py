@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.ops.precision import wide
-from moe_jax.routing.types import Plan
-
-AnyPlan = TypeVar("AnyPlan")
+from moe_jax.routing.types import Plan, SoftPlan
 
 
 def repeat_rows(x_B: Array, members: int) -> Array:
@@ -63,9 +60,9 @@ class Merged:
         joined = leaf_gT.reshape(-1, self.pieces, self.members, T // self.members, *rest)
         return jnp.moveaxis(joined, 2, 1).reshape(g * self.members, T // self.members, *rest)
 
-    def plan(self, plan_g: AnyPlan) -> AnyPlan:
+    def plan(self, plan_g: Plan | SoftPlan) -> Plan:
         """One plan for all copies; slots stay what they are, also where they are T a group."""
-        if not isinstance(plan_g, Plan):
+        if isinstance(plan_g, SoftPlan):
             raise TypeError("the slots of a soft plan belong to one group: no ensemble")
         a = plan_g.assignments
         R = a.token_R.shape[1]

@@ -380,13 +380,13 @@ class _ShardBody:
         plan_g, sums_g, traffic_g, home_gTD = jax.vmap(
             lambda inputs, recorded: self._route(config, router_params, state, inputs, recorded)
         )(inputs, jax.tree.map(cut, recorded_bs))
-        merged = None
+        z_gTL, sent_g, merged = cut(z_bsL), plan_g, None
         if batch.member_B is not None:
             merged = Merged(config.ensemble, group_bP.shape[1])
-        z_gTL = cut(z_bsL)
+            z_gTL, sent_g = merged.join(z_gTL), merged.plan(plan_g)
         y_gTL, overflow_g = sharded_dispatch(
-            z_gTL if merged is None else merged.join(z_gTL),
-            plan_g if merged is None else merged.plan(plan_g),
+            z_gTL,
+            sent_g,
             self._weights(experts),
             layout=config.layout,
             transport=config.transport,

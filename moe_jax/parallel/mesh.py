@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,11 @@ AXES = ("data", "fsdp", "expert", "tensor", "sequence")
 # Tokens are split over every axis that is not a split of a single token's arithmetic; the batch's
 # rows over the first three, the positions of a row over `sequence`.
 ROW_AXES = ("data", "fsdp", "expert")
+
+
+def row_shards(sizes: Mapping[str, int]) -> int:
+    """Parts into which the devices of a mesh cut the rows of a batch. sizes: of its axes."""
+    return math.prod(sizes[axis] for axis in ROW_AXES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_jax.config.errors import UserError
-from moe_jax.parallel.mesh import ROW_AXES, MeshConfig
+from moe_jax.parallel.mesh import MeshConfig, row_shards
 from moe_jax.planning.estimate import Estimate, estimate
 from moe_jax.planning.hardware import Topology
 from moe_jax.planning.roofline import Roofline, roofline
@@ -96,7 +96,7 @@ def layouts(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
 def micro_batched(layout: Experiment, num_devices: int) -> Iterator[Experiment]:
     """A layout in ever more micro-batches, as far as each device has rows."""
     sizes = layout.mesh.sizes(num_devices)
-    rows = layout.batch_size // math.prod(sizes[axis] for axis in ROW_AXES)
+    rows = layout.batch_size // row_shards(sizes)
     for accumulation in _divisors(max(rows, 1)):
         variant = dataclasses.replace(layout, accumulation=accumulation)
         if not cross_check(variant, num_devices):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from moe_jax.models.decoder import Decoder, Layout, layout_of
 from moe_jax.models.network import Network, abstract_with, replicated
 from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.compiler import step_options
-from moe_jax.parallel.mesh import ROW_AXES, make_mesh
+from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
 from moe_jax.parallel.placement import local_rows, put_rows
 from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.tasks.language_model import LanguageModel
@@ -241,8 +240,7 @@ class Program:
     @property
     def probe_batch_size(self) -> int:
         """Rows of the smallest batch that fits the mesh and has them."""
-        shards = math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
-        unit = shards * rows_per_group(self.experiment)
+        unit = row_shards(self.mesh.shape) * rows_per_group(self.experiment)
         return -(-self.probe_rows // unit) * unit
 
     @property

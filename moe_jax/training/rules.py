@@ -10,7 +10,7 @@ from moe_jax.config.knobs import parse_schedules
 from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.decoder import layout_of
 from moe_jax.ops.attention_splash import TILE, splash_fits
-from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.parallel.mesh import row_shards
 from moe_jax.routing.losses import OF_ONE_MEMBER, global_terms
 from moe_jax.routing.types import Router
 from moe_jax.training.experiment import Experiment
@@ -172,7 +172,7 @@ def _attention(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
 
 
 def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
-    shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    shards = row_shards(sizes)
     rows = rows_per_group(experiment)
     told = f"data x fsdp x expert x rows of a group = {shards} x {rows}"
     parts = shards * rows * experiment.accumulation
@@ -188,7 +188,7 @@ def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     moe, S = experiment.moe, experiment.data.sequence_length
     if not moe.every or moe.overlap_chunks < 2 or experiment.batch_size < 1 or S < 1:
         return
-    shards = math.prod(sizes[axis] for axis in (*ROW_AXES, "sequence"))
+    shards = row_shards(sizes) * sizes["sequence"]
     tokens = experiment.batch_size * S // (shards * max(experiment.accumulation, 1))
     groups = tokens // (moe.group_size or S)
     if groups % moe.overlap_chunks:

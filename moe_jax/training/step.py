@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
 from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
-from moe_jax.parallel.mesh import ROW_AXES
+from moe_jax.parallel.mesh import row_shards
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
@@ -156,14 +155,14 @@ class Step:
         """Sums of one batch without noise, with evaluation's own capacity factor; in micro-batches
         of at most `most_rows` rows."""
 
-        def sums(micro: RawBatch, recorded: Recorded | None) -> BatchSums:
+        def sums(raw: RawBatch, recorded: Recorded | None) -> BatchSums:
             context = Context(
                 knobs=knobs,
                 capacity_factor=capacity_factor,
                 counterfactual=counterfactual,
                 recorded=recorded,
             )
-            return self._forward(params, router_state, micro, context)[0]
+            return self._forward(params, router_state, raw, context)[0]
 
         parts = self._evaluation_parts(raw)
         if parts == 1:
@@ -172,22 +171,20 @@ class Step:
         by_row = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), recorded)
         micro_batches = self._split((dict(raw), by_row), self._grouping(raw), parts)
 
-        def add(total: BatchSums, micro: Any) -> tuple[BatchSums, None]:
+        def part(micro: Any) -> BatchSums:
             raw, by_row = micro
-            own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row)
-            return add_sums(total, sums(raw, own)), None
+            return sums(raw, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row))
 
-        none = _zeros_like(jax.eval_shape(sums, raw, recorded))
-        return jax.lax.scan(add, none, micro_batches)[0]
+        return _added(part, micro_batches)
 
     def _evaluation_parts(self, raw: RawBatch) -> int:
         """The fewest equal parts that have no more than `most_rows` rows and fit the mesh."""
-        rows, mesh = raw["tokens"].shape[0], self.network.mesh
-        unit = math.prod(mesh.shape[axis] for axis in ROW_AXES) * self._grouping(raw).rows
-        if self.most_rows is None or rows % unit:
+        rows = raw["tokens"].shape[0]
+        units, over = divmod(rows, row_shards(self.network.mesh.shape) * self._grouping(raw).rows)
+        if self.most_rows is None or over:
             return 1
-        fitting = [n for n in range(1, rows // unit + 1) if (rows // unit) % n == 0]
-        return next((n for n in fitting if rows // n <= self.most_rows), fitting[-1])
+        fitting = [n for n in range(1, units + 1) if units % n == 0]
+        return next((n for n in fitting if rows // n <= self.most_rows), units)
 
     def observe(
         self,
@@ -282,15 +279,10 @@ class Step:
         dLoss/dSums. Back-propagating <dLoss/dSums, sums> through each micro-batch gives the exact
         gradient, because the sums of the batch are the sum of the micro-batches' sums."""
 
-        def forward(total: Any, micro: RawBatch) -> tuple[Any, None]:
-            sums, _ = self._forward(state.params, state.router_state, micro, context)
-            return add_sums(total, sums.routing), None
+        def routing(micro: RawBatch) -> Any:
+            return self._forward(state.params, state.router_state, micro, context)[0].routing
 
-        shape = jax.eval_shape(
-            lambda micro: self._forward(state.params, state.router_state, micro, context)[0],
-            _first(micro_batches),
-        ).routing
-        total, _ = jax.lax.scan(forward, _zeros_like(shape), micro_batches)
+        total = _added(routing, micro_batches)
 
         def loss_of(sums: Sums) -> Array:
             as_groups = jax.tree.map(lambda leaf: leaf[:, None], sums)
@@ -378,11 +370,21 @@ def routing_key(seed: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
 
 
+def _added(sums_of: Callable[[Any], Any], micro_batches: Any) -> Any:
+    """The sums of all micro-batches, worked on one after the other."""
+
+    def add(total: Any, micro: Any) -> tuple[Any, None]:
+        return add_sums(total, sums_of(micro)), None
+
+    none = _zeros_like(jax.eval_shape(sums_of, _first(micro_batches)))
+    return jax.lax.scan(add, none, micro_batches)[0]
+
+
 def _zeros_like(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _first(micro_batches: RawBatch) -> RawBatch:
+def _first(micro_batches: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], micro_batches)
 
 

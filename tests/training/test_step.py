@@ -159,10 +159,10 @@ def test_evaluation_in_micro_batches(moe, mesh, most, parts):
         evaluate = jax.jit(step.evaluate, static_argnums=(4, 5))
         return evaluate(state.params, {}, raw_batch(), {}, 1.0, what_if, recorded)
 
-    some = dataclasses.replace(step, most_rows=most)
-    assert some._evaluation_parts(raw_batch()) == parts
+    limited = dataclasses.replace(step, most_rows=most)
+    assert limited._evaluation_parts(raw_batch()) == parts
     for arguments in ((), (Replay(), replayed)):
-        found, expected = evaluated(some, *arguments), evaluated(step, *arguments)
+        found, expected = evaluated(limited, *arguments), evaluated(step, *arguments)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
