@@ -27,6 +27,7 @@ WANTED = (
     # Nearly all the time goes to compiling programs that run once on a few rows; this is the
     # compiler's quick way, a third of the time. jax from 0.11 on has no such emitters to turn off.
     "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
 xla_flags.add(*xla_flags.known(WANTED, tell=False))

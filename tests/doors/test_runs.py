@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 NAMES = (  # the contract of metrics.jsonl
     "loss",
@@ -83,11 +84,12 @@ def test_finished_run_says_so(door, tiny, trained):
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
-def test_killed_five_times_ends_as_if_it_was_not(tiny, trained, tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.lab)])
+def test_killed_again_and_again_ends_as_if_it_was_not(kills, tiny, trained, tmp_path):
     """kill -9 at random moments, then to the end: every metric bit for bit."""
     workdir = tmp_path / "run"
     rng = random.Random(0)
-    for _ in range(5):
+    for _ in range(kills):
         process = start(tiny, workdir)
         seen = len(lines(workdir)) if (workdir / "metrics.jsonl").exists() else 0
         deadline = time.monotonic() + 60

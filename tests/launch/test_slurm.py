@@ -209,6 +209,7 @@ def metrics(workdir: Path) -> list[dict]:
     return [found[key] for key in sorted(found)]
 
 
+@pytest.mark.lab
 def test_a_preempted_run_is_queued_again_and_ends_as_if_it_had_not_been(
     config, tmp_path, monkeypatch
 ):

@@ -44,7 +44,7 @@ def temporaries(E: int, *settings: str) -> int:
             ("moe.router.kind=deepseek_v3",),
             ("moe.router.kind=remoe", "moe.router.k_max=8"),
         ],
-        [("moe.router.kind=remoe", "moe.router.k_max=8")],
+        [()],
     ),
     ids=" ".join,
 )

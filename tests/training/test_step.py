@@ -52,6 +52,7 @@ def step_of(moe, **options):
     return state.params, after.params, result
 
 
+@pytest.mark.grid
 def test_every_additive_scope_under_accumulation():
     """Load balance per row of two groups, importance per group, z over the batch; tokens are
     dropped and rows are padded. One, two (on eight devices) and four micro-batches agree."""
