@@ -10,8 +10,8 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "moe_jax/__init__.py").read_text("utf-8"), re.MULTILINE
 )[1]
 
-# Lower bounds are what `make test-oldest` runs the test suite with; those of extras that it does not
-# install (hf, gcs, wandb, ...) are the releases that they were tried with.
+# Lower bounds are what `make test-oldest` runs the test suite with; those of extras that it does
+# not install (hf, gcs, wandb, ...) are the releases that they were tried with.
 # Upper bounds only with a reason beside them.
 CORE = [
     "jax>=0.10.2",
