@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from array import array
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_lines, read_object
 from moe_jax.config.paths import folder_of, resolved
 
 SPLITS = ("train", "eval")
@@ -133,15 +133,10 @@ def _lines(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{workdir}: no metrics.jsonl here; moe_jax.train writes it while it runs")
     found = False
-    with file.open("rb") as stream:
-        for text in stream:
-            try:
-                line = json.loads(text)
-            except ValueError:  # torn
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                found = True
-                yield line
+    for line in read_lines(file):
+        if isinstance(line.get("step"), int):
+            found = True
+            yield line
     if not found:
         raise UserError(f"{file}: holds no metrics yet; wait for the first logged step")
 
@@ -207,14 +202,9 @@ def _is_metric(value: Any) -> bool:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: is not a JSON object")
-    return content
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

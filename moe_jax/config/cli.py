@@ -151,9 +151,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in NO_SPACE or ("RESOURCE_EXHAUSTED" in text and _NO_SPACE.search(text)):
             return f"no space left to write: {text}", 1
-        if "RESOURCE_EXHAUSTED" in text:
+        if "RESOURCE_EXHAUSTED" in text or isinstance(cause, MemoryError):
             hint = "a smaller batch_size, more accumulation or model.remat needs less"
-            return f"out of memory ({hint}): {text.splitlines()[0]}", 1
+            return f"out of memory ({hint}): {text.partition(chr(10))[0]}", 1
     return None
 
 

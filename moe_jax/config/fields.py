@@ -37,6 +37,14 @@ def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:
             yield name, f"must be at least {minimum}"
 
 
+def at_most(config: Any, maximum: float, *names: str) -> Iterator[Rule]:
+    """Rule: each named field is <= `maximum` (None passes)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value > maximum:
+            yield name, f"must be at most {maximum}"
+
+
 def one_of(
     config: Any, choices: Mapping[str, Any] | tuple[str, ...], *names: str
 ) -> Iterator[Rule]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import linecache
 import sys
 import traceback
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.config import checks
 from moe_jax.config.errors import ConfigError, Problem, UserError
+from moe_jax.config.json_files import read_object
 from moe_jax.config.kinds import KIND
 from moe_jax.config.nearest import nearest, nearest_path
 from moe_jax.config.tree import Place, build, from_json_dict, locate, paths, to_config_dict
@@ -125,11 +125,7 @@ def read_config_json(file: str | Path, cls: type[T]) -> T:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"no config file {path}")
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from error
-    return from_json_dict(tree, cls)
+    return from_json_dict(read_object(path), cls)
 
 
 def read_config_file(file: str | Path) -> ConfigDict:

@@ -113,10 +113,13 @@ class PackedRows:
         place = scattered(index, len(self)) if self.scatter else index
         start = place * self.sequence_length
         ids = self.stream[start : start + self.sequence_length + 1]
-        if not 0 <= ids.min() <= (largest := ids.max()) < self.tokenizer.vocab_size:
+        least, largest = ids.min(), ids.max()
+        if not 0 <= least <= largest < self.tokenizer.vocab_size:
+            wrong = least if least < 0 else largest
             raise UserError(
-                f"{self.told}: holds the id {largest}, but the tokenizer has "
-                f"{self.tokenizer.vocab_size}: another dtype, header_bytes or tokenizer is needed"
+                f"{self.told}: holds the id {wrong}, but the tokenizer has the ids 0 .. "
+                f"{self.tokenizer.vocab_size - 1}: another dtype, header_bytes or tokenizer is "
+                "needed"
             )
         tokens = np.full(self.sequence_length + 1, self.tokenizer.pad_id, np.int32)
         segments = np.zeros(self.sequence_length + 1, np.int32)

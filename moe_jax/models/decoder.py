@@ -106,6 +106,8 @@ class DecoderConfig:
             yield "num_heads", f"must be a multiple of num_kv_heads = {self.num_kv_heads}"
         if self.head_dim % 2:
             yield "head_dim", "must be even (rotary positions turn pairs)"
+        if self.rope_theta <= 0:
+            yield "rope_theta", "must be above 0"
         if self.init_scale <= 0:
             yield "init_scale", "must be above 0"
 

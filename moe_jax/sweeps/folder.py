@@ -19,6 +19,7 @@ from typing import Any
 from moe_jax.config.diff import difference
 from moe_jax.config.environment import git_revision
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_value
 from moe_jax.config.paths import folder_of, is_remote, write_whole
 from moe_jax.config.tree import to_json_dict
 from moe_jax.sweeps.engine import Job, is_done
@@ -183,10 +184,9 @@ def by_name(tree: Any) -> Any:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        told = f"{file}: is torn or no JSON ({error}); remove it, or use another --out"
-        raise UserError(told) from error
+        return read_value(file)
+    except UserError as error:
+        raise UserError(f"{error}; remove it, or use another --out") from error
 
 
 def _write(file: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from moe_jax.analysis.read_run import SPLITS, read_metrics
 from moe_jax.analysis.report.catalogue import ROUTING
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_object
 from moe_jax.config.nearest import nearest
 from moe_jax.sweeps.engine import OUTCOME, is_done
 from moe_jax.sweeps.matching import counts_of, least_dropped, training_tokens, used_flops
@@ -63,8 +64,8 @@ def read_row(point: SweepPoint, folder: Path) -> Row:
             lines = read_metrics(folder)
             metrics = final_metrics(lines, point.experiment.steps)
             if (measures := folder / MEASURES).is_file():
-                metrics |= json.loads(measures.read_text("utf-8"))
-        except (UserError, ValueError) as error:
+                metrics |= read_object(measures)
+        except UserError as error:
             problem, metrics = f"it ended, but its figures cannot be read: {error}", {}
     train = [line for line in lines if line.get("split") == "train"]
     dropped = [line[DROPPED] for line in train if line.get(DROPPED) is not None]
@@ -267,6 +268,7 @@ def arm_records(arms: Sequence[Arm], metric: str) -> list[dict[str, Any]]:
 def seconds_of(folder: Path) -> float | None:
     """How long the last start of a finished point took."""
     try:
-        return json.loads((folder / OUTCOME).read_text("utf-8"))["seconds"]
-    except (OSError, ValueError, LookupError):
+        seconds = read_object(folder / OUTCOME).get("seconds")
+    except (OSError, UserError):
         return None
+    return seconds if isinstance(seconds, int | float) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.config.fields import Rule, at_least, at_most, kind
 from moe_jax.config.knobs import schedule_rules
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.models.decoder import DecoderConfig
@@ -15,6 +15,9 @@ from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.optimizer import OPTIMIZERS, AdamW, Optimizer
 from moe_jax.training.writers import LoggingConfig
 
+MAX_SEED = 2**32 - 1  # JAX's keys take seeds modulo 2^32: larger ones would be others once more
+MAX_COUNT = 2**31 - 1  # counters are int32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
@@ -23,6 +26,10 @@ class Seeds:
     init: int | None = None
     data: int | None = None
     routing: int | None = None
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 0, "init", "data", "routing")
+        yield from at_most(self, MAX_SEED, "init", "data", "routing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,7 @@ class EvalConfig:
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 0, "every")
         yield from at_least(self, 1, "batch_size")
+        yield from at_most(self, MAX_COUNT, "batch_size")
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             yield "capacity_factor", "must be above 0"
         if self.batches != -1:
@@ -71,4 +79,6 @@ class Experiment:
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "steps", "batch_size", "accumulation", "max_bad_steps")
         yield from at_least(self, 0, "seed")
+        yield from at_most(self, MAX_SEED, "seed")
+        yield from at_most(self, MAX_COUNT, "steps", "batch_size")
         yield from schedule_rules(self)

@@ -23,7 +23,17 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     sizes = experiment.mesh.sizes(num_devices)
-    rules = (_routing, _ensemble, _groups, _depth, _attention, _batches, _chunks, _divisions)
+    rules = (
+        _routing,
+        _ensemble,
+        _groups,
+        _depth,
+        _attention,
+        _batches,
+        _chunks,
+        _divisions,
+        _profile,
+    )
     return [problem for rule in rules for problem in rule(experiment, sizes)]
 
 
@@ -226,9 +236,22 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
     yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
 
 
+def _profile(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    steps, profiled = experiment.steps, experiment.logging.profile_steps
+    if len(profiled) == 2 and profiled[1] >= steps > 0:
+        rule = f"must end below steps = {steps} (steps are counted from 0)"
+        yield Problem("logging.profile_steps", profiled, rule)
+
+
 def warnings(experiment: Experiment) -> list[str]:
     """What is allowed but perhaps not meant; printed at the start of a run."""
     moe, found = experiment.moe, []
+    warmup = getattr(getattr(experiment.optimizer, "schedule", None), "warmup_steps", 0)
+    if warmup > experiment.steps:
+        found.append(
+            f"optimizer.schedule.warmup_steps = {warmup} is longer than the run: in its "
+            f"{experiment.steps} steps the learning rate does not reach its peak"
+        )
     if not experiment.model.causal:
         found.append(
             "model.depth lets a token see later ones (which tokens take part), so the validation "

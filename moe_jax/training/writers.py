@@ -44,6 +44,8 @@ class LoggingConfig:
         yield from at_least(self, 0, "load_every", "probe_every")
         if len(self.profile_steps) not in (0, 2):
             yield "profile_steps", "must be empty or (first, last)"
+        elif self.profile_steps and not 0 <= self.profile_steps[0] <= self.profile_steps[1]:
+            yield "profile_steps", "must be (first, last) with 0 <= first <= last"
 
 
 class MetricWriter:

@@ -295,5 +295,5 @@ def test_the_config_of_a_run_is_a_config_file(write, tmp_path):
     with pytest.raises(UserError, match=r"no config file .*gone\.json"):
         load_config(tmp_path / "gone.json", {}, Toy)
     file.write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="is torn or no JSON"):
         load_config(file, {}, Toy)

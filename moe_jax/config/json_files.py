@@ -1,0 +1,51 @@
+"""JSON that others may have written, torn or changed: read in one way, with one message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config.errors import UserError
+
+
+def parsed(text: str | bytes) -> Any:
+    """The value of a JSON text. ValueError for whatever is wrong with it, its depth included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_value(file: Path) -> Any:
+    """The value that a file holds. FileNotFoundError where there is none; UserError, with the
+    path, where it cannot be read or is no JSON."""
+    try:
+        return parsed(file.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{file}: is torn or no JSON ({error})") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The same of a JSON object."""
+    value = read_value(file)
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is no JSON object")
+    return value
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of lines; what is torn or none is passed over. OSError."""
+    with file.open("rb") as stream:
+        for text in stream:
+            try:
+                line = parsed(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                yield line
