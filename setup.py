@@ -18,6 +18,7 @@ CORE = [
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "tensorstore>=0.1.86",  # orbax's own store: reads back what it has written
     "etils[epath]>=1.10",
     "grain>=0.2.18",
     "array_record>=0.8.3",

@@ -1,4 +1,4 @@
-"""Door: evaluates a checkpoint: as trained, otherwise routed, its leak, its trace."""
+"""Door: evaluates a checkpoint: as its run did, otherwise routed, its leak, its trace."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from moe_jax.config.errors import UserError
 USAGE = """
 usage: python -m moe_jax.evaluate --workdir=DIR [--capacity_factor=none,1.0,2.0] [--k=1,2] ...
 
-Evaluates a checkpoint of the run in DIR on its evaluation split, once for each combination of what
-is given:
+Evaluates a checkpoint of the run in DIR as the run did itself, on the same batches with the same
+capacity (--all: the whole split), or once for each combination of what is given:
   --capacity_factor=none,1.25,0.5   ("none" is dropless)
   --k=1,2,4                         experts per token
   --drop_order=token_major,choice_major,batch_priority
@@ -42,8 +42,12 @@ flags.DEFINE_string("replay", None, "a trace whose routes are used", flag_values
 flags.DEFINE_string("trace", None, "write a trace to this file", flag_values=FLAGS)
 flags.DEFINE_boolean("domains", False, "show the experts by domain", flag_values=FLAGS)
 flags.DEFINE_boolean("leak", False, "measure what later tokens decide", flag_values=FLAGS)
-flags.DEFINE_integer("batches", None, "batches (default: all)", flag_values=FLAGS)
+flags.DEFINE_integer("batches", None, "batches (default: the run's own)", flag_values=FLAGS)
+flags.DEFINE_boolean("all", False, "the whole split", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "checkpoint (default: the newest)", flag_values=FLAGS)
+flags.DEFINE_boolean(
+    "allow_changes", False, "evaluate although the data are not the run's", flag_values=FLAGS
+)
 flags.DEFINE_string("json", None, "also write all metrics to this file", flag_values=FLAGS)
 process_flags(FLAGS)
 
@@ -62,7 +66,7 @@ SHOWN = (
 class Point:
     """One evaluation: config values by path, or a counterfactual."""
 
-    told: str = "as trained"
+    told: str = ""  # "": as the run evaluates itself
     overrides: dict[str, str] = field(default_factory=dict)
     counterfactual: Any = None
 
@@ -88,25 +92,61 @@ def main(arguments: Arguments) -> int:
 
 def evaluate_all() -> list[dict[str, Any]]:
     """Everything that the flags ask for; told as it is known."""
-    from moe_jax.notebook import config_of, load
+    from moe_jax.notebook import config_of
 
     config = config_of(FLAGS.workdir)
-    results = []
+    batches, results = chosen_batches(), []
     extra = FLAGS.trace or FLAGS.domains or FLAGS.leak or FLAGS.replay
     for point in points(config, alone=bool(extra)):
-        run = load(FLAGS.workdir, step=FLAGS.step, overrides=point.overrides)
+        run = _load(point.overrides, own_mesh=True)
         if point.counterfactual is not None:
             run = run.instead(point.counterfactual)
         try:
-            metrics = run.evaluate(FLAGS.batches)
+            metrics = run.evaluate(batches)
         except ValueError as error:
             if point.counterfactual is None:
                 raise
             raise UserError(f"{point.told}: {error}") from error
-        results.append(_tell(run.step, point.told, metrics, point.overrides))
+        told = point.told or f"as the run evaluates itself ({routing_of(run.config)})"
+        covered = run.covered(batches)
+        results.append(_tell(run.step, told, metrics, point.overrides, covered=covered))
     if extra:
-        results += _more(load(FLAGS.workdir, step=FLAGS.step))
+        results += _more(_load())
     return results
+
+
+def chosen_batches() -> int | None:
+    """-1 for all, None for those that the run evaluates itself on."""
+    return -1 if FLAGS.all else FLAGS.batches
+
+
+def routing_of(config: Any) -> str:
+    """The capacity of evaluations, and that of training where it is another one: drops of the one
+    say nothing of the other."""
+    if not config.moe.every:
+        return "a dense model"
+    if getattr(config.moe.router, "own_capacity", False):
+        return "the router's own capacity"
+    here, training = config.evaluation.capacity_factor, config.moe.capacity_factor
+    if here == training:
+        return _capacity(here)
+    return f"{_capacity(here)}; training: {_capacity(training)}"
+
+
+def _capacity(factor: float | None) -> str:
+    return "dropless" if factor is None else f"capacity factor {factor:g}"
+
+
+def _load(overrides: dict[str, str] | None = None, own_mesh: bool = False) -> Any:
+    from moe_jax.notebook import load
+
+    return load(
+        FLAGS.workdir,
+        step=FLAGS.step,
+        overrides=overrides,
+        allow_changes=FLAGS.allow_changes,
+        own_mesh=own_mesh,
+    )
 
 
 def _more(run: Any) -> Iterable[dict[str, Any]]:
@@ -116,7 +156,7 @@ def _more(run: Any) -> Iterable[dict[str, Any]]:
     if FLAGS.replay:
         yield _tell(run.step, f"replay of {FLAGS.replay}", run.replay(Trace.read(FLAGS.replay)))
     if FLAGS.trace or FLAGS.domains:
-        trace = run.trace(FLAGS.batches)
+        trace = run.trace(chosen_batches())
         if FLAGS.trace:
             trace.save(FLAGS.trace)
             print(f"wrote {trace.rows} rows to {FLAGS.trace}")
@@ -125,7 +165,7 @@ def _more(run: Any) -> Iterable[dict[str, Any]]:
     if FLAGS.leak:
         for train in (False, True):
             told = f"leak, routed as in {'training' if train else 'evaluation'}"
-            metrics = {f"leak/{n}": x for n, x in run.leak(FLAGS.batches, train=train).items()}
+            metrics = {f"leak/{n}": x for n, x in run.leak(chosen_batches(), train=train).items()}
             shown = ("leak/routes_changed", "leak/nats", "leak/absolute_nats")
             yield _tell(run.step, told, metrics, shown=shown)
 
@@ -156,14 +196,16 @@ def _tell(
     metrics: dict[str, Any],
     overrides: dict[str, str] | None = None,
     shown: Iterable[str] = SHOWN,
+    covered: str = "",
 ) -> dict[str, Any]:
     from moe_jax.parallel.agreement import say
 
-    say(f"step {step}, {told}")
+    say(f"step {step}, {told}" + (f", on {covered}" if covered else ""))
     for name in shown:
         if name in metrics:
             say(f"  {name:28} {metrics[name]:.4f}")
-    return {"step": step, "told": told, "overrides": overrides or {}, "metrics": metrics}
+    result = {"step": step, "told": told, "overrides": overrides or {}, "metrics": metrics}
+    return {**result, "covered": covered} if covered else result
 
 
 def _write(results: list[dict[str, Any]]) -> None:

@@ -41,6 +41,10 @@ def main(arguments: Arguments) -> int:
         problems.append("--top_p must be above 0 and at most 1")
     if not FLAGS.prompt:
         problems.append("--prompt is empty: give at least one character to go on from")
+    try:
+        (FLAGS.prompt or "").encode("utf-8")
+    except UnicodeEncodeError:
+        problems.append("--prompt is not UTF-8")
     if problems:
         raise UserError("\n  ".join(problems))
     run = load(FLAGS.workdir, step=FLAGS.step)
@@ -52,7 +56,7 @@ def main(arguments: Arguments) -> int:
         top_p=FLAGS.top_p,
         show_routing=FLAGS.show_routing,
     )
-    tokenizer = run.rows.tokenizer
+    tokenizer = run.tokenizer
     if not FLAGS.show_routing:
         # Decoded at the end: a character may span several tokens.
         print(tokenizer.decode([token.id for token in tokens]))

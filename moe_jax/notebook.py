@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,13 @@ import numpy as np
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_object
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import evaluation_batches
+from moe_jax.data.tokenizer import BPE_FILE, Bpe
+from moe_jax.data.types import Tokenizer
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.hosts import several
@@ -31,7 +33,9 @@ from moe_jax.training.build import Program, build
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
+from moe_jax.training.identity import data_changes
 from moe_jax.training.state import TrainState
+from moe_jax.training.workdir import TOKENIZER, tokenizer_of
 
 
 def load(
@@ -40,18 +44,23 @@ def load(
     step: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    allow_changes: bool = False,
+    own_mesh: bool = False,
 ) -> LoadedRun:
     """Opens the run in `workdir` at its newest good checkpoint, or at `step`.
 
     overrides: other values of the config by dotted path, such as {"moe.router.k": 1} or
     {"evaluation.capacity_factor": 1.0}; the shapes of parameters must stay as they are.
     devices: default the first one; the mesh is all of them along `data`. In a run of several
-    processes: all devices, in the mesh of the config.
+    processes: all devices, in the mesh of the config. own_mesh: the run's mesh, where it fits the
+    devices that are here, so that sums are rounded as in the run.
+    allow_changes: evaluate on data that are no longer those of the run, with its own tokenizer;
+    overrides of the data mean the same. The data are opened when they are first asked for.
     Raises UserError where there is no run or no good checkpoint.
     """
     folder = folder_of(workdir)
     experiment = config_of(folder)
-    if devices is None and several():
+    if devices is None and (several() or (own_mesh and _fits(experiment.mesh))):
         devices = jax.devices()
     else:
         experiment = replace(experiment, mesh=MeshConfig())
@@ -59,14 +68,24 @@ def load(
         experiment = apply_overrides(experiment, dict(overrides))
     require(experiment)
     devices = jax.devices()[:1] if devices is None else devices
-    rows = experiment.data.open(experiment.evaluation.split)
-    program = build(experiment, rows.tokenizer, devices=devices)
+    tokenizer = tokenizer_of(folder, experiment)
+    program = build(experiment, tokenizer, devices=devices)
     saved = Checkpoints(folder / "checkpoints", experiment.checkpoint, read_only=True)
     with saved as checkpoints:
         restored = checkpoints.restore(program.abstract_model, step=step, partial=True)
     if restored is None:
         raise UserError(f"{folder}: no checkpoint to load")
-    return LoadedRun(folder, program, restored.state, rows)
+    others = allow_changes or any(path.startswith("data.") for path in overrides or ())
+    data = None if others else restored.fingerprint
+    return LoadedRun(folder, program, restored.state, tokenizer, data)
+
+
+def _fits(mesh: MeshConfig) -> bool:
+    try:
+        mesh.sizes(jax.device_count())
+    except UserError:
+        return False
+    return True
 
 
 def config_of(workdir: str | os.PathLike[str]) -> Experiment:
@@ -75,7 +94,7 @@ def config_of(workdir: str | os.PathLike[str]) -> Experiment:
     config_file = folder / "config.json"
     if not config_file.exists():
         raise UserError(f"{folder}: no run here (no config.json); train one with moe_jax.train")
-    return from_json_dict(json.loads(config_file.read_text()), Experiment)
+    return from_json_dict(read_object(config_file), Experiment)
 
 
 @dataclass(frozen=True)
@@ -83,14 +102,39 @@ class LoadedRun:
     """A checkpoint with its model, tokenizer and evaluation data.
 
     program: mesh, network and compiled steps. state: step, parameters and router state; what
-    belongs to training alone (optimizer, counters, probe) is None. rows: the opened evaluation
-    split.
+    belongs to training alone (optimizer, counters, probe) is None. tokenizer: the run's own. data:
+    fingerprints of the run's splits, to which what is opened is held; None: it may be other data.
     """
 
     workdir: Path
     program: Program
     state: TrainState
-    rows: Any
+    tokenizer: Tokenizer
+    data: Mapping[str, Any] | None = None
+
+    @cached_property
+    def rows(self) -> Any:
+        """The evaluation split. UserError where it is not what the run had."""
+        split, data = self.config.evaluation.split, self.config.data
+        rows = data.open(split)
+        if self.data is not None:
+            lines = data_changes(self.data, {split: rows.fingerprint})
+            if lines:
+                told = "\n  ".join(lines)
+                raise UserError(
+                    f"{self.workdir}: the data are not those of the run:\n  {told}\n"
+                    "--allow_changes evaluates on them all the same, with the run's own tokenizer."
+                )
+        if rows.tokenizer.describe() != self.tokenizer.describe():
+            rows = self._with_own_tokenizer(data).open(split)
+        return rows
+
+    def _with_own_tokenizer(self, data: Any) -> Any:
+        """The dataset, read by the tokenizer that the run carries."""
+        file = self.workdir / TOKENIZER / BPE_FILE
+        if not hasattr(data, "tokenizer") or not file.exists():
+            raise UserError(f"{self.workdir}: the data have another tokenizer than the run")
+        return replace(data, tokenizer=Bpe(file=str(file)))
 
     @property
     def config(self) -> Experiment:
@@ -128,14 +172,28 @@ class LoadedRun:
         return list(read_metrics(self.workdir))
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of the evaluation split, in order; of each, the rows that this process needs."""
+        """Batches of the evaluation split, in order; of each, the rows that this process needs.
+        count: None for as many as the run evaluates itself on, -1 for all."""
         size = self.program.eval_batch_size
         local = self.program.local_rows(size).tolist()
-        return iter(evaluation_batches(self.rows, size, count, local))
+        return iter(evaluation_batches(self.rows, size, self._limit(count), local))
+
+    def _limit(self, count: int | None) -> int | None:
+        count = self.config.evaluation.batches if count is None else count
+        return None if count == -1 else count
 
     def evaluate(self, batches: int | None = None) -> dict[str, Any]:
-        """Metrics over `batches` batches of the evaluation split (None: all)."""
+        """Metrics over `batches` batches of the evaluation split; None: those that the run
+        evaluates itself on, which repeats its last evaluation; -1: all."""
         return evaluate(self.program, self.state, self.batches(batches))
+
+    def covered(self, batches: int | None = None) -> str:
+        """What an evaluation of so many batches is over, in words."""
+        size, limit = self.program.eval_batch_size, self._limit(batches)
+        total = len(self.rows)
+        rows = total if limit is None else min(limit * size, total)
+        share = "all" if rows == total else f"the first {rows:,} of"
+        return f"{share} {total:,} rows of the {self.config.evaluation.split} split"
 
     def instead(self, counterfactual: Counterfactual) -> LoadedRun:
         """The same model with other routes in its evaluations: `MaskBest`, `RouteBy`, ... of
@@ -151,7 +209,7 @@ class LoadedRun:
         """Metrics over the batches of the trace with its routes in place of the router's."""
         self._alone("a replay")
         run = self.instead(Replay())
-        pairs = list(observation.recorded_batches(run.program, trace, self.batches()))
+        pairs = list(observation.recorded_batches(run.program, trace, self.batches(-1)))
         if not pairs:
             raise UserError("the trace has no rows of text to replay")
         raws, recorded = zip(*pairs, strict=True)
@@ -196,7 +254,7 @@ class LoadedRun:
     ) -> Iterator[Token]:
         """Tokens of the prompt, which is taken as the start of a document, and its continuation.
         UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
-        moe, tokenizer = self.config.moe, self.rows.tokenizer
+        moe, tokenizer = self.config.moe, self.tokenizer
         if not self.config.model.causal:
             raise UserError(
                 "this model's blocks choose among all tokens of a row, later ones too, so it "

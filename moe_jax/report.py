@@ -73,7 +73,7 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
             steps[n * (len(steps) - 1) // (MOST_CHECKPOINTS - 1)] for n in range(MOST_CHECKPOINTS)
         ]
     traces = [run.at(step).trace(batches) for step in steps if step != run.step]
-    decode = run.rows.tokenizer.decode
+    decode = run.tokenizer.decode
     return RoutingView(
         [*traces, run.trace(batches)], functools.cache(lambda token: decode([token]))
     )

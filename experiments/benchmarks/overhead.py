@@ -68,7 +68,17 @@ def host_cost(program: Program, rows: Any) -> dict[str, float]:
             Progress(FLAGS.steps, 0) as progress,
             StopSignals() as signals,
         ):
-            run = Run(program, rows, pipeline, None, writer, progress, signals)
+            run = Run(
+                program=program,
+                eval_rows=rows,
+                data={},
+                pipeline=pipeline,
+                checkpoints=None,
+                writer=writer,
+                progress=progress,
+                signals=signals,
+                lock=None,
+            )
             clock, times = Clock(program, 0), []
             for step in range(FLAGS.steps):
                 start = time.perf_counter()

@@ -52,6 +52,22 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+PATTERNS = "[*?" + ("" if os.sep == "\\" else "\\")
+
+
+def require_plain(path: str | os.PathLike[str], told: str) -> None:
+    """UserError where a folder's absolute path has a character that names several files: the
+    library that writes checkpoints looks for its files by patterns, and would find none, or those
+    of another folder. told: the flag, such as "--workdir"."""
+    text = str(path) if is_remote(path) else str(folder_of(path).absolute())
+    found = [character for character in PATTERNS if character in text]
+    if found:
+        raise UserError(
+            f"{told}={path}: checkpoints cannot lie below a path with {' or '.join(found)} in it "
+            f"({text}); take another"
+        )
+
+
 def resolved(path: str | os.PathLike[str]) -> Path:
     """`folder_of`, absolute and without links where it is local."""
     found = folder_of(path)

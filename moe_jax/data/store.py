@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_object
+from moe_jax.config.paths import write_whole
 from moe_jax.data.packing import StreamInfo, write_stream
 from moe_jax.data.progress import Reporter
 from moe_jax.data.tokenizer import load_tokenizer, save_tokenizer
@@ -24,6 +26,7 @@ from moe_jax.data.types import SPLITS, Tokenizer
 VARIABLE = "MOE_JAX_DATA_DIR"
 FORMAT = 1  # of a folder of tokens; another number, another folder
 META = "meta.json"
+SMALL = 64 << 20  # bytes of tokens that are read through at each start: a twentieth of a second
 
 
 def resolve_data_dir(data_dir: str | None) -> Path:
@@ -105,8 +108,32 @@ class TokenFolder:
             )
         if info.tokens == 0:
             return np.zeros(0, dtype)
+        if not _is_unchanged(path, info.sha256):
+            raise UserError(
+                f"{path}: has changed since it was written (sha256); remove the folder and prepare "
+                "the data again"
+            )
         # A plain view: slicing a memmap object costs several times as much.
         return np.asarray(np.memmap(path, dtype, "r"))
+
+
+def _is_unchanged(path: Path, digest: str) -> bool:
+    """Whether the file has this sha256. A large one is read through once for each time of change,
+    which a file beside it remembers."""
+    stat = path.stat()
+    seen = f"{stat.st_size} {stat.st_mtime_ns} {digest}"
+    mark = path.with_name(f"{path.name}.checked")
+    if stat.st_size > SMALL:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if mark.read_text("utf-8") == seen:
+                return True
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            return False
+    if stat.st_size > SMALL:
+        with contextlib.suppress(OSError):  # a folder that is not ours to write
+            write_whole(mark, seen)
+    return True
 
 
 def _stream_path(folder: Path, split: str) -> Path:
@@ -141,10 +168,10 @@ def write_tokens(
 def open_tokens(folder: Path) -> TokenFolder:
     """The folder that `write_tokens` made. UserError where it is damaged."""
     try:
-        meta = json.loads((folder / META).read_text("utf-8"))
+        meta = read_object(folder / META)
         splits = {split: StreamInfo(**info) for split, info in meta["splits"].items()}
         description = meta["tokenizer"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / META}: cannot be read ({error}); remove the folder and prepare again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.json_files import read_object
+from moe_jax.config.paths import write_whole
 from moe_jax.data.types import Tokenizer
 
 BPE_FILE = "tokenizer.json"  # the format of the `tokenizers` library
+DESCRIPTION = "description.json"
 
 
 class ByteTokenizer:
@@ -53,6 +57,7 @@ class IdTokenizer:
     def __init__(self, vocab_size: int, *, eos_id: int | None = None, bytes_per_id: int = 0):
         self.vocab_size = vocab_size
         self.eos_id = eos_id
+        self.bytes_per_id = bytes_per_id
         self.pad_id = 0 if eos_id is None else eos_id
         self.special_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
         self.bytes_per_token_V = np.full(vocab_size, bytes_per_id, np.int32)
@@ -97,7 +102,7 @@ class BpeTokenizer:
             self._bpe = library.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{name}: not a file of the tokenizers library ({error})") from error
-        self._content = content
+        self.content = content
         self._bpe.encode_special_tokens = True  # a text that says "<eos>" ends no document
         self._bpe.no_truncation()
         self._bpe.no_padding()
@@ -146,10 +151,10 @@ class BpeTokenizer:
         return self._bpe.decode(kept, skip_special_tokens=True)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "bpe", "vocab_size": self.vocab_size, "sha256": _sha256(self._content)}
+        return {"kind": "bpe", "vocab_size": self.vocab_size, "sha256": _sha256(self.content)}
 
     def save(self, folder: Path) -> None:
-        (folder / BPE_FILE).write_text(self._content, "utf-8")
+        (folder / BPE_FILE).write_text(self.content, "utf-8")
 
 
 def _tokenizers() -> Any:
@@ -274,10 +279,50 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that was saved in a folder of tokens. UserError where the file was changed."""
+    """The tokenizer that was saved in a folder. UserError where the file was changed."""
+    kind = description.get("kind")
     if description == (plain := ByteTokenizer()).describe():
         return plain
+    if kind == "ids":
+        return IdTokenizer(description["vocab_size"], eos_id=description["eos_id"])
     tokenizer = load_bpe(folder / BPE_FILE)
     if tokenizer.describe() != description:
         raise UserError(f"{folder / BPE_FILE}: not the tokenizer that {folder} was written with")
+    return tokenizer
+
+
+# Carried by a run, so that its model is read and written without its data
+
+
+def carry_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes a tokenizer of this package into a folder of its own. One from outside is only
+    described: it comes with its dataset."""
+    content: dict[str, Any] = {"description": tokenizer.describe()}
+    if isinstance(tokenizer, IdTokenizer):
+        content["bytes_per_id"] = tokenizer.bytes_per_id
+    folder.mkdir(exist_ok=True)
+    if isinstance(tokenizer, BpeTokenizer):
+        write_whole(folder / BPE_FILE, tokenizer.content)
+    write_whole(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+
+
+def carried_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer that `carry_tokenizer` wrote; None where there is none, or one from outside.
+    UserError where its files were changed."""
+    try:
+        content = read_object(folder / DESCRIPTION)
+    except FileNotFoundError:
+        return None
+    description = content.get("description")
+    if not isinstance(description, dict):
+        raise UserError(f"{folder / DESCRIPTION}: describes no tokenizer")
+    if description.get("kind") not in ("bytes", "ids", "bpe"):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder, description)
+        if isinstance(tokenizer, IdTokenizer):
+            size, eos = tokenizer.vocab_size, tokenizer.eos_id
+            return IdTokenizer(size, eos_id=eos, bytes_per_id=content["bytes_per_id"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / DESCRIPTION}: describes no tokenizer ({error})") from error
     return tokenizer

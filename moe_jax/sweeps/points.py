@@ -16,7 +16,7 @@ from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.space import SEED, Point
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.loop import pinned
+from moe_jax.training.identity import pinned
 from moe_jax.training.rules import cross_check
 
 LONGEST_NAME = 100  # letters; a longer name is cut, and a hash of all of it appended

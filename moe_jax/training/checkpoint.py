@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,11 +21,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.config.json_files import parsed
 from moe_jax.config.paths import (
     files_below,
     folder_of,
@@ -34,6 +36,7 @@ from moe_jax.config.paths import (
 )
 from moe_jax.parallel.agreement import from_primary, together
 from moe_jax.parallel.hosts import is_primary
+from moe_jax.training import read_back
 
 MANIFESTS = "manifests"
 META = "meta.json"
@@ -44,16 +47,23 @@ UNFINISHED = ("*.saving*", "*.deleted")  # left by a save or a removal that was 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Save every `every` steps (and at the end and on SIGTERM/SIGINT); keep the newest `keep_last`
-    and, for ever, each whose step is a multiple of `keep_every` (0: none)."""
+    and, for ever, each whose step is a multiple of `keep_every` (0: none).
+
+    read_back: what is read back from the files before a step counts as saved. "index": every
+    array is there, of its shape and dtype; "sample": and some of them, others at each step, hold
+    the values that were saved; "values": all of them do. verify: the files' sha256 on load.
+    """
 
     every: int = 500
     keep_last: int = 3
     keep_every: int = 0
-    verify: bool = True  # check the sha256 manifest on load
+    read_back: str = "sample"
+    verify: bool = True
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "every", "keep_last")
         yield from at_least(self, 0, "keep_every")
+        yield from one_of(self, read_back.MODES, "read_back")
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ class Checkpoints:
         self._good: set[int] = set()  # checked already
         self._bad: dict[int, str] = {}  # why; each told on stderr
         logging.getLogger("absl").addFilter(_is_news)
+        self._read_only = read_only
         if not read_only:
             self._prepare()
 
@@ -160,7 +171,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ends a running save in any case: it may be what the run is resumed from."""
+        """Ends a running save in any case: it may be what the run is resumed from. A folder in
+        which nothing was saved goes again."""
         if error is None:
             self.close()
             return
@@ -168,6 +180,10 @@ class Checkpoints:
             self._saving.join()
         if self._error is not None:
             sys.stderr.write(f"warning: {self._told(self._error)}\n")
+        if not self._read_only and not self._remote and is_primary():
+            with contextlib.suppress(OSError):  # not empty
+                (self.directory / MANIFESTS).rmdir()
+                self.directory.rmdir()
 
     # --- reading ---
 
@@ -203,7 +219,7 @@ class Checkpoints:
                 return f"{name} has changed since it was written (sha256)"
         try:
             self._metadata(step)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return f"{META} cannot be read"
         return None
 
@@ -215,7 +231,12 @@ class Checkpoints:
         return None if step is None else self._metadata(step)
 
     def _metadata(self, step: int) -> Metadata:
-        return Metadata(step=step, **dict(_read(self.directory / str(step) / META)))
+        """OSError, ValueError or TypeError where it cannot be read or is none."""
+        found = Metadata(step=step, **dict(_read(self.directory / str(step) / META)))
+        objects = (found.config, found.fingerprint, found.shapes, found.dtypes)
+        if not isinstance(found.data_index, int) or not all(isinstance(o, dict) for o in objects):
+            raise ValueError(f"{META} says nothing of a checkpoint")
+        return found
 
     def _good_steps(self) -> Iterator[int]:
         """Newest first. Each bad step is told on stderr; UserError where there are only such."""
@@ -332,9 +353,12 @@ class Checkpoints:
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
+        # Of the arrays as they are now: they may be donated as soon as this returns.
+        names = read_back.drawn(arrays, self._config.read_back, step)
+        checksums = {name: read_back.checksum(arrays[name]) for name in names}
         response = self._start(step, arrays)
         self._saving = threading.Thread(
-            target=self._finish, args=(step, response, meta), name="checkpoint"
+            target=self._finish, args=(step, response, meta, checksums), name="checkpoint"
         )
         self._saving.start()
 
@@ -366,16 +390,29 @@ class Checkpoints:
             self._manifest(step).rename(self.directory / MANIFESTS / f"{aside.name}.json")
         return False
 
-    def _finish(self, step: int, response: Any, meta: dict[str, Any]) -> None:
-        """In the background: waits for the arrays, publishes the step, and cleans up."""
+    def _finish(
+        self, step: int, response: Any, meta: dict[str, Any], checksums: Mapping[str, Any]
+    ) -> None:
+        """In the background: waits for the arrays, reads them back, publishes the step, and cleans
+        up."""
         try:
             response.result()
             if is_primary():
+                self._read_back(step, meta, {name: int(x) for name, x in checksums.items()})
                 self._publish(step, meta)
                 self._remove_old(step)
         except BaseException as error:
             self._error = error
             self._discard(step)
+
+    def _read_back(self, step: int, meta: dict[str, Any], checksums: Mapping[str, int]) -> None:
+        """ValueError where the files do not hold what was saved."""
+        folder = for_orbax(self._unpublished(step)) / "state"
+        found = list(itertools.islice(read_back.problems(folder, meta, checksums), 4))
+        if found:
+            more = ", ..." if found[3:] else ""
+            told = "; ".join(found[:3]) + more
+            raise ValueError(f"what was written cannot be read back: {told}")
 
     def _unpublished(self, step: int) -> Path:
         """Where a step is written. In an object store that is its place."""
@@ -466,7 +503,7 @@ def _not_empty(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(file: Path) -> Iterable[tuple[str, Any]]:
     """The items of a JSON object. OSError, ValueError, AttributeError where it is none."""
-    return json.loads(file.read_text()).items()
+    return parsed(file.read_bytes()).items()
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
@@ -520,73 +557,3 @@ def _compare(
         more = [f"... and {len(lines) - 12} more"] if lines[12:] else []
         told = "\n  ".join(lines[:12] + more)
         raise UserError(f"checkpoint {where} does not fit the model:\n  {told}")
-
-
-# --- warm start ---
-
-
-@dataclass
-class WarmStartReport:
-    """What became of every tensor."""
-
-    used: list[str] = field(default_factory=list)
-    adapted: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        titles = {
-            "used": "used as they are",
-            "adapted": "copied cyclically to another number of experts",
-            "new": "newly initialised",
-            "unused": "of the old run, unused",
-        }
-        lines = ["warm start:"]
-        for name, title in titles.items():
-            paths = getattr(self, name)
-            lines.append(f"  {len(paths)} tensors {title}" + (":" if paths else ""))
-            lines += [f"    {path}" for path in paths]
-        return "\n".join(lines)
-
-
-def warm_start(new: Any, old: Any) -> tuple[Any, WarmStartReport]:
-    """Parameters `new` with the values of `old` where paths and shapes agree.
-
-    Where only the number of experts differs (experts' first axis behind the stack of layers, the
-    last axis of a router's kernel), expert i takes the old expert i modulo their number. The rest
-    keeps its new initialisation. What comes from `old` is numpy, in the new dtype.
-    """
-    report = WarmStartReport()
-    new_flat, structure = flatten(new)
-    old_flat, _ = flatten(old)
-    values = []
-    for name, value in new_flat.items():
-        before = old_flat.get(name)
-        axis = _expert_axis(name)
-        if before is None:
-            report.new.append(name)
-        elif before.shape == value.shape:
-            report.used.append(name)
-            value = np.asarray(before).astype(value.dtype)
-        elif axis is not None and _same_but(axis, before, value):
-            report.adapted.append(f"{name} {before.shape} -> {value.shape}")
-            index = np.arange(value.shape[axis]) % before.shape[axis]
-            value = np.take(np.asarray(before), index, axis).astype(value.dtype)
-        else:
-            report.new.append(name)
-            report.unused.append(f"{name} {before.shape}, now {value.shape}")
-        values.append(value)
-    report.unused += [name for name in old_flat if name not in new_flat]
-    return jax.tree.unflatten(structure, values), report
-
-
-def _expert_axis(name: str) -> int | None:
-    parts = name.split(".")
-    return 1 if "experts" in parts else -1 if "router" in parts else None
-
-
-def _same_but(axis: int, old: Any, new: Any) -> bool:
-    def rest(array: Any) -> tuple[int, ...]:
-        return tuple(np.delete(np.asarray(array.shape), axis))
-
-    return old.ndim == new.ndim and rest(old) == rest(new)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,26 +14,26 @@ import jax
 import numpy as np
 
 from moe_jax.config.checks import require
-from moe_jax.config.diff import difference
-from moe_jax.config.environment import environment
 from moe_jax.config.errors import UserError
-from moe_jax.config.paths import folder_of, write_whole
+from moe_jax.config.lock import FolderLock
+from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.data.pipeline import Pipeline, evaluation_batches
+from moe_jax.data.types import Tokenizer
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
-    from_primary,
     primary_first,
     say,
-    together,
 )
 from moe_jax.parallel.hosts import is_primary, several
+from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program, build, data_seed, require_not_empty
-from moe_jax.training.checkpoint import Checkpoints, Restored, warm_start
+from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints, Restored
 from moe_jax.training.evaluation import depth_report, evaluate, load_report, routing_report
 from moe_jax.training.experiment import Experiment
+from moe_jax.training.identity import config_changes, data_changes, fingerprints
 from moe_jax.training.peaks import peak_flops
 from moe_jax.training.probe import Probe
 from moe_jax.training.progress import Progress
@@ -42,29 +41,9 @@ from moe_jax.training.rules import warnings
 from moe_jax.training.signals import StopSignals, signal_name
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
+from moe_jax.training.warm_start import warm_start
+from moe_jax.training.workdir import add_history, claimed, tokenizer_of, write_facts
 from moe_jax.training.writers import MetricWriter, Profile
-
-# Parts of a config that do not change what is computed: they may differ when a run goes on.
-FREE = (
-    "name",
-    "mesh",
-    "logging",
-    "checkpoint",
-    "evaluation",
-    # Where data lies; its content is held to the fingerprint.
-    "data.data_dir",
-    "data.auto_prepare",
-    "data.tfds_dir",
-    "data.path",
-    "model.remat",
-    "model.logits_chunks",
-    "model.attention",
-    "model.unrolled_layers",
-    "moe.layout",
-    "moe.transport",
-    "moe.receive_factor",
-    "moe.matmul",
-)
 
 
 @dataclass(frozen=True)
@@ -90,63 +69,44 @@ def train(
     Raises UserError for everything the user can mend.
     """
     require(experiment)
-    workdir = make_workdir(workdir)
-    with primary_first():  # which prepares the data, if need be
-        rows = experiment.data.open("train")
-    program = build(experiment, rows.tokenizer)
-    require_not_empty(rows, "train", experiment.batch_size)
     with contextlib.ExitStack() as stack:
+        folder, lock = stack.enter_context(claimed(workdir))
+        with primary_first():  # which prepares the data, if need be
+            rows = experiment.data.open("train")
+            eval_rows = experiment.data.open(experiment.evaluation.split)
+        program = build(experiment, rows.tokenizer)
+        require_not_empty(rows, "train", experiment.batch_size)
+        require_not_empty(eval_rows, experiment.evaluation.split, 1)
         signals = stack.enter_context(StopSignals())
         checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", experiment.checkpoint)
+            Checkpoints(folder / "checkpoints", experiment.checkpoint)
         )
-        restored = resume(program, checkpoints, rows.fingerprint, allow_changes)
+        data = fingerprints(**{experiment.evaluation.split: eval_rows, "train": rows})
+        restored, changes = resume(program, checkpoints, data, allow_changes)
         if restored is not None and restored.step >= experiment.steps:
-            say(f"{workdir}: the run is complete ({restored.step} steps)")
+            say(f"{folder}: the run is complete ({restored.step} steps)")
             return Outcome(restored.step, True, {})
-        describe(program, workdir, restored)
-        if is_primary():
-            write_facts(program, workdir)
+        describe(program, folder, restored)
         if restored is None:
-            state, index = new_state(program, warm_start_from), 0
+            state, index = new_state(program, rows.tokenizer, warm_start_from), 0
         else:
             state, index = restored.state, restored.data_index
         start = int(state.step)
+        if is_primary():
+            write_facts(program, folder, rows.tokenizer)
+            add_history(folder, start, index, changes)
         run = Run(
             program=program,
-            rows=rows,
+            eval_rows=eval_rows,
+            data=data,
             pipeline=stack.enter_context(contextlib.closing(pipeline(program, rows, index))),
             checkpoints=checkpoints,
-            writer=stack.enter_context(MetricWriter(workdir, experiment.logging, start_step=start)),
+            writer=stack.enter_context(MetricWriter(folder, experiment.logging, start_step=start)),
             progress=stack.enter_context(Progress(experiment.steps, start)),
             signals=signals,
+            lock=lock,
         )
-        return run.until_done(state, workdir)
-
-
-def make_workdir(workdir: str | os.PathLike[str]) -> Path:
-    """Creates the folder; UserError where it cannot be written, or where the processes of the run
-    do not all see the same one."""
-    path = folder_of(workdir)
-    probe = path / ".writable"
-
-    def create() -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-        except OSError as error:
-            raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
-
-    def find() -> None:
-        if not probe.exists():
-            told = f"--workdir={workdir}: is not the same folder at all processes; share one"
-            raise UserError(told)
-
-    from_primary(create)
-    together(find)
-    if is_primary():
-        probe.unlink()
-    return path
+        return run.until_done(state, folder)
 
 
 def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
@@ -163,74 +123,53 @@ def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
 
 
 def resume(
-    program: Program, checkpoints: Checkpoints, fingerprint: Mapping[str, Any], allow: bool
-) -> Restored | None:
-    """The newest good checkpoint, None for a new run; refuses one of another config or data."""
+    program: Program, checkpoints: Checkpoints, data: Mapping[str, Any], allow: bool
+) -> tuple[Restored | None, list[str]]:
+    """The newest good checkpoint, None for a new run, and what differs from it of config or data;
+    refuses such a one unless `allow`."""
     known = checkpoints.read_metadata()
     if known is None:
-        return None
-    before = pinned(with_new_fields(known.config))
-    lines = difference(before, pinned(to_json_dict(program.experiment)))
-    lines += difference({"data": known.fingerprint}, {"data": dict(fingerprint)})
+        return None, []
+    lines = config_changes(known.config, program.experiment)
+    lines += data_changes(known.fingerprint, data)
     if lines and not allow:
         told = "\n  ".join(lines)
         raise UserError(
             f"{checkpoints.directory.parent} holds a run with another config or other data:\n"
             f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
-    return checkpoints.restore(program.abstract_state)
+    return checkpoints.restore(program.abstract_state), lines
 
 
-def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved config with the defaults of fields that are younger than it; as it is where this
-    version cannot read it."""
-    try:
-        return to_json_dict(from_json_dict(config, Experiment))
-    except UserError:
-        return config
-
-
-def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without its FREE parts."""
-    copy = json.loads(json.dumps(config))
-    for path in FREE:
-        *parents, name = path.split(".")
-        node = copy
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(name, None)
-    return copy
-
-
-def new_state(program: Program, warm_start_from: str | None) -> TrainState:
+def new_state(program: Program, tokenizer: Tokenizer, warm_start_from: str | None) -> TrainState:
     """A fresh state; parameters from another run where asked."""
     state = program.init()
     if warm_start_from is None:
         return state
-    folder = folder_of(warm_start_from) / "checkpoints"
-    old_params = load_params(folder)
-    params, report = warm_start(state.params, old_params)
+    old_params, old_tokenizer = load_params(folder_of(warm_start_from))
+    same_tokens = old_tokenizer.describe() == tokenizer.describe()
+    params, report = warm_start(state.params, old_params, same_tokens=same_tokens)
     say(str(report))
     params = put(params, program.network.shardings)
     return replace(state, params=params)
 
 
-def load_params(folder: Path) -> dict[str, Any]:
-    """The parameters of the newest good checkpoint, built from its own config."""
-    from moe_jax.training.checkpoint import CheckpointConfig
-
-    with Checkpoints(folder, CheckpointConfig(), read_only=True) as checkpoints:
+def load_params(workdir: Path) -> tuple[dict[str, Any], Tokenizer]:
+    """The parameters of the newest good checkpoint of a run, built from its own config, and its
+    tokenizer."""
+    checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(), read_only=True)
+    with checkpoints:
         known = checkpoints.read_metadata()
         if known is None:
-            raise UserError(f"{folder.parent}: no checkpoint to start from")
+            raise UserError(f"{workdir}: no checkpoint to start from")
         config = from_json_dict(known.config, Experiment)
-        rows = config.data.open("train")
-        config = replace(config, mesh=type(config.mesh)())
-        program = build(config, rows.tokenizer, devices=jax.local_devices()[:1])
+        tokenizer = tokenizer_of(workdir, config)
+        config = replace(config, mesh=MeshConfig())
+        program = build(config, tokenizer, devices=jax.local_devices()[:1])
         restored = checkpoints.restore(program.abstract_model, partial=True)
         if restored is None:
-            raise UserError(f"{folder.parent}: no checkpoint to start from")
-        return jax.device_get(restored.state.params)
+            raise UserError(f"{workdir}: no checkpoint to start from")
+        return jax.device_get(restored.state.params), tokenizer
 
 
 def describe(program: Program, workdir: Path, restored: Restored | None) -> None:
@@ -248,34 +187,24 @@ def describe(program: Program, workdir: Path, restored: Restored | None) -> None
         say(f"  resuming at step {restored.step}")
 
 
-def write_facts(program: Program, workdir: Path) -> None:
-    """config.json and environment.json."""
-    facts = {
-        "config.json": to_json_dict(program.experiment),
-        "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
-    }
-    for name, content in facts.items():
-        write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
-
-
 @dataclass
 class Run:
     """One process's run from a state to the last step, a signal or an error."""
 
     program: Program
-    rows: Any
+    eval_rows: Any
+    data: dict[str, Any]  # the fingerprints of its splits
     pipeline: Pipeline
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
     signals: StopSignals
+    lock: FolderLock
     profile: Profile | None = None
 
     def until_done(self, state: TrainState, workdir: Path) -> Outcome:
         experiment = self.program.experiment
-        eval_rows = experiment.data.open(experiment.evaluation.split)
-        require_not_empty(eval_rows, experiment.evaluation.split, 1)
-        probe = Probe(self.program, eval_rows) if self.program.probes else None
+        probe = Probe(self.program, self.eval_rows) if self.program.probes else None
         clock = Clock(self.program, int(state.step))
         stop = SharedMaximum(lambda: self.signals.number, self.program.mesh)
         step, evaluation = int(state.step), {}
@@ -292,7 +221,7 @@ class Run:
                 self.writer.write(step, metrics, split="train")
             if last or (experiment.evaluation.every and step % experiment.evaluation.every == 0):
                 with clock.paused():
-                    evaluation = self._evaluate(state, step, eval_rows)
+                    evaluation = self._evaluate(state, step)
             if step % experiment.checkpoint.every == 0 and not last:
                 with clock.paused():
                     self._save(step, state)
@@ -323,10 +252,12 @@ class Run:
         loss, bad_steps = jax.device_get((result.loss, result.bad_steps))
         limit = self.program.experiment.max_bad_steps
         if bad_steps >= limit:
+            steps = self.checkpoints.steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept." if steps else "nothing is saved."
             raise UserError(
                 f"step {step}: loss or gradient was NaN or inf in {limit} steps in a row; those "
                 "updates were skipped. Try a lower config.optimizer.learning_rate or more warm-up; "
-                "checkpoints up to here are kept.",
+                + kept,
                 exit_code=1,
             )
         self.progress.update(step, {"loss": float(loss)})
@@ -350,12 +281,12 @@ class Run:
         found = {name: metrics[name] for name in shown if name in metrics}
         self.progress.update(step, {"loss": metrics["loss"], **found})
 
-    def _evaluate(self, state: TrainState, step: int, rows: Any) -> dict[str, Any]:
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         program, config = self.program, self.program.experiment.evaluation
         limit = None if config.batches == -1 else config.batches
         size = program.eval_batch_size
         local = program.local_rows(size).tolist()
-        metrics = evaluate(program, state, evaluation_batches(rows, size, limit, local))
+        metrics = evaluate(program, state, evaluation_batches(self.eval_rows, size, limit, local))
         self.writer.write(step, metrics, split="eval")
         told = ", ".join(
             f"{name} {metrics[name]:.4f}"
@@ -366,13 +297,14 @@ class Run:
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
+        self.lock.check()
         self.writer.send()
         self.checkpoints.save(
             step,
             state,
-            data_index=step * self.program.experiment.batch_size,
+            data_index=self.pipeline.next_index,
             config=to_json_dict(self.program.experiment),
-            fingerprint=dict(self.rows.fingerprint),
+            fingerprint=self.data,
         )
 
 

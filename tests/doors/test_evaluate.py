@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import moe_jax
+from moe_jax import evaluate
 from moe_jax.analysis.leak import replace_later
 from moe_jax.analysis.preferences import load
 from moe_jax.analysis.trace import Trace
@@ -91,7 +92,7 @@ def test_a_replay_counts_every_row_of_the_trace_in_batches_of_any_size(trained, 
 
 def test_a_trace_with_more_rows_than_the_data_is_refused(trained):
     run = moe_jax.load(trained)
-    trace = run.trace()
+    trace = run.trace(-1)
     longer = {
         field.name: np.concatenate([value, value], axis=int(field.name.endswith("LNSK")))
         for field in dataclasses.fields(trace)
@@ -105,14 +106,14 @@ def test_a_trace_with_more_rows_than_the_data_is_refused(trained):
 def test_utilisation_does_not_depend_on_the_rows_that_fill_the_last_batch(trained):
     """The slots of rows of padding are nobody's."""
     factor = {"evaluation.capacity_factor": 0.75}
-    trace = moe_jax.load(trained, overrides=factor).trace()
+    trace = moe_jax.load(trained, overrides=factor).trace(-1)
     rows = np.any(trace.segment_NS > 0, axis=1).sum()
     slots = rows * 4 * 12  # ceil(0.75 * 2 * 32 / 4) of each of four experts
     assert trace.rows > rows
     accepted = np.sum(trace.kept_LNSK & (trace.expert_LNSK < 4), axis=(1, 2, 3))
     for size in (8, 13, 500):
         run = moe_jax.load(trained, overrides={**factor, "evaluation.batch_size": size})
-        metrics = run.evaluate()
+        metrics = run.evaluate(-1)
         found = [metrics[f"moe/layer_0{n}/capacity_utilization"] for n in range(2)]
         np.testing.assert_allclose(found, accepted / slots, rtol=1e-6)
 
@@ -183,3 +184,28 @@ def test_choice_major_capacity_leaks(trained):
 def test_bad_flags(door, trained, flag, told):
     code, _, err = door("evaluate", f"--workdir={trained}", flag)
     assert code == 2 and told in err and "Traceback" not in err
+
+
+def test_without_flags_it_repeats_the_runs_own_evaluation(door, trained, tmp_path):
+    """The same batches, capacity and mesh: every number to the last digit."""
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["split"] == "eval"
+    file = tmp_path / "result.json"
+    code, out, err = door("evaluate", f"--workdir={trained}", f"--json={file}")
+    assert code == 0, err
+    (result,) = json.loads(file.read_text())
+    assert {k: v for k, v in last.items() if k not in ("step", "split")} == result["metrics"]
+    assert "as the run evaluates itself (dropless), on the first 16 of 27 rows" in out
+    code, out, err = door("evaluate", f"--workdir={trained}", f"--json={file}", "--all")
+    assert code == 0, err
+    assert "on all 27 rows of the validation split" in out
+    (whole,) = json.loads(file.read_text())
+    assert whole["metrics"]["cross_entropy"] != last["cross_entropy"]
+
+
+def test_an_evaluation_says_that_training_had_another_capacity(door, trained):
+    flags = ("--capacity_factor=1.0", "--all")
+    _, out, _ = door("evaluate", f"--workdir={trained}", *flags)
+    assert "evaluation.capacity_factor=1.0, on all 27 rows" in out
+    config = moe_jax.load(trained, overrides={"moe.capacity_factor": 1.25}).config
+    assert evaluate.routing_of(config) == "dropless; training: capacity factor 1.25"

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.errors import UserError
 from moe_jax.training import checkpoint as module
-from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints, warm_start
+from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from moe_jax.training.warm_start import warm_start
 
 
 def mesh(*shape):

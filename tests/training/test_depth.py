@@ -188,9 +188,7 @@ def test_bytes_over_expert_are_those_of_the_compiled_step():
 
 
 def test_generation_is_refused():
-    run = types.SimpleNamespace(
-        config=experiment(model__depth=DEPTH), rows=types.SimpleNamespace(tokenizer=None)
-    )
+    run = types.SimpleNamespace(config=experiment(model__depth=DEPTH), tokenizer=None)
     with pytest.raises(UserError, match=r"config\.model\.depth"):
         LoadedRun.generate(run, "Once")
 

@@ -167,7 +167,9 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
     monkeypatch.setattr(checkpoint.Checkpoints, "_publish", watched)
     code, _, err = door("train", f"--config={tiny}", "--workdir=gs://bucket/run")
     assert code == 0, err
-    assert {step: max(found) for step, found in seen.items()} == {4: 4, 8: 8, 12: 12}
+    assert list(seen) == [4, 8, 12]
+    # Reading a checkpoint back takes time, in which the metrics may go on.
+    assert all(max(found) >= step for step, found in seen.items())
 
 
 @pytest.mark.parametrize("scheme", some(["gs://bucket", "local"], ["gs://bucket"]))

@@ -7,7 +7,7 @@ import copy
 from moe_jax.config.diff import difference
 from moe_jax.config.tree import to_json_dict
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.loop import pinned, with_new_fields
+from moe_jax.training.identity import pinned, with_new_fields
 
 
 def lines(saved, now):

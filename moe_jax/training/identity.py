@@ -1,0 +1,76 @@
+"""What a run is made of, and what of it may change when it goes on or is looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moe_jax.config.diff import difference
+from moe_jax.config.errors import UserError
+from moe_jax.config.tree import from_json_dict, to_json_dict
+from moe_jax.training.experiment import Experiment
+
+# Parts of a config that do not change what is computed: they may differ when a run goes on.
+FREE = (
+    "name",
+    "mesh",
+    "logging",
+    "checkpoint",
+    "evaluation",
+    # Where data lies; its content is held to the fingerprint.
+    "data.data_dir",
+    "data.auto_prepare",
+    "data.tfds_dir",
+    "data.path",
+    "model.remat",
+    "model.logits_chunks",
+    "model.attention",
+    "model.unrolled_layers",
+    "moe.layout",
+    "moe.transport",
+    "moe.receive_factor",
+    "moe.matmul",
+)
+
+
+def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved config with the defaults of fields that are younger than it; as it is where this
+    version cannot read it."""
+    try:
+        return to_json_dict(from_json_dict(config, Experiment))
+    except UserError:
+        return config
+
+
+def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without its FREE parts."""
+    copy = json.loads(json.dumps(config))
+    for path in FREE:
+        *parents, name = path.split(".")
+        node = copy
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(name, None)
+    return copy
+
+
+def config_changes(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """What a config has otherwise than the saved one, but for its FREE parts; a line each."""
+    return difference(pinned(with_new_fields(saved)), pinned(to_json_dict(experiment)))
+
+
+def fingerprints(**rows: Any) -> dict[str, Any]:
+    """What must not change of opened splits, by their names."""
+    return {split: dict(opened.fingerprint) for split, opened in rows.items()}
+
+
+def data_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the splits that are in both have otherwise; a line each."""
+    # Runs of before knew the training split alone.
+    known = {"train": saved} if "kind" in saved else saved
+    both = [split for split in known if split in now]
+    return difference(
+        {"data": {split: known[split] for split in both}},
+        {"data": {split: now[split] for split in both}},
+    )

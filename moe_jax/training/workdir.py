@@ -1,0 +1,127 @@
+"""A run's folder: held by one process, and what it says of the run besides its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from moe_jax.config.environment import environment
+from moe_jax.config.errors import UserError
+from moe_jax.config.lock import FILE, FolderLock
+from moe_jax.config.paths import (
+    Lines,
+    files_below,
+    folder_of,
+    is_remote,
+    remove_tree,
+    require_plain,
+    write_whole,
+)
+from moe_jax.config.tree import to_json_dict
+from moe_jax.data.tokenizer import carried_tokenizer, carry_tokenizer
+from moe_jax.data.types import Tokenizer
+from moe_jax.models.counts import summary
+from moe_jax.parallel.agreement import from_primary, together
+from moe_jax.parallel.hosts import is_primary
+from moe_jax.training.build import Program
+from moe_jax.training.experiment import Experiment
+
+HISTORY = "history.jsonl"
+TOKENIZER = "tokenizer"
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike[str]) -> Iterator[tuple[Path, FolderLock]]:
+    """The run's folder, made and held against other writers. A folder that was made for a run that
+    is then refused goes again.
+
+    UserError where it cannot be written, where another process writes it, or where the processes
+    of the run do not all see the same one.
+    """
+    require_plain(workdir, "--workdir")
+    path = folder_of(workdir)
+    lock = FolderLock(path, "train")
+    made: list[Path] = []
+
+    def claim() -> str:
+        made.extend(make_folders(path, f"--workdir={workdir}"))
+        lock.__enter__()
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        return probe.name
+
+    def find() -> None:
+        if not (path / probe).exists():
+            told = f"--workdir={workdir}: is not the same folder at all processes; share one"
+            raise UserError(told)
+
+    try:
+        probe = from_primary(claim)
+        together(find)
+        if is_primary():
+            (path / probe).unlink()
+        yield path, lock
+    finally:
+        if is_primary():
+            lock.__exit__()
+            if made and is_bare(path):
+                remove_tree(path)
+                with contextlib.suppress(OSError):  # others have put something there
+                    for folder in made[1:]:
+                        folder.rmdir()
+
+
+def make_folders(path: Path, told: str) -> list[Path]:
+    """Makes a folder and those above it; which of them were not there, the innermost first."""
+    try:
+        if is_remote(path):
+            path.mkdir(parents=True, exist_ok=True)
+            return []
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        return missing
+    except OSError as error:
+        raise UserError(f"{told}: cannot be written ({error.strerror})") from error
+
+
+def is_bare(path: Path) -> bool:
+    """Whether no run has written anything there: empty folders, and the lock."""
+    return all(file == path / FILE for file in files_below(path))
+
+
+def write_facts(program: Program, workdir: Path, tokenizer: Tokenizer) -> None:
+    """config.json, environment.json and tokenizer/."""
+    facts = {
+        "config.json": to_json_dict(program.experiment),
+        "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
+    }
+    for name, content in facts.items():
+        write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
+    carry_tokenizer(tokenizer, workdir / TOKENIZER)
+
+
+def tokenizer_of(workdir: Path, experiment: Experiment) -> Tokenizer:
+    """The tokenizer of the run: the one that it carries, else (an older run, or a tokenizer from
+    outside) that of its data."""
+    carried = carried_tokenizer(workdir / TOKENIZER)
+    return carried or experiment.data.open(experiment.evaluation.split).tokenizer
+
+
+def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str]) -> None:
+    """A line of history.jsonl: a start of the run, from which step and position of the data on, by
+    which command, and what it changed of the config or the data (--allow_changes)."""
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "step": step,
+        "data_index": data_index,
+        "command": sys.argv,
+        "changes": list(changes),
+    }
+    history = Lines(workdir / HISTORY)
+    history.add(json.dumps(line))
+    history.close()

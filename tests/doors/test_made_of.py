@@ -1,0 +1,132 @@
+"""What a run is made of stays with it: its tokenizer, its validation text, its tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_jax import load
+from moe_jax.config.errors import UserError
+from tests.doors.test_bad_input import assert_refused
+from tests.doors.test_runs import lines
+
+BPE = ("--config.data.tokenizer.kind=bpe", "--config.data.tokenizer.vocab_size=300")
+
+
+class Made:
+    """A run over a folder of texts of its own."""
+
+    def __init__(self, door, tiny: str, folder: Path, *flags: str):
+        self.door, self.texts, self.workdir = door, folder / "texts", folder / "run"
+        self.texts.mkdir()
+        self.write("alpha beta gamma delta")
+        data = (f"--config.data.path={self.texts}", f"--config.data.data_dir={folder / 'data'}")
+        size = ("--config.model.vocab_size=300", "--config.steps=4", "--config.checkpoint.every=2")
+        self.argv = [f"--config={tiny}", *data, *size, *flags]
+        self("train", f"--workdir={self.workdir}", *self.argv)
+
+    def write(self, words: str) -> None:
+        for n in range(12):
+            (self.texts / f"{n}.txt").write_text(f"{words} {n} " * 60)
+
+    def __call__(self, name: str, *argv: str) -> str:
+        code, out, err = self.door(name, *argv)
+        assert code == 0, err
+        return out
+
+    def evaluate(self, *argv: str) -> dict:
+        file = self.workdir.parent / "result.json"
+        self("evaluate", f"--workdir={self.workdir}", f"--json={file}", *argv)
+        return json.loads(file.read_text())[-1]["metrics"]
+
+
+def test_another_text_is_refused_and_the_tokenizer_is_the_runs(door, tiny, tmp_path):
+    run = Made(door, tiny, tmp_path, *BPE)
+    before = run.evaluate()
+    text = run("generate", f"--workdir={run.workdir}", "--prompt=alpha", "--temperature=0")
+    run.write("wholly other words than before")
+    assert_refused(
+        door("evaluate", f"--workdir={run.workdir}"),
+        "the data are not those of the run",
+        "data.validation.tokenizer.sha256",
+        "data.validation.content.sha256",
+        "--allow_changes",
+    )
+    assert run("generate", f"--workdir={run.workdir}", "--prompt=alpha", "--temperature=0") == text
+    # The model reads other text by its own tokenizer: more bits for words it has never seen.
+    after = run.evaluate("--allow_changes")
+    assert after["bits_per_byte"] > before["bits_per_byte"]
+    with pytest.raises(UserError, match="not those of the run"):
+        load(run.workdir).evaluate(1)
+    loaded = load(run.workdir, allow_changes=True)
+    own = json.loads((run.workdir / "tokenizer" / "description.json").read_text())["description"]
+    assert loaded.rows.tokenizer.describe() == loaded.tokenizer.describe() == own
+
+
+@pytest.mark.parametrize("flags", [BPE, ()], ids=["bpe", "bytes"])
+def test_a_sample_needs_no_text(flags, door, tiny, tmp_path):
+    run = Made(door, tiny, tmp_path, *flags)
+    shutil.rmtree(run.texts)
+    shutil.rmtree(tmp_path / "data")
+    assert "alpha" in run("generate", f"--workdir={run.workdir}", "--prompt=alpha")
+    assert_refused(door("evaluate", f"--workdir={run.workdir}"), "no file or folder")
+
+
+def test_a_warm_start_needs_no_text_and_knows_another_tokenizer(door, tiny, tmp_path):
+    run = Made(door, tiny, tmp_path, *BPE)
+    shutil.rmtree(tmp_path / "data")
+    argv = [f"--warm_start={run.workdir}", "--config.steps=2"]
+    other = tmp_path / "other"
+    out = run("train", f"--workdir={other / 'same'}", *run.argv, *argv)
+    assert "another tokenizer" not in out
+    out = run("train", f"--workdir={other / 'bytes'}", *run.argv[:-2], *argv)
+    assert "embedding (another tokenizer)" in out and "head (another tokenizer)" in out
+    run.write("the text has changed")  # so has the tokenizer that is trained on it
+    out = run("train", f"--workdir={other / 'changed'}", *run.argv, *argv)
+    assert "embedding (another tokenizer)" in out and "head (another tokenizer)" in out
+
+
+def test_validation_text_is_held_to_the_run(door, tiny, tmp_path):
+    held = tmp_path / "held.txt"
+    held.write_text("alpha gamma " * 100)
+    run = Made(door, tiny, tmp_path, f"--config.data.validation={held}")
+    held.write_text("beta delta " * 100)
+    told = ("data.validation.content.sha256",)
+    assert_refused(door("evaluate", f"--workdir={run.workdir}"), *told)
+    longer = (f"--workdir={run.workdir}", "--config.steps=6")
+    assert_refused(door("train", *run.argv, *longer), *told, "--allow_changes")
+    code, _, err = door("train", *run.argv, *longer, "--allow_changes")
+    assert code == 0, err
+    history = (run.workdir / "history.jsonl").read_text().splitlines()
+    assert "data.validation.content.sha256" in history[-1]
+    assert lines(run.workdir, "eval")[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_changed_bit_of_the_prepared_tokens_is_found(split, door, tiny, tmp_path):
+    run = Made(door, tiny, tmp_path)
+    (file,) = (tmp_path / "data").rglob(f"{split}.bin")
+    content = bytearray(file.read_bytes())
+    content[10] ^= 1
+    file.write_bytes(content)
+    longer = (f"--workdir={run.workdir}", "--config.steps=6")
+    assert_refused(door("train", *run.argv, *longer), str(file), "sha256", "prepare")
+
+
+def test_ids_below_zero(door, tiny, tmp_path):
+    ids = np.arange(4000) % 50
+    ids[::40] = -1
+    np.save(tmp_path / "ids.npy", ids.astype(np.int32))
+    data = [f"--config.data.{split}={tmp_path / 'ids.npy'}" for split in ("train", "validation")]
+    config = Path(tiny).read_text().replace("config.data.kind", "config.name")
+    config = "\n".join(
+        line for line in config.splitlines() if "data.path" not in line and "data_dir" not in line
+    )
+    file = tmp_path / "ids.py"
+    file.write_text(config.replace('config.name = "tiny"', 'config.data.kind = "memmap"'))
+    argv = [f"--config={file}", f"--workdir={tmp_path / 'run'}", *data]
+    assert_refused(door("train", *argv, "--config.data.tokenizer.vocab_size=259"), "the id -1")
