@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import parsed
 from moe_jax.config.paths import is_remote, write_whole
 
 FILE = ".lock"
@@ -34,7 +35,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, what: str):
-        self._file, self._folder, self._what = folder / FILE, folder, what
+        self._file, self._folder = folder / FILE, folder
         self._mine = {**this_process(), "what": what, "id": uuid.uuid4().hex}
         self._stream: Any = None
         self._end = threading.Event()
@@ -80,7 +81,7 @@ class FolderLock:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 stream.seek(0)
-                holder = parsed(stream.read())
+                holder = holder_of(stream.read())
                 stream.close()
                 raise self._refusal(holder) from None
             except OSError:
@@ -135,7 +136,7 @@ class FolderLock:
             text = self._file.read_bytes().decode("utf-8", "replace")
         except OSError:
             return None
-        return parsed(text) or None
+        return holder_of(text) or None
 
     def _refusal(self, holder: dict[str, Any] | None) -> UserError:
         return UserError(
@@ -194,10 +195,10 @@ def _started(pid: int) -> str | None:
     return text.rpartition(")")[2].split()[19]
 
 
-def parsed(text: str) -> dict[str, Any]:
+def holder_of(text: str) -> dict[str, Any]:
     """The lock file's content; {} where it cannot be read."""
     try:
-        found = json.loads(text)
+        found = parsed(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -280,11 +280,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
     """The tokenizer that was saved in a folder. UserError where the file was changed."""
-    kind = description.get("kind")
     if description == (plain := ByteTokenizer()).describe():
         return plain
-    if kind == "ids":
-        return IdTokenizer(description["vocab_size"], eos_id=description["eos_id"])
     tokenizer = load_bpe(folder / BPE_FILE)
     if tokenizer.describe() != description:
         raise UserError(f"{folder / BPE_FILE}: not the tokenizer that {folder} was written with")
@@ -319,10 +316,9 @@ def carried_tokenizer(folder: Path) -> Tokenizer | None:
     if description.get("kind") not in ("bytes", "ids", "bpe"):
         return None
     try:
-        tokenizer = load_tokenizer(folder, description)
-        if isinstance(tokenizer, IdTokenizer):
-            size, eos = tokenizer.vocab_size, tokenizer.eos_id
+        if description["kind"] == "ids":
+            size, eos = description["vocab_size"], description["eos_id"]
             return IdTokenizer(size, eos_id=eos, bytes_per_id=content["bytes_per_id"])
+        return load_tokenizer(folder, description)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / DESCRIPTION}: describes no tokenizer ({error})") from error
-    return tokenizer
