@@ -391,14 +391,14 @@ class Checkpoints:
         return False
 
     def _finish(
-        self, step: int, response: Any, meta: dict[str, Any], checksums: Mapping[str, Any]
+        self, step: int, response: Any, meta: dict[str, Any], checksums: Mapping[str, int]
     ) -> None:
         """In the background: waits for the arrays, reads them back, publishes the step, and cleans
         up."""
         try:
             response.result()
             if is_primary():
-                self._read_back(step, meta, {name: int(x) for name, x in checksums.items()})
+                self._read_back(step, meta, checksums)
                 self._publish(step, meta)
                 self._remove_old(step)
         except BaseException as error:

@@ -43,15 +43,19 @@ def drawn(arrays: Mapping[str, Any], mode: str, step: int) -> list[str]:
     return chosen
 
 
-def checksum(array: Any) -> Any:
+def checksum(array: Any) -> int:
     """sum_i mixed(bits_i + i PLACE) modulo 2^32, over the elements in their order; for elements of
     8 bytes over their halves. A changed bit, a lost block and blocks in another order change it;
-    the sharding does not. uint32, on the devices of a jax.Array."""
+    the sharding does not. Taken on the devices of a jax.Array.
+
+    It is waited for, on all devices: two programs whose devices exchange numbers must not run at
+    the same time, for each process may begin with another one, and wait for ever for the others.
+    """
     if not isinstance(array, jax.Array):
-        return _of_numpy(np.asarray(array))
+        return int(_of_numpy(np.asarray(array)))
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    return _on_devices(array)
+    return int(jax.block_until_ready(_on_devices(array)))
 
 
 @jax.jit
