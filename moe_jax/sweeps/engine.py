@@ -15,15 +15,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
 from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.slots import Slot, slots
 
-LOG, OUTCOME, LOCK = "log.txt", "outcome.json", ".lock"
+LOG, OUTCOME = "log.txt", "outcome.json"
+LOCK = ".asked"  # the run itself, which the engine starts below it, has one of its own
 POLL = 0.2  # seconds
 STOPPING = 120.0  # seconds that a run has to save after SIGTERM
 
@@ -48,6 +49,7 @@ class Job:
     folder: Path
     whole: Callable[[], bool]
     steps: int = 0  # of the run, to show how far it is
+    variables: Mapping[str, str] = field(default_factory=dict)  # where the environment lacks them
 
 
 class Observer(Protocol):
@@ -202,7 +204,7 @@ def spawn(job: Job, slot: Slot, lock: IO[bytes]) -> subprocess.Popen[bytes]:
         log.flush()
         return subprocess.Popen(
             slot.command(job.command),
-            env=slot.environment(os.environ),
+            env=slot.environment({**job.variables, **os.environ}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -145,6 +145,7 @@ class SweepFolder:
             folder=folder,
             whole=lambda: evaluated(folder, steps),
             steps=steps,
+            variables={"WANDB_RUN_GROUP": self.path.absolute().name},
         )
 
     def command(self, point: SweepPoint) -> list[str]:

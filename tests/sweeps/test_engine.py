@@ -15,6 +15,7 @@ import pytest
 
 from moe_jax.sweeps.engine import Job, State, is_done, last_words, run_jobs, take_lock
 from moe_jax.sweeps.slots import slots
+from moe_jax.training.workdir import claimed
 
 # Counts in a file, slowly; stops on SIGTERM with exit code 0, as training does.
 STAND_IN = textwrap.dedent(
@@ -141,6 +142,24 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path):
     again = take_lock(tmp_path)
     assert again is not None
     again.close()
+
+
+def test_a_run_locks_its_folder_while_the_engine_holds_the_point(tmp_path: Path):
+    """Both had one file, and each point was refused: 'another process is writing here'."""
+    with take_lock(tmp_path) as point, claimed(tmp_path) as (folder, _):
+        assert folder == tmp_path and not point.closed
+
+
+def test_a_job_says_what_its_process_finds_in_the_environment(tmp_path: Path, monkeypatch):
+    program = "import os; print('group', os.environ['GROUP'])"
+    command, group = [sys.executable, "-c", program], {"GROUP": "mine"}
+    jobs = [Job("a", command, tmp_path / "a", lambda: True, variables=group)]
+    assert run_jobs(jobs, 1, Told()) == {"a": State.DONE}
+    assert last_words(tmp_path / "a") == ["group mine"]
+    monkeypatch.setenv("GROUP", "the user's")
+    (tmp_path / "a" / "outcome.json").unlink()
+    run_jobs(jobs, 1, Told())
+    assert last_words(tmp_path / "a") == ["group the user's"]
 
 
 def test_slots_divide_the_cores(monkeypatch: pytest.MonkeyPatch):
