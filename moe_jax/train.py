@@ -22,6 +22,8 @@ flags.DEFINE_boolean(
 flags.DEFINE_string(
     "warm_start", None, "workdir of a run whose parameters to start from", flag_values=FLAGS
 )
+text = "what the router's columns of copied experts are, where a warm start has more of them"
+flags.DEFINE_enum("grow", "noise", ["noise", "new", "copy"], text, flag_values=FLAGS)
 text = "exit code of a run that a signal has stopped before its end, for schedulers (75: try again)"
 flags.DEFINE_integer("stopped_exit_code", 0, text, 0, 255, flag_values=FLAGS)
 process_flags(FLAGS)
@@ -51,6 +53,7 @@ def main(arguments: Arguments) -> int:
             FLAGS.workdir,
             allow_changes=FLAGS.allow_changes,
             warm_start_from=FLAGS.warm_start,
+            grow=FLAGS.grow,
         )
     return 0 if outcome.complete else FLAGS.stopped_exit_code
 

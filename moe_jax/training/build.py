@@ -47,7 +47,7 @@ class Program:
 
     def init(self) -> TrainState:
         """A new state, every array created sharded."""
-        seed = _seed(self.experiment, "init")
+        seed = init_seed(self.experiment)
         params = self.network.init(jax.random.key(seed))
         shardings = self.state_shardings
         rest = jax.jit(self._rest_of_state, out_shardings=_rest(shardings))(params)
@@ -296,6 +296,10 @@ def _is_masked(node: Any) -> bool:
 def _seed(experiment: Experiment, name: str) -> int:
     own = getattr(experiment.seeds, name)
     return experiment.seed if own is None else own
+
+
+def init_seed(experiment: Experiment) -> int:
+    return _seed(experiment, "init")
 
 
 def data_seed(experiment: Experiment) -> int:

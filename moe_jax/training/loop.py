@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ import numpy as np
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.lock import FolderLock
-from moe_jax.config.paths import folder_of
-from moe_jax.config.tree import from_json_dict, to_json_dict
+from moe_jax.config.tree import to_json_dict
 from moe_jax.data.pipeline import Pipeline, evaluation_batches
-from moe_jax.data.types import Tokenizer
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
@@ -27,13 +25,12 @@ from moe_jax.parallel.agreement import (
     say,
 )
 from moe_jax.parallel.hosts import is_primary, several
-from moe_jax.parallel.mesh import MeshConfig
-from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program, build, data_seed, require_not_empty
-from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints, Restored
+from moe_jax.training.checkpoint import Checkpoints, Restored
 from moe_jax.training.evaluation import depth_report, evaluate, load_report, routing_report
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import config_changes, data_changes, fingerprints
+from moe_jax.training.origin import new_state
 from moe_jax.training.peaks import peak_flops
 from moe_jax.training.probe import Probe
 from moe_jax.training.progress import Progress
@@ -41,8 +38,7 @@ from moe_jax.training.rules import warnings
 from moe_jax.training.signals import StopSignals, signal_name
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
-from moe_jax.training.warm_start import warm_start
-from moe_jax.training.workdir import add_history, claimed, tokenizer_of, write_facts
+from moe_jax.training.workdir import add_history, claimed, write_facts
 from moe_jax.training.writers import MetricWriter, Profile
 
 
@@ -61,11 +57,13 @@ def train(
     *,
     allow_changes: bool = False,
     warm_start_from: str | None = None,
+    grow: str = "noise",
 ) -> Outcome:
     """Trains, or goes on with what `workdir` holds.
 
     allow_changes: resume although config, tokenizer or data differ from the checkpoint's.
-    warm_start_from: workdir of another run whose parameters a new run starts from.
+    warm_start_from: workdir of another run whose parameters a new run starts from; grow: what the
+    router's columns of copied experts are (warm_start.GROW).
     Raises UserError for everything the user can mend.
     """
     require(experiment)
@@ -88,7 +86,7 @@ def train(
             return Outcome(restored.step, True, {})
         describe(program, folder, restored)
         if restored is None:
-            state, index = new_state(program, rows.tokenizer, warm_start_from), 0
+            state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0
         else:
             state, index = restored.state, restored.data_index
         start = int(state.step)
@@ -101,12 +99,18 @@ def train(
             data=data,
             pipeline=stack.enter_context(contextlib.closing(pipeline(program, rows, index))),
             checkpoints=checkpoints,
-            writer=stack.enter_context(MetricWriter(folder, experiment.logging, start_step=start)),
+            writer=stack.enter_context(writer(experiment, folder, start)),
             progress=stack.enter_context(Progress(experiment.steps, start)),
             signals=signals,
             lock=lock,
         )
         return run.until_done(state, folder)
+
+
+def writer(experiment: Experiment, workdir: Path, start: int) -> MetricWriter:
+    """Of the run's metrics, from step `start` on."""
+    config = to_json_dict(experiment)
+    return MetricWriter(workdir, experiment.logging, start_step=start, run_config=config)
 
 
 def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
@@ -139,37 +143,6 @@ def resume(
             f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
     return checkpoints.restore(program.abstract_state), lines
-
-
-def new_state(program: Program, tokenizer: Tokenizer, warm_start_from: str | None) -> TrainState:
-    """A fresh state; parameters from another run where asked."""
-    state = program.init()
-    if warm_start_from is None:
-        return state
-    old_params, old_tokenizer = load_params(folder_of(warm_start_from))
-    same_tokens = old_tokenizer.describe() == tokenizer.describe()
-    params, report = warm_start(state.params, old_params, same_tokens=same_tokens)
-    say(str(report))
-    params = put(params, program.network.shardings)
-    return replace(state, params=params)
-
-
-def load_params(workdir: Path) -> tuple[dict[str, Any], Tokenizer]:
-    """The parameters of the newest good checkpoint of a run, built from its own config, and its
-    tokenizer."""
-    checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(), read_only=True)
-    with checkpoints:
-        known = checkpoints.read_metadata()
-        if known is None:
-            raise UserError(f"{workdir}: no checkpoint to start from")
-        config = from_json_dict(known.config, Experiment)
-        tokenizer = tokenizer_of(workdir, config)
-        config = replace(config, mesh=MeshConfig())
-        program = build(config, tokenizer, devices=jax.local_devices()[:1])
-        restored = checkpoints.restore(program.abstract_model, partial=True)
-        if restored is None:
-            raise UserError(f"{workdir}: no checkpoint to start from")
-        return jax.device_get(restored.state.params), tokenizer
 
 
 def describe(program: Program, workdir: Path, restored: Restored | None) -> None:

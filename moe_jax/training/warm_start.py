@@ -1,16 +1,36 @@
-"""Warm starts: the parameters of a new run from those of another one."""
+"""Warm starts: the parameters of a new run from those of another one.
+
+Tensors are matched layer by layer, so that runs whose layers are stacked in another way (another
+moe.every, a dense model) still find each other.
+"""
 
 from __future__ import annotations
 
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.models.decoder import Layout
 from moe_jax.training.checkpoint import flatten
 
 BY_TOKEN = ("embedding", "head")  # parameters with a row or a column for each token
+GROW = ("noise", "new", "copy")
+NOISE = 0.1  # standard deviation, of the root mean square of the column that it is added to
+EXPERT_AXIS = -3  # of (..., E, D, F)
+
+
+@dataclass(frozen=True)
+class Like:
+    """How the layers of a model's tree are stacked, and how many experts its sparse ones have."""
+
+    layout: Layout
+    num_experts: int
 
 
 @dataclass
@@ -21,11 +41,12 @@ class WarmStartReport:
     adapted: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         titles = {
             "used": "used as they are",
-            "adapted": "copied cyclically to another number of experts",
+            "adapted": "made from others",
             "new": "newly initialised",
             "unused": "of the old run, unused",
         }
@@ -33,55 +54,200 @@ class WarmStartReport:
         for name, title in titles.items():
             paths = getattr(self, name)
             lines.append(f"  {len(paths)} tensors {title}" + (":" if paths else ""))
-            lines += [f"    {path}" for path in paths]
-        return "\n".join(lines)
+            lines += [f"    {path}" for path in _merged(paths)]
+        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
+
+    def __add__(self, other: WarmStartReport) -> WarmStartReport:
+        return WarmStartReport(*(getattr(self, f) + getattr(other, f) for f in vars(self)))
 
 
-def warm_start(new: Any, old: Any, *, same_tokens: bool = True) -> tuple[Any, WarmStartReport]:
-    """Parameters `new` with the values of `old` where paths and shapes agree.
+@dataclass(frozen=True)
+class Taken:
+    """What a tensor takes over. fresh: where it keeps its new initialisation all the same, a mask
+    that broadcasts to it; None: nowhere."""
 
-    Where only the number of experts differs (experts' first axis behind the stack of layers, the
-    last axis of a router's kernel), expert i takes the old expert i modulo their number. The rest
-    keeps its new initialisation; so do embedding and head where the old run had another tokenizer
-    (same_tokens), whose ids mean other tokens. What comes from `old` is numpy, in the new dtype.
+    values: np.ndarray
+    fresh: np.ndarray | None = None
+
+
+def warm_start(
+    new: Any,
+    old: Any,
+    *,
+    new_like: Like | None = None,
+    old_like: Like | None = None,
+    same_tokens: bool = True,
+    grow: str = "noise",
+    seed: int = 0,
+) -> tuple[Any, WarmStartReport]:
+    """The tree `new` with the values of `old`, in the dtypes of `new`:
+
+    - the same path and shape: used as it is;
+    - another number of experts (E' for E): expert i is a copy of the old expert i mod E. Copies
+      are twins: with equal router columns they are chosen together, get equal gradients and never
+      part. `grow` says what the columns w'_i of the router are for i >= E, with j = i mod E:
+        noise  w_j + NOISE rms(w_j) n,  n ~ N(0, 1), drawn from `seed` and the path
+        new    as the router initialises them
+        copy   w_j: with E' / E times as many choices the model computes what it did
+    - a sparse layer where the old run has a dense one of its experts' size: each expert is a copy
+      of that MLP, the router is new (sparse upcycling, Komatsuzaki et al., 2212.05055);
+    - else new; so are embedding and head where the old run had another tokenizer, whose ids mean
+      other tokens (same_tokens=False).
+
+    What comes from `old` alone is numpy. new_like, old_like: how the two are stacked; None: the
+    leaves of a path are one tensor.
     """
-    report = WarmStartReport()
-    new_flat, structure = flatten(new)
-    old_flat, _ = flatten(old)
+    fresh, structure = flatten(new)
+    match = _Match(_by_layer(flatten(old)[0], old_like), same_tokens, grow, seed)
+    if new_like is not None and old_like is not None:
+        match.experts = (old_like.num_experts, new_like.num_experts)
     values = []
-    for name, value in new_flat.items():
-        before = old_flat.get(name)
-        if not same_tokens and name in BY_TOKEN:
-            report.new.append(f"{name} (another tokenizer)")
-            values.append(value)
-            continue
-        axis = _expert_axis(name)
-        if before is None:
-            report.new.append(name)
-        elif before.shape == value.shape:
-            report.used.append(name)
-            value = np.asarray(before).astype(value.dtype)
-        elif axis is not None and _same_but(axis, before, value):
-            report.adapted.append(f"{name} {before.shape} -> {value.shape}")
-            index = np.arange(value.shape[axis]) % before.shape[axis]
-            value = np.take(np.asarray(before), index, axis).astype(value.dtype)
-        else:
-            report.new.append(name)
-            report.unused.append(f"{name} {before.shape}, now {value.shape}")
-        values.append(value)
-    report.unused += [
-        name for name in old_flat if name not in new_flat or (not same_tokens and name in BY_TOKEN)
-    ]
-    return jax.tree.unflatten(structure, values), report
+    for name, leaf in fresh.items():
+        names = _layer_names(name, new_like)
+        shape = leaf.shape[1:] if names else leaf.shape
+        taken = [match.take(one, shape) for one in names or (name,)]
+        values.append(_joined(taken, leaf, stacked=bool(names)))
+    return jax.tree.unflatten(structure, values), match.whole_report()
 
 
-def _expert_axis(name: str) -> int | None:
-    parts = name.split(".")
-    return 1 if "experts" in parts else -1 if "router" in parts else None
+def growth_warnings(
+    experts: tuple[int, int], k: tuple[int | None, int | None], grow: str
+) -> Iterator[str]:
+    """What a model with more copies of its experts is to look out for. experts, k: (old, new)."""
+    copies = -(-experts[1] // experts[0])
+    if copies < 2:
+        return
+    if grow == "copy":
+        yield (
+            "the copies of an expert have equal router columns: they are chosen together and stay "
+            "equal unless something else parts them (--grow=noise or --grow=new do)"
+        )
+    if k[1] is not None and k[1] < copies:
+        before = f"; moe.router.k = {copies * k[0]} is what the old run had" if k[0] else ""
+        yield (
+            f"moe.router.k = {k[1]} is smaller than the {copies} copies of each expert: a token's "
+            f"choices may all be copies of one{before}"
+        )
 
 
-def _same_but(axis: int, old: Any, new: Any) -> bool:
-    def rest(array: Any) -> tuple[int, ...]:
-        return tuple(np.delete(np.asarray(array.shape), axis))
+class _Match:
+    """Finds for each tensor, by its name, what it takes over, and keeps account of it."""
 
-    return old.ndim == new.ndim and rest(old) == rest(new)
+    def __init__(self, old: Mapping[str, np.ndarray], same_tokens: bool, grow: str, seed: int):
+        self._old, self._same_tokens, self._grow, self._seed = old, same_tokens, grow, seed
+        self._done: set[str] = set()  # of the old ones: used, or told to be unused
+        self.report = WarmStartReport()
+        self.experts: tuple[int, int] | None = None  # old, new
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Taken | None:
+        """None: newly initialised."""
+        if not self._same_tokens and name in BY_TOKEN:
+            return self._new(f"{name} (another tokenizer)")
+        source = name if name in self._old else name.replace(".moe.experts.", ".mlp.")
+        if source not in self._old:
+            return self._new(name)
+        before = self._old[source]
+        self._done.add(source)
+        if source != name and before.shape == shape[1:]:
+            self.report.adapted.append(f"{name} {shape}: copies of {source}")
+            return Taken(np.broadcast_to(before, shape))
+        if source == name and before.shape == shape:
+            self.report.used.append(name)
+            return Taken(before)
+        if source == name and (axis := self._expert_axis(name, before.shape, shape)) is not None:
+            return self._grown(name, before, axis, shape)
+        self.report.unused.append(f"{source} {before.shape}, now {shape}")
+        return self._new(name)
+
+    def _new(self, told: str) -> Taken | None:
+        self.report.new.append(told)
+        return None
+
+    def whole_report(self) -> WarmStartReport:
+        self.report.unused += [name for name in self._old if name not in self._done]
+        return self.report
+
+    def _expert_axis(self, name: str, old: tuple[int, ...], new: tuple[int, ...]) -> int | None:
+        """The axis of the experts, where that alone differs: counted from the last."""
+        differ = [i - len(new) for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+        if len(old) != len(new) or len(differ) != 1:
+            return None
+        if "experts" in name.split("."):
+            return EXPERT_AXIS if differ == [EXPERT_AXIS] else None
+        (axis,) = differ
+        more = None if self.experts is None else self.experts[1] - self.experts[0]
+        of_router = any(part.startswith("router") for part in name.split("."))
+        return axis if of_router and more in (None, new[axis] - old[axis]) else None
+
+    def _grown(self, name: str, before: np.ndarray, axis: int, shape: tuple[int, ...]) -> Taken:
+        """Copies along the axis of the experts; behind those, a router may have outputs that are
+        no experts, which stay as they are."""
+        experts = before.shape[axis] if self.experts is None else self.experts[0]
+        others = before.shape[axis] - experts
+        index = np.arange(shape[axis] - others) % experts
+        index = np.concatenate([index, experts + np.arange(others)])
+        values = np.take(before, index, axis)
+        copies = np.arange(len(index)) != index
+        copies[len(index) - others :] = False
+        mask = np.moveaxis(copies.reshape((-1,) + (1,) * (values.ndim - 1)), 0, axis)
+        told = f"{name} {before.shape} -> {shape}"
+        if "router" not in name.split(".") or values.ndim < 2 or not copies.any():
+            self.report.adapted.append(told)
+            return Taken(values)
+        self.report.adapted.append(f"{told}, columns of copies: {self._grow}")
+        if self._grow == "noise":
+            others_axes = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
+            rms = np.sqrt(np.mean(np.square(values), axis=others_axes, keepdims=True))
+            rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+            values = values + mask * NOISE * rms * rng.normal(size=values.shape)
+        return Taken(values, fresh=mask if self._grow == "new" else None)
+
+
+def _by_layer(flat: Mapping[str, np.ndarray], like: Like | None) -> dict[str, np.ndarray]:
+    """Stacked leaves as one of each layer, "layers.NN" with its own number."""
+    found: dict[str, np.ndarray] = {}
+    for name, leaf in flat.items():
+        names = _layer_names(name, like)
+        found |= zip(names, leaf, strict=True) if names else {name: np.asarray(leaf)}
+    return found
+
+
+def _layer_names(name: str, like: Like | None) -> list[str]:
+    """Of a leaf of a stack, the names of its layers' parts; none for another leaf."""
+    stacks = {} if like is None else {stack.name: stack.layers for stack in like.layout.stacks}
+    found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
+    if not found or found[1] not in stacks:
+        return []
+    return [f"layers.{layer:02d}.{found[2]}" for layer in stacks[found[1]]]
+
+
+def _joined(taken: Sequence[Taken | None], leaf: Any, *, stacked: bool) -> Any:
+    """The leaf with what its layers take over."""
+    if all(one is None for one in taken):
+        return leaf
+    shape = leaf.shape[1:] if stacked else leaf.shape
+    dtype = np.dtype(leaf.dtype)
+    values = [np.zeros(shape, dtype) if one is None else one.values for one in taken]
+    masks = [True if one is None else one.fresh for one in taken]
+    if stacked:
+        value = np.stack(values).astype(dtype)
+    else:
+        value = values[0].astype(dtype)
+    if all(mask is None for mask in masks):
+        return value
+    fresh = np.stack([np.broadcast_to(False if mask is None else mask, shape) for mask in masks])
+    return jnp.where(fresh if stacked else fresh[0], leaf, value)
+
+
+def _merged(lines: Sequence[str]) -> list[str]:
+    """Lines that differ in the layer's number alone as one, with the numbers."""
+    layer = re.compile(r"\blayers\.(\d+)\.")
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(layer.sub("layers.*.", line), []).append(line)
+    merged = []
+    for text, group in groups.items():
+        numbers = [str(int(found[1])) for line in group if (found := layer.search(line))]
+        many = len(group) > 1 and numbers
+        merged.append(f"{text} (layers {', '.join(numbers)})" if many else group[0])
+    return merged

@@ -18,10 +18,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.config.paths import Lines, Staged, folder_of, is_remote, write_whole
+from moe_jax.config.paths import Lines, Staged, folder_of, write_whole
 from moe_jax.parallel.hosts import is_primary
+from moe_jax.training.tracking import Tracker
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
 FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
@@ -54,17 +54,26 @@ class MetricWriter:
     metrics.jsonl has one JSON object a line: "step", "split" and the metrics, numbers or lists of
     numbers; NaN and inf are null. A run that goes on from `start_step` first drops the lines of
     later steps and a torn last line, so that no step stands there twice.
+
+    run_config: the run's whole config, for who keeps it beside the metrics (wandb).
     """
 
-    def __init__(self, directory: Path, config: LoggingConfig, start_step: int = 0):
+    def __init__(
+        self,
+        directory: Path,
+        config: LoggingConfig,
+        start_step: int = 0,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+    ):
         self.directory = folder_of(directory)
         self._active = is_primary()
         self._board: Board | None = None
-        self._wandb: Any = None
+        self._tracker: Tracker | None = None
         if not self._active:
             return
         if config.wandb:
-            self._wandb = _wandb(self.directory)
+            self._tracker = Tracker(self.directory, run_config or {})
         path = self.directory / "metrics.jsonl"
         drop_after(path, start_step)
         self._lines = Lines(path)
@@ -80,7 +89,7 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
     def write(self, step: int, metrics: Mapping[str, Any], *, split: str) -> None:
         """Writes the metrics of one step."""
@@ -90,9 +99,8 @@ class MetricWriter:
         self._lines.add(json.dumps({"step": step, "split": split, **plain}))
         if self._board is not None:
             self._board.write(step, {f"{split}/{name}": v for name, v in metrics.items()})
-        if self._wandb is not None:
-            named = {f"{split}/{name}": value for name, value in plain.items()}
-            self._wandb.log(named, step=step)
+        if self._tracker is not None:
+            self._tracker.write(step, {f"{split}/{name}": v for name, v in metrics.items()})
 
     def send(self) -> None:
         """What was written is in the workdir when it returns, where that is in an object store: a
@@ -103,14 +111,14 @@ class MetricWriter:
         if self._board is not None:
             self._board.send()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         if not self._active:
             return
         self._lines.close()
         if self._board is not None:
             self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._tracker is not None:
+            self._tracker.close(failed=failed)
 
 
 class Board:
@@ -199,20 +207,3 @@ def _plain(value: Any) -> Any:
     if isinstance(number, float) and not math.isfinite(number):
         return None
     return number
-
-
-def _wandb(directory: Path) -> Any:
-    """The run of this folder at Weights & Biases, the same one when the folder's run goes on."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            'config.logging.wandb needs the extra "wandb": pip install -e ".[wandb]"'
-        ) from error
-    if is_remote(directory):
-        raise UserError("config.logging.wandb needs a local --workdir")
-    id_file = directory / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
-    name = directory.absolute().name
-    return wandb.init(dir=str(directory), name=name, id=id_file.read_text(), resume="allow")

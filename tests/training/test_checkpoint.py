@@ -218,7 +218,7 @@ def test_warm_start_by_path_and_shape():
     new = jax.tree.map(lambda leaf: np.zeros_like(leaf, np.float32), params(5, 8))
     old["old_only"] = np.ones(2, np.float32)
     new["bias"] = np.zeros(1, np.float32)
-    found, report = warm_start(new, old)
+    found, report = warm_start(new, old, grow="copy")
     up = old["layers"]["moe"]["experts"]["w_up"]
     np.testing.assert_array_equal(found["layers"]["moe"]["experts"]["w_up"], up[:, [0, 1, 2, 0, 1]])
     kernel = old["layers"]["moe"]["router"]["kernel"]
