@@ -28,8 +28,8 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-grid test-lab \
-        test-browser test-mutants lint locks clean
+.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-extras \
+        test-grid test-lab test-browser test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
@@ -38,6 +38,7 @@ help:
 	@echo "make test-latest   the suite on the newest versions that there are ($(NEWEST))"
 	@echo "make test-oracles  compare with Hugging Face transformers (installs torch)"
 	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
+	@echo "make test-extras   the real Weights & Biases, gcsfs, s3fs, matplotlib (installs them)"
 	@echo "make test-grid     all of the grids of which the suite compares a few"
 	@echo "make test-lab      whole sweeps and searches, killed and taken up again"
 	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
@@ -62,6 +63,9 @@ test-latest:
 
 test-oracles: $(VENV)/hf.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile tests/oracles
+
+test-extras: $(VENV)/extras.stamp
+	$(RUN) -m pytest tests/extras
 
 test-aot: $(VENV)/aot.stamp
 	$(RUN) -m pytest tests/aot
@@ -123,6 +127,10 @@ $(VENV)/test.stamp: $(VENV)/core.stamp
 $(VENV)/hf.stamp: $(VENV)/test.stamp
 	$(PIP) "$(TORCH)"
 	$(PIP) -e ".[test,hf]"
+	@touch $@
+
+$(VENV)/extras.stamp: $(VENV)/test.stamp
+	$(PIP) -e ".[test-extras]"
 	@touch $@
 
 $(VENV)/aot.stamp: $(VENV)/test.stamp

@@ -37,6 +37,10 @@ TEXT = ["tokenizers>=0.22"]
 SWEEP = ["optuna>=5.0"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
+GCS = ["gcsfs>=2024.6.1"]
+S3 = ["s3fs>=2024.6.1"]
+WANDB = ["wandb>=0.28"]
+BENCH = ["matplotlib>=3.9"]  # pictures of benchmark results
 TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.6",
@@ -60,10 +64,21 @@ EXTRAS = {
     "sweep": SWEEP,
     "slurm": SLURM,
     "kubernetes": KUBERNETES,
-    "gcs": ["gcsfs>=2024.6.1"],
-    "s3": ["s3fs>=2024.6.1"],
-    "wandb": ["wandb>=0.20"],
-    "bench": ["matplotlib>=3.9"],  # pictures of benchmark results
+    "gcs": GCS,
+    "s3": S3,
+    "wandb": WANDB,
+    "bench": BENCH,
+    # The real packages behind the extras, and servers for their clients (make test-extras).
+    "test-extras": [
+        *TEST,
+        *GCS,
+        *S3,
+        *WANDB,
+        *BENCH,
+        "moto[server]>=5.2",
+        "boto3",
+        "gcp-storage-emulator>=2026.7",
+    ],
     "dev": [
         *TEST,
         "ruff>=0.17.6,<0.18",  # the formatter's style may change with each minor release

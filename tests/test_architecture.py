@@ -113,12 +113,19 @@ def test_only_declared_packages_are_imported(module: str):
     assert third_party(TREES[module]) <= requirements("CORE") | extras
 
 
+# What the tests of a folder import beside the usual; a target of its own installs it.
+FOLDERS = {
+    "oracles": {"torch", "transformers"},
+    "extras": {"wandb", "matplotlib", "gcp_storage_emulator", "moto", "boto3"},
+}
+
+
 def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
     usual = requirements("CORE") | requirements("TEST") | {"experiments"}
     usual = usual.union(*map(requirements, ("TEXT", "SWEEP", "SLURM", "KUBERNETES")))
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        allowed = usual | ({"torch", "transformers"} if "oracles" in path.parts else set())
+        allowed = usual.union(*(more for folder, more in FOLDERS.items() if folder in path.parts))
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path
 
 

@@ -139,7 +139,7 @@ def test_without_a_key_there_is_one_message(tmp_path):
             "HOME": str(tmp_path),
             "WANDB_BASE_URL": "http://127.0.0.1:9",
             "PYTHONPATH": str(ROOT),
-        },  # fmt: skip
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

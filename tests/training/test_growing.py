@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -111,7 +108,7 @@ def test_the_warnings():
 
 def grown(door, tiny, trained, workdir: Path, grow: str, steps: int) -> np.ndarray:  # noqa: F811
     """w_up (layers, 8, ...) of 8 experts that began as two copies of the 4 of `trained`."""
-    code, out, err = door(
+    code, _, err = door(
         "train", f"--config={tiny}", f"--workdir={workdir}", f"--warm_start={trained}",
         f"--grow={grow}", "--config.moe.num_experts=8", f"--config.steps={steps}",
         "--config.evaluation.every=0",
