@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from absl import flags
 
+from moe_jax.config.activity import doing
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
@@ -48,6 +50,16 @@ def main(arguments: Arguments) -> int:
     if problems:
         raise UserError("\n  ".join(problems))
     run = load(FLAGS.workdir, step=FLAGS.step)
+    tokens = written(run)
+    tokenizer = run.tokenizer
+    print(tokenizer.decode([token.id for token in tokens]))  # a character may span several tokens
+    if FLAGS.show_routing:
+        show(run, tokens)
+    return 0
+
+
+def written(run: Any) -> list[Any]:
+    """The prompt's tokens and those that the model writes."""
     tokens = run.generate(
         FLAGS.prompt,
         FLAGS.max_tokens,
@@ -56,13 +68,18 @@ def main(arguments: Arguments) -> int:
         top_p=FLAGS.top_p,
         show_routing=FLAGS.show_routing,
     )
-    tokenizer = run.tokenizer
-    if not FLAGS.show_routing:
-        # Decoded at the end: a character may span several tokens.
-        print(tokenizer.decode([token.id for token in tokens]))
-        return 0
+    found = []
+    with doing("writing", unit="tokens") as writing:
+        for token in tokens:
+            found.append(token)
+            writing.advance()
+    return found
+
+
+def show(run: Any, tokens: list[Any]) -> None:
+    """A line for each token: its experts and their weights. UserError for a dense model."""
     layers = run.program.layout.moe_layers
-    print("token    " + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers))
+    print("\ntoken    " + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers))
     for token in tokens:
         if token.expert_LK is None or token.weight_LK is None:
             raise UserError("this is a dense model: it has no routing to show")
@@ -70,8 +87,7 @@ def main(arguments: Arguments) -> int:
         for experts_K, weights_K in zip(token.expert_LK, token.weight_LK, strict=True):
             pairs = zip(experts_K, weights_K, strict=True)
             cells.append(" ".join(f"{e}:{w:.2f}" for e, w in pairs).ljust(17))
-        print(f"{tokenizer.decode([token.id])!r:8} " + "  ".join(cells))
-    return 0
+        print(f"{run.tokenizer.decode([token.id])!r:8} " + "  ".join(cells))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from moe_jax.analysis.trace import Trace
+from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
-from moe_jax.data.pipeline import evaluation_batches
+from moe_jax.data.pipeline import EvaluationBatches
 from moe_jax.data.tokenizer import BPE_FILE, Bpe
 from moe_jax.data.types import Tokenizer
 from moe_jax.models.generation import Generator, Token
@@ -69,9 +70,10 @@ def load(
     require(experiment)
     devices = jax.devices()[:1] if devices is None else devices
     tokenizer = tokenizer_of(folder, experiment)
-    program = build(experiment, tokenizer, devices=devices)
+    with doing("building the model"):
+        program = build(experiment, tokenizer, devices=devices)
     saved = Checkpoints(folder / "checkpoints", experiment.checkpoint, read_only=True)
-    with saved as checkpoints:
+    with saved as checkpoints, doing("loading the checkpoint"):
         restored = checkpoints.restore(program.abstract_model, step=step, partial=True)
     if restored is None:
         raise UserError(f"{folder}: no checkpoint to load")
@@ -174,9 +176,12 @@ class LoadedRun:
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the evaluation split, in order; of each, the rows that this process needs.
         count: None for as many as the run evaluates itself on, -1 for all."""
+        return iter(self._batches(count))
+
+    def _batches(self, count: int | None) -> EvaluationBatches:
         size = self.program.eval_batch_size
         local = self.program.local_rows(size).tolist()
-        return iter(evaluation_batches(self.rows, size, self._limit(count), local))
+        return EvaluationBatches(self.rows, size, self._limit(count), local)
 
     def _limit(self, count: int | None) -> int | None:
         count = self.config.evaluation.batches if count is None else count
@@ -185,7 +190,7 @@ class LoadedRun:
     def evaluate(self, batches: int | None = None) -> dict[str, Any]:
         """Metrics over `batches` batches of the evaluation split; None: those that the run
         evaluates itself on, which repeats its last evaluation; -1: all."""
-        return evaluate(self.program, self.state, self.batches(batches))
+        return evaluate(self.program, self.state, self._batches(batches))
 
     def covered(self, batches: int | None = None) -> str:
         """What an evaluation of so many batches is over, in words."""
@@ -203,13 +208,15 @@ class LoadedRun:
     def trace(self, batches: int | None = None) -> Trace:
         """Where every token of `batches` evaluation batches goes; `trace.save(file)` keeps it."""
         self._alone("a trace")
-        return observation.trace(self.program, self.state, self.batches(batches), self.rows.domains)
+        return observation.trace(
+            self.program, self.state, self._batches(batches), self.rows.domains
+        )
 
     def replay(self, trace: Trace) -> dict[str, Any]:
         """Metrics over the batches of the trace with its routes in place of the router's."""
         self._alone("a replay")
         run = self.instead(Replay())
-        pairs = list(observation.recorded_batches(run.program, trace, self.batches(-1)))
+        pairs = list(observation.recorded_batches(run.program, trace, self._batches(-1)))
         if not pairs:
             raise UserError("the trace has no rows of text to replay")
         raws, recorded = zip(*pairs, strict=True)
@@ -219,7 +226,7 @@ class LoadedRun:
         """How much later tokens decide of earlier ones (analysis/leak.py), over `batches`
         evaluation batches; train: with the routing and the capacity of training."""
         self._alone("the leak")
-        return observation.leak(self.program, self.state, self.batches(batches), train=train)
+        return observation.leak(self.program, self.state, self._batches(batches), train=train)
 
     def _alone(self, what: str) -> None:
         if several():

@@ -27,6 +27,7 @@ from moe_jax.checking.trial import (
     synthetic_rows,
 )
 from moe_jax.checking.variants import Skipped, Variant, reference, variants
+from moe_jax.config.activity import doing, heard
 from moe_jax.config.errors import ConfigError, UserError
 from moe_jax.config.knobs import KnobSchedules
 from moe_jax.training.build import Program
@@ -163,10 +164,12 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
 
     Compiling takes most of the time: while some variants compile, the next are traced.
     """
-    running = _Check(plan)
-    references = running.references()
+    with doing("computing the reference"):
+        running = _Check(plan)
+        references = running.references()
     for outcome in references:
         tell(outcome)
+        heard()
     outcomes: list[Outcome] = []
     started: deque[Callable[[], Outcome]] = deque()
     workers = min(os.cpu_count() or 1, 4)  # the table shall grow as variants are done
@@ -174,8 +177,13 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
     def finish() -> None:
         outcomes.append(started.popleft()())
         tell(outcomes[-1])
+        heard()
+        comparing.advance()
 
-    with ThreadPoolExecutor(workers) as pool:
+    with (
+        doing("compiling and comparing", len(plan.variants), "variants") as comparing,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         for variant in plan.variants:
             started.append(running.start(variant, pool))
             if len(started) > workers:

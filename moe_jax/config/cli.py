@@ -29,6 +29,7 @@ from absl import logging as absl_logging  # noqa: F401 - defines --verbosity, wh
 from absl.flags import FlagValues
 
 from moe_jax.config import versions, xla_flags
+from moe_jax.config.activity import doing, watched
 from moe_jax.config.errors import UserError
 from moe_jax.config.nearest import nearest
 
@@ -112,7 +113,8 @@ def run_door(
         debug = flags.debug
         versions.require()
         xla_flags.require_known()
-        exit_code = main(arguments) or 0
+        with watched(), doing("working"):
+            exit_code = main(arguments) or 0
         sys.stdout.flush()
         return exit_code
     except BrokenPipeError:  # whoever read this has seen enough: `... | head`

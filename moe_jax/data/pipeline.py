@@ -92,20 +92,27 @@ def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
 # Evaluation
 
 
-def evaluation_batches(
-    rows: Rows,
-    batch_size: int,
-    limit: int | None = None,
-    local_rows: Sequence[int] | None = None,
-) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class EvaluationBatches:
     """The rows in their order, each exactly once; at most `limit` batches.
 
     The last batch is filled up with rows of segment 0, which no loss and no statistic counts.
     local_rows: which rows of each batch to read and give, as in `Pipeline`.
     """
-    places = range(batch_size) if local_rows is None else [int(row) for row in local_rows]
-    padding = {name: np.zeros_like(value) for name, value in rows[0].items()}
-    batches = -(-len(rows) // batch_size)
-    for b in range(batches if limit is None else min(limit, batches)):
-        numbers = [b * batch_size + place for place in places]
-        yield stack([rows[i] if i < len(rows) else padding for i in numbers])
+
+    rows: Rows
+    batch_size: int
+    limit: int | None = None
+    local_rows: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        batches = -(-len(self.rows) // self.batch_size)
+        return batches if self.limit is None else min(self.limit, batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows, local = self.rows, self.local_rows
+        places = range(self.batch_size) if local is None else [int(row) for row in local]
+        padding = {name: np.zeros_like(value) for name, value in rows[0].items()}
+        for b in range(len(self)):
+            numbers = [b * self.batch_size + place for place in places]
+            yield stack([rows[i] if i < len(rows) else padding for i in numbers])

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moe_jax.config.activity import heard
 from moe_jax.config.cli import explain
 from moe_jax.config.errors import UserError
 from moe_jax.parallel.hosts import client, is_primary, several
@@ -31,6 +32,7 @@ _FOREVER = 7 * 24 * 3600 * 1000  # ms; the coordinator ends the wait for a proce
 def say(text: str) -> None:
     """A line on stdout, once for the whole run."""
     if is_primary():
+        heard()
         print(text, flush=several())
 
 

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from moe_jax.config import activity
 from moe_jax.config.cli import PROCESS_VARIABLES, tell
 from moe_jax.config.errors import UserError
 
@@ -167,8 +168,10 @@ def joined(
     if meeting is None:
         yield
         return
+    activity.speak(not meeting.process)
     try:
-        _meet(meeting, timeout)
+        with activity.doing("waiting for the other processes of the run"):
+            _meet(meeting, timeout)
         yield
     except BaseException as error:
         _leave(error, debug)
@@ -221,6 +224,7 @@ def _meet(meeting: Meeting, timeout: float) -> None:
     thread.join(timeout)
     if thread.is_alive():
         raise UserError(_nobody(meeting, timeout), exit_code=1)  # another try may find them
+    activity.speak(_global_state().process_id == 0)
     if failed:
         if isinstance(failed[0], ValueError) and not meeting.certain:
             return  # a single host after all

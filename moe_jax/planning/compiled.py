@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax.config.activity import doing
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.parallel.collectives import Collective, collectives
 from moe_jax.parallel.compat import lowering_for
@@ -78,10 +79,12 @@ def lower_step(program: Program) -> Any:
 def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
     """Builds, lowers and compiles; that the compiler refuses is a result, not an error."""
     start = time.perf_counter()
-    program = build(experiment, IdTokenizer(experiment.model.vocab_size), devices=devices)
-    lowered = lower_step(program)
+    with doing("tracing the training step"):
+        program = build(experiment, IdTokenizer(experiment.model.vocab_size), devices=devices)
+        lowered = lower_step(program)
     try:
-        compiled = lowered.compile()
+        with doing(f"compiling the training step for {len(devices)} x {devices[0].device_kind}"):
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         told = str(error)
         if not re.search("RESOURCE_EXHAUSTED|UNIMPLEMENTED|not supported", told):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moe_jax.config.activity import doing
 from moe_jax.config.errors import UserError
 from moe_jax.parallel.mesh import MeshConfig, row_shards
 from moe_jax.planning.estimate import Estimate, estimate
@@ -54,13 +55,15 @@ def search(experiment: Experiment, topology: Topology) -> list[Candidate]:
     """
     found: list[Candidate] = []
     tried, least = 0, math.inf
-    for layout in layouts(experiment, topology):
-        for variant in micro_batched(layout, topology.devices):
-            one = candidate(variant, topology)
-            tried, least = tried + 1, min(least, one.estimate.peak)
-            if one.fits(topology):
-                found.append(one)
-                break
+    with doing("estimating", unit="layouts") as estimating:
+        for layout in layouts(experiment, topology):
+            for variant in micro_batched(layout, topology.devices):
+                one = candidate(variant, topology)
+                tried, least = tried + 1, min(least, one.estimate.peak)
+                estimating.advance()
+                if one.fits(topology):
+                    found.append(one)
+                    break
     if not found:
         needed = f"; the least takes {least / 2**30:.1f} GiB" if tried else ""
         raise UserError(

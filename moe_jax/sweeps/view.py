@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from moe_jax.config.activity import doing, heard, told_by
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
@@ -151,24 +153,39 @@ class LiveTable:
         self._console, self._jobs = console, jobs
         self._looked, self._began = 0.0, time.time()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._activity = contextlib.ExitStack()
         self.failures: list[Job] = []
+        self._states: dict[str, State] = {}
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
             self._live.start()
+        else:
+            self._activity.enter_context(told_by(self._note))
+        self._doing = self._activity.enter_context(doing("running", len(self._jobs), "runs done"))
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._activity.close()
+
+    def _note(self, text: str) -> None:
+        """How far the runs are, in a line each time."""
+        running = [job for job in self._jobs if self._states.get(job.name) == State.RUNNING]
+        told = [f"{job.name} {_reached(job)[0]}" for job in running]
+        self._console.print(f"{text} {'; '.join(told)}", highlight=False, soft_wrap=True)
 
     def changed(self, job: Job, state: State) -> None:
         if state == State.FAILED:
             self.failures.append(job)
         if self._live is None and state != State.WAITING:
             self._console.print(f"{state}: {job.name}", highlight=False, soft_wrap=True)
+            heard()
 
     def tick(self, states: dict[str, State]) -> None:
+        self._states = dict(states)
+        self._doing.done = sum(s in (State.DONE, State.PRUNED) for s in states.values())
         if self._live is not None and time.time() - self._looked >= REFRESH:
             self._looked = time.time()
             self._live.update(self._drawn(states), refresh=True)

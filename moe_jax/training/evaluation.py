@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.config.activity import doing, length_of
 from moe_jax.routing.counterfactual import Recorded
 from moe_jax.routing.plan import add_sums
 from moe_jax.training.build import Program
@@ -35,11 +36,13 @@ def evaluate(
     knobs = program.knobs(int(state.step))
     size = program.eval_batch_size
     routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
-    for number, (raw, replayed) in enumerate(zip(batches, routes, strict=False)):
-        batch = program.put(raw, first_row=number * size, batch_size=size)
-        sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
-        wide = jax.tree.map(_widen, jax.device_get(sums))
-        total = wide if total is None else add_sums(total, wide)
+    with doing("evaluating", length_of(batches), "batches") as evaluating:
+        for number, (raw, replayed) in enumerate(zip(batches, routes, strict=False)):
+            batch = program.put(raw, first_row=number * size, batch_size=size)
+            sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
+            wide = jax.tree.map(_widen, jax.device_get(sums))
+            total = wide if total is None else add_sums(total, wide)
+            evaluating.advance()
     if total is None:
         raise ValueError("an evaluation needs at least one batch")
     metrics: dict[str, Any] = dict(program.step.task.metrics(vars(total.task)))

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.lock import FolderLock
 from moe_jax.config.tree import to_json_dict
-from moe_jax.data.pipeline import Pipeline, evaluation_batches
+from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
@@ -72,7 +73,8 @@ def train(
         with primary_first():  # which prepares the data, if need be
             rows = experiment.data.open("train")
             eval_rows = experiment.data.open(experiment.evaluation.split)
-        program = build(experiment, rows.tokenizer)
+        with doing("building the model"):
+            program = build(experiment, rows.tokenizer)
         require_not_empty(rows, "train", experiment.batch_size)
         require_not_empty(eval_rows, experiment.evaluation.split, 1)
         signals = stack.enter_context(StopSignals())
@@ -86,7 +88,8 @@ def train(
             return Outcome(restored.step, True, {})
         describe(program, folder, restored)
         if restored is None:
-            state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0
+            with doing("initialising the parameters"):
+                state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0
         else:
             state, index = restored.state, restored.data_index
         start = int(state.step)
@@ -142,7 +145,8 @@ def resume(
             f"{checkpoints.directory.parent} holds a run with another config or other data:\n"
             f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
-    return checkpoints.restore(program.abstract_state), lines
+    with doing("loading the checkpoint"):
+        return checkpoints.restore(program.abstract_state), lines
 
 
 def describe(program: Program, workdir: Path, restored: Restored | None) -> None:
@@ -182,15 +186,17 @@ class Run:
         stop = SharedMaximum(lambda: self.signals.number, self.program.mesh)
         step, evaluation = int(state.step), {}
         while step < experiment.steps and not stop.value():
-            state, result = self._step(state, step)
-            stop.ask(after=result.loss)
-            step += 1
-            last = step == experiment.steps
-            self._guard(result, step)
+            with doing(self._doing(step)):
+                state, result = self._step(state, step)
+                stop.ask(after=result.loss)
+                step += 1
+                last = step == experiment.steps
+                self._guard(result, step)
             if step % experiment.logging.every == 0 or last:
                 self._log(step, result, clock)
             if probe is not None and step % experiment.logging.probe_every == 0:
-                state, metrics = probe(state)
+                with doing("probing the routes"):
+                    state, metrics = probe(state)
                 self.writer.write(step, metrics, split="train")
             if last or (experiment.evaluation.every and step % experiment.evaluation.every == 0):
                 with clock.paused():
@@ -199,7 +205,8 @@ class Run:
                 with clock.paused():
                     self._save(step, state)
         self._save(step, state)
-        self.checkpoints.wait()
+        with doing("saving the checkpoint"):
+            self.checkpoints.wait()
         if step < experiment.steps:
             say(
                 f"stopped by {signal_name(stop.value())} at step {step}, saved; "
@@ -207,6 +214,11 @@ class Run:
                 f"  python -m moe_jax.train --config=... --workdir={workdir}"
             )
         return Outcome(step, step >= experiment.steps, evaluation)
+
+    def _doing(self, step: int) -> str:
+        """The first step compiles, or reads what was compiled before."""
+        first = step == self.progress.start
+        return "compiling the training step" if first else f"step {step + 1}"
 
     def _step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         raw = self.program.put(next(self.pipeline), batch_size=self.pipeline.batch_size)
@@ -259,7 +271,7 @@ class Run:
         limit = None if config.batches == -1 else config.batches
         size = program.eval_batch_size
         local = program.local_rows(size).tolist()
-        metrics = evaluate(program, state, evaluation_batches(self.eval_rows, size, limit, local))
+        metrics = evaluate(program, state, EvaluationBatches(self.eval_rows, size, limit, local))
         self.writer.write(step, metrics, split="eval")
         told = ", ".join(
             f"{name} {metrics[name]:.4f}"
@@ -272,13 +284,14 @@ class Run:
     def _save(self, step: int, state: TrainState) -> None:
         self.lock.check()
         self.writer.send()
-        self.checkpoints.save(
-            step,
-            state,
-            data_index=self.pipeline.next_index,
-            config=to_json_dict(self.program.experiment),
-            fingerprint=self.data,
-        )
+        with doing("saving the checkpoint"):
+            self.checkpoints.save(
+                step,
+                state,
+                data_index=self.pipeline.next_index,
+                config=to_json_dict(self.program.experiment),
+                fingerprint=self.data,
+            )
 
 
 def grad_norm_report(program: Program, norm_LE: np.ndarray | None) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from moe_jax.config.activity import EVERY, heard, told_by
 from moe_jax.parallel.hosts import is_primary
 
 SHOWN = {
@@ -22,7 +24,7 @@ SHOWN = {
     "moe/dropped_fraction": ("dropped", "{:.1%}"),
 }
 REFRESH = 0.25  # seconds between two drawings of the bar
-PLAIN_EVERY = 10.0  # seconds between two plain lines
+PLAIN_EVERY = EVERY  # seconds between two plain lines
 
 
 class Progress:
@@ -33,18 +35,22 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0):
         self._total, self._step = total, start
+        self.start = start
         self._shown = start  # the last step that was drawn
         self._first: tuple[int, float] | None = None  # step and time of the first update
         self._active = is_primary()
         self._values: dict[str, float] = {}
         self._began = self._drawn = time.monotonic()
         self._live: Live | None = None
+        self._activity = contextlib.ExitStack()
+        self._noted = ""  # what else is being done, below the bar
         if self._active and sys.stdout.isatty():
             self._live = Live(console=Console(), auto_refresh=False)
 
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
+            self._activity.enter_context(told_by(self._note))
         return self
 
     def __exit__(
@@ -55,6 +61,7 @@ class Progress:
     ) -> None:
         if self._shown != self._step:
             self._draw(time.monotonic())
+        self._activity.close()
         if self._live is not None:
             self._live.stop()
 
@@ -62,10 +69,15 @@ class Progress:
         """The state after `step`; drawn at most every so often."""
         self._step = step
         self._values.update(values)
+        self._noted = ""
         now = time.monotonic()
         self._first = self._first or (step, now)
         if now - self._drawn >= (REFRESH if self._live is not None else PLAIN_EVERY):
             self._draw(now)
+
+    def _note(self, text: str) -> None:
+        self._noted = text
+        self._draw(time.monotonic())
 
     def _draw(self, now: float) -> None:
         self._shown, self._drawn = self._step, now
@@ -74,9 +86,12 @@ class Progress:
             lines = Table.grid(expand=True)  # two, so that narrow terminals show all of it
             lines.add_row(ProgressBar(total=self._total, completed=self._step))
             lines.add_row(told)
+            if self._noted:
+                lines.add_row(self._noted)
             self._live.update(lines, refresh=True)
         elif self._active:
             print(told, flush=True)
+        heard()
 
     def message(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -84,6 +99,7 @@ class Progress:
             self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self._active:
             print(text, flush=True)
+        heard()
 
     def _told(self, now: float) -> str:
         values = [

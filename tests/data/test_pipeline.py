@@ -7,7 +7,7 @@ import pytest
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.mixture import Mixture
-from moe_jax.data.pipeline import Pipeline, evaluation_batches
+from moe_jax.data.pipeline import Pipeline, EvaluationBatches
 from moe_jax.data.planted import Planted
 from moe_jax.data.stdlib_text import StdlibText
 
@@ -163,7 +163,7 @@ def test_no_rows_are_refused():
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
 def test_evaluation_sees_each_row_once_in_order(batch_size):
     rows = SMALL.open("validation")
-    batches = list(evaluation_batches(rows, batch_size))
+    batches = list(EvaluationBatches(rows, batch_size))
     assert {len(batch["tokens"]) for batch in batches} == {batch_size}
     together = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
     real = together["segments"][:, 0] > 0
@@ -177,4 +177,4 @@ def test_evaluation_sees_each_row_once_in_order(batch_size):
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 3), (2, 2), (9, 3)])
 def test_evaluation_can_be_limited(limit, expected):
-    assert len(list(evaluation_batches(SMALL.open("validation"), 3, limit))) == expected
+    assert len(list(EvaluationBatches(SMALL.open("validation"), 3, limit))) == expected

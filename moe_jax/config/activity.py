@@ -1,0 +1,149 @@
+"""What a program is doing, said when it has said nothing for five seconds.
+
+`with doing("restoring the checkpoint"):` costs nothing and says nothing where that is quick. Where
+it is not, a thread says so on stderr, again and again: a line in a terminal that is written over,
+else a line each time. Only doors say anything (`watched`), not a program that imports this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+
+EVERY = 5.0  # seconds of silence
+TICK = 0.25  # seconds between two looks
+
+Teller = Callable[[str], None]
+
+
+@dataclass
+class Doing:
+    """One thing that is being done. total: of how many parts it is made."""
+
+    what: str
+    total: int | None = None
+    unit: str = ""
+    done: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def advance(self, parts: int = 1) -> None:
+        self.done += parts
+
+    def told(self, now: float) -> str:
+        parts = ""
+        if self.total is not None:
+            parts = f", {self.done} of {self.total}{self.unit and ' '}{self.unit}"
+        elif self.done:
+            parts = f", {self.done}{self.unit and ' '}{self.unit}"
+        return f"{self.what}{parts} ({now - self.since:.0f} s) ..."
+
+
+class _Watch:
+    """What is being done, innermost last, and who tells it."""
+
+    def __init__(self) -> None:
+        self.stack: list[Doing] = []
+        self.tellers: list[Teller] = []
+        self.said = time.monotonic()
+        self.speaks = False
+        self.line = False  # whether an unfinished line stands in the terminal
+        self.lock = threading.RLock()
+
+    def look(self) -> None:
+        with self.lock:
+            now = time.monotonic()
+            if not (self.speaks and self.stack) or now - self.said < self._pause():
+                return
+            self.said = now
+            text = self.stack[-1].told(now)
+            if self.tellers:
+                self.tellers[-1](text)
+            elif sys.stderr.isatty():
+                sys.stderr.write(f"\r\x1b[2K{text}")
+                sys.stderr.flush()
+                self.line = True
+            else:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
+
+    def _pause(self) -> float:
+        """A line that is written over may follow what happens."""
+        return TICK if self.line else EVERY
+
+    def wipe(self) -> None:
+        if self.line:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self.line = False
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def doing(what: str, total: int | None = None, unit: str = "") -> Iterator[Doing]:
+    """Says `what` while the body takes long, and how many of `total` parts are done."""
+    one = Doing(what, total, unit)
+    with _watch.lock:
+        _watch.wipe()
+        _watch.stack.append(one)
+    try:
+        yield one
+    finally:
+        with _watch.lock:
+            _watch.wipe()
+            _watch.stack.remove(one)
+
+
+def length_of(parts: Iterable[object]) -> int | None:
+    """How many there are, where that is known."""
+    return len(parts) if isinstance(parts, Sized) else None
+
+
+def heard() -> None:
+    """Something else was said just now."""
+    with _watch.lock:
+        _watch.wipe()
+        _watch.said = time.monotonic()
+
+
+@contextlib.contextmanager
+def told_by(teller: Teller) -> Iterator[None]:
+    """Within the body `teller` says it, for who draws on the terminal."""
+    with _watch.lock:
+        _watch.wipe()
+        _watch.tellers.append(teller)
+    try:
+        yield
+    finally:
+        with _watch.lock:
+            _watch.tellers.remove(teller)
+
+
+def speak(speaks: bool) -> None:
+    """Whether this process says anything: of several, one does."""
+    _watch.speaks = speaks
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Within the body what is being done is said."""
+    end, before = threading.Event(), _watch.speaks
+    _watch.speaks, _watch.said = True, time.monotonic()
+
+    def watch() -> None:
+        while not end.wait(min(TICK, EVERY / 4)):
+            _watch.look()
+
+    thread = threading.Thread(target=watch, name="activity", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        _watch.speaks = before
