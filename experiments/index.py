@@ -14,7 +14,17 @@ from absl import flags
 
 from experiments.card import LoadedCard, load_card, names
 from experiments.judge import Judgement, Verdict, level_among
-from experiments.record import changed_claims, figure, gain, judgements, records, text, told
+from experiments.record import (
+    changed_claims,
+    figure,
+    gain,
+    judgements,
+    null_gain,
+    records,
+    setting,
+    text,
+    told,
+)
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
@@ -35,7 +45,8 @@ between, and wherever a registered run is missing or diverged. n is the number o
 {count}* is the verdict where one asks that all {count} claims of this page be right together, by
 Bonferroni's intervals of {level} %: without them, of 17 claims that are all false one holds on
 more than a third of such pages. *Null* is the same test between runs of one arm that differ in
-nothing but their seeds: it must not say that a claim holds. "Does not hold" is about these sizes.
+nothing but their seeds: its gain must be 0 within its interval. A verdict is about the sizes and
+texts that stand beside it.
 
 | card | claim | published | ours | verdict | of {count} | null |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -100,6 +111,7 @@ def results(cards: list[LoadedCard]) -> str:
     for card in cards:
         link = f"[{card.card.title}](../experiments/{card.name}/README.md)"
         for record in records(card):
+            where = setting(card, record)
             runs.append(f"* {link}: {told(card, record)}")
             for judgement in judgements(card, record):
                 cells = (
@@ -107,9 +119,9 @@ def results(cards: list[LoadedCard]) -> str:
                     judgement.claim.text,
                     f"{judgement.claim.published} ({judgement.claim.source})",
                     "; ".join(map(gain, judgement.findings)),
-                    f"**{judgement.verdict}** (n = {judgement.n})",
+                    f"**{judgement.verdict}** at {where} (n = {judgement.n})",
                     judgement.among(len(judged)),
-                    judgement.null_verdict,
+                    "; ".join(map(null_gain, judgement.null)),
                 )
                 rows.append("| " + " | ".join(cells) + " |\n")
         if (card.folder / FIRST).is_file():
@@ -136,7 +148,8 @@ def overview(cards: list[LoadedCard]) -> str:
                 for verdict in Verdict
             ]
             link = f"[{card.card.title}](experiments/{card.name}/README.md)"
-            lines.append(f"| {link} ({record['scale']}) | {' | '.join(cells)} |")
+            where = setting(card, record)
+            lines.append(f"| {link} ({record['scale']}: {where}) | {' | '.join(cells)} |")
     lines += [
         "",
         f"n: paired seeds. \\*: undecided at the level that is corrected for all {len(judged)} "

@@ -17,7 +17,7 @@ from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
 from moe_jax.sweeps.folder import SweepFolder, by_name
-from moe_jax.sweeps.matching import training_tokens
+from moe_jax.sweeps.matching import counts_of, training_tokens
 from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.table import MANY, seconds_of
 
@@ -45,6 +45,7 @@ def make_record(
         "seeds": asked["seeds"],
         "registered": known["git"] if known else None,
         "tokens": training_tokens(points[0].experiment),
+        **sizes(points),
         "date": datetime.date.today().isoformat(),
         "commits": commits(environment.get("git") for environment in environments),
         "devices": next(iter(devices), None),
@@ -59,6 +60,27 @@ def make_record(
             for row in rows
         ],
     }
+
+
+def sizes(points: Sequence[SweepPoint]) -> dict[str, Any]:
+    """The fewest and most parameters of an arm, and the text that they learn."""
+    parameters = [counts_of(point.experiment).total for point in points]
+    kind = points[0].experiment.data.kind_name
+    return {"parameters": [min(parameters), max(parameters)], "corpus": kind}
+
+
+def setting(card: LoadedCard, record: Record) -> str:
+    """ "3.5M parameters, 1.2M tokens of the planted corpus": a verdict is about these. An older
+    record does not say it, its card does."""
+    known = record
+    if "parameters" not in record:
+        arms = {point.arm: point for point in card.points(card.scale(record["scale"]))}
+        known = sizes(list(arms.values()))
+    few, many = (f"{count / 1e6:.1f}M" for count in known["parameters"])
+    size = few if few == many else f"{few} to {many}"
+    return (
+        f"{size} parameters, {record['tokens'] / 1e6:.1f}M tokens of the {known['corpus']} corpus"
+    )
 
 
 def commits(found: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -143,13 +165,15 @@ def figure(card: LoadedCard, record: Record) -> str:
 
 def text(card: LoadedCard, record: Record) -> str:
     """Arms and claims in Markdown: what a README shows of the last run."""
-    judged = judgements(card, record)
+    judged, where = judgements(card, record), setting(card, record)
     lines = [told(card, record), "", *arms_table(card, record), ""]
     for judgement in judged:
         claim = judgement.claim
-        lines += [f"- **{claim.name}: {judgement.verdict}** (n = {judgement.n}). {claim.text}"]
+        lines += [
+            f"- **{claim.name}: {judgement.verdict}** at {where} (n = {judgement.n}). {claim.text}"
+        ]
         for finding, null in zip(judgement.findings, judgement.null, strict=True):
-            lines.append(f"  {gain(finding)}; with other seeds for another arm {gain(null)}.")
+            lines.append(f"  {gain(finding)}; other seeds alone: {null_gain(null)}.")
     if len(judged) > 1:
         lines += ["", among(judged, "this page")]
     return "\n".join(lines)
@@ -249,6 +273,21 @@ def gain(finding: Any) -> str:
         f"{test.metric}: gain {show(interval.mean)} [{show(interval.low)}, {show(interval.high)}], "
         f"{show(test.band)} asked, n = {interval.n}{why}"
     )
+
+
+def null_gain(finding: Any) -> str:
+    """ "+0.0010 [-0.0012, +0.0032], as it must be": of an arm against itself with other seeds,
+    which differ by chance alone."""
+    test, interval = finding.test, finding.gain
+    show = _ratio if test.unit == "log ratio" else _difference
+    if interval.n == 0:
+        return "no pairs of runs"
+    told = f"{show(interval.mean)} [{show(interval.low)}, {show(interval.high)}]"
+    if finding.problems:
+        return f"{told}; {'; '.join(finding.problems)}"
+    if interval.low <= 0 <= interval.high:
+        return f"{told}, as it must be"
+    return f"{told}, not 0, as one such interval in twenty is by chance"
 
 
 def _ratio(value: float) -> str:

@@ -25,7 +25,7 @@ from experiments.benchmarks.timing import machine
 from moe_jax.checking.trial import program_of
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.overrides import load_config
-from moe_jax.data.pipeline import Pipeline, EvaluationBatches
+from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.parallel.host_memory import keep_freed_memory
 from moe_jax.training.build import Program, data_seed
 from moe_jax.training.evaluation import evaluate

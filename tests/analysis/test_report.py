@@ -257,6 +257,23 @@ def test_shares_of_drops_are_tables(tmp_path):
     assert "place in the row" not in text and "Experts that a token got" not in text
 
 
+def test_evaluation_and_training_are_told_apart(tmp_path):
+    """A run that drops in training and is evaluated dropless: the page said that it drops nothing."""
+    lines = [
+        {"step": 4, "split": "train", "moe/dropped_fraction": 0.2, "moe/capacity_factor": 1.25},
+        {"step": 4, "split": "eval", "cross_entropy": 2.0, "moe/dropped_fraction": 0.0},
+    ]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    alone = " ".join(page(tmp_path / "one").text.split())
+    assert re.search(r"Evaluation, step 4, dropless.*Dropped assignments ?0 %.*Training, step 4, "
+                     r"capacity factor 1.25 ?Dropped assignments ?20", alone), alone[:500]  # fmt: skip
+    both = page(tmp_path / "one", tmp_path / "two").text
+    assert "Dropped assignmentseval" in both and "Dropped assignmentstrain" in both
+    assert "one: evaluation dropless, training capacity factor 1.25; two: evaluation" in both
+
+
 def test_a_layer_without_any_load_is_no_data(tmp_path):
     folder = write_run(tmp_path / "run", steps=20)
     zeros = {"step": 30, "split": "train", "moe/layer_00/load": [0.0] * 8}

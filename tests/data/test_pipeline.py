@@ -7,7 +7,7 @@ import pytest
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.mixture import Mixture
-from moe_jax.data.pipeline import Pipeline, EvaluationBatches
+from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.data.planted import Planted
 from moe_jax.data.stdlib_text import StdlibText
 

@@ -36,7 +36,11 @@ def told(door, monkeypatch):
 def test_training(told, tiny, tmp_path):
     argv = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}", "--config.steps=4"]
     found = told("train", *argv, "--config.evaluation.every=4")
-    for what in ("building the model", "initialising the parameters", "compiling the training step"):
+    for what in (
+        "building the model",
+        "initialising the parameters",
+        "compiling the training step",
+    ):
         assert what in found
     assert {"step 2", "step 4", "probing the routes", "saving the checkpoint"} <= found.keys()
     assert found["evaluating"] == 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from experiments import index, record, run
 from experiments.card import LoadedCard, load_card
-from experiments.judge import Verdict
+from experiments.judge import Finding, Verdict
 from moe_jax.config.cli import run_door
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.folder import SweepFolder
@@ -102,13 +103,28 @@ def test_seeds_are_counted_from_the_runs_that_are_there():
     assert record.judgements(CARD, fewer)[0].verdict == Verdict.UNDECIDED
 
 
+WHERE = "at 3.5M parameters, 1.2M tokens of the planted corpus"
+
+
+def test_a_null_arm_says_what_it_must_be():
+    test = CARD.claims[0].tests[0]
+    for gains, told in (
+        ((0.01, -0.02, 0.005), r"1.00x \[.*\], as it must be"),
+        ((0.5, 0.51, 0.49), "not 0, as one such interval in twenty"),
+        ((), "no pairs of runs"),
+    ):
+        assert re.search(told, record.null_gain(Finding(test, gains, ())))
+    assert "lost" in record.null_gain(Finding(test, (0.1, 0.2), ("one run is lost",)))
+
+
 def test_every_verdict_is_shown_with_its_n():
     kept = record.records(CARD)[0]
     lines = [line for line in record.text(CARD, kept).splitlines() if line.startswith("- **")]
     assert len(lines) == 3 and all("(n = 6)" in line for line in lines)
     results, overview = index.results([CARD]), index.overview([CARD])
     rows = [line for line in results.splitlines() if line.startswith("| [")]
-    assert all("** (n = 6) |" in row for row in rows)
+    assert all(f"** {WHERE} (n = 6) |" in row for row in rows)
+    assert f"tiny: {WHERE.removeprefix('at ')})" in overview
     assert overview.count("(n = 6)") == 3
     assert "all 3 claims" in overview and "all 3 claims" in results
 
@@ -146,8 +162,8 @@ def test_the_door_tells_verdicts_of_runs_that_ended(tmp_path: Path, capsys):
 
     assert door(CARD) == 0
     told = capsys.readouterr().out
-    assert "**balance: holds** (n = 6)" in told
-    assert "**balance at no cost: undecided** (n = 5)" in told
+    assert f"**balance: holds** {WHERE} (n = 6)" in told
+    assert f"**balance at no cost: undecided** {WHERE} (n = 5)" in told
     assert f"wrote {out}/results_tiny.json" in told
     assert door(with_band(0.1)) == 2
     assert "claims.balance.tests.0.band" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from moe_jax.analysis.report.frame import figure
 from moe_jax.analysis.report.numbers import told
 from moe_jax.analysis.report.tables import (
     all_metrics,
+    capacity,
     chip,
     difference_table,
     facts,
@@ -44,6 +45,7 @@ PER_PLACE = {
     "dropped_by_position": ("Dropped, by place in the row", "eighth of the row"),
     "experts_histogram": ("Experts that a token got", "experts"),
 }
+NAMES = {"eval": "evaluation", "train": "training"}
 BY_LAYER = ("moe/max_violation", "moe/router_entropy", "moe/dropped_fraction", "moe/probe/churn")
 
 
@@ -74,11 +76,22 @@ def _summary(runs: Sequence[RunRecord]) -> str:
     if len(runs) == 1:
         return tiles(runs[0])
     return (
-        f"{summary_table(runs)}<p>The last evaluation where there is one, else the end of "
-        "training; throughput is the median. The best value of a column is bold.</p>"
-        f"{_unequal_steps(runs)}<h3>Differences between the configs</h3>"
+        f"{summary_table(runs)}<p>Last values of evaluations (eval) and of training (train), "
+        "which may have another capacity; throughput is the median. The best value of a column "
+        f"is bold.</p>{_capacities(runs)}{_unequal_steps(runs)}"
+        "<h3>Differences between the configs</h3>"
         f"{difference_table(runs, [run.config for run in runs])}"
     )
+
+
+def _capacities(runs: Sequence[RunRecord]) -> str:
+    """The capacity of each run in evaluations and in training."""
+    found = []
+    for run in runs:
+        each = [f"{name} {told}" for split, name in NAMES.items() if (told := capacity(run, split))]
+        if each:
+            found.append(f"{run.name}: {', '.join(each)}")
+    return f"<p>Capacity. {escape('; '.join(found))}.</p>" if found else ""
 
 
 def _unequal_steps(runs: Sequence[RunRecord]) -> str:
@@ -228,7 +241,7 @@ def _matrix(run: RunRecord, name: str, number: int | None, beside: int) -> str:
     rows = np.full((len(layers), max(series.values.shape[1] for series in found)), np.nan)
     for row, series in zip(rows, found, strict=True):
         row[: series.values.shape[1]] = heat_map.relative(series.values[-1])
-    what, where = PER_EXPERT.get(name, name), {"eval": "evaluation", "train": "training"}[split]
+    what, where = PER_EXPERT.get(name, name), NAMES[split]
     title = f"{what}, {where}, step {int(found[0].steps[-1]):,}"
     return _titled(title, heat_map.matrix(rows, layers, what, beside), run, number)
 

@@ -16,16 +16,28 @@ from moe_jax.analysis.report.curves import experts_of
 from moe_jax.analysis.report.numbers import told
 from moe_jax.config.diff import ABSENT, difference
 
-SUMMARY = (
-    "bits_per_byte",
-    "cross_entropy",
-    "accuracy",
-    "moe/max_violation",
-    "moe/dropped_fraction",
-    "moe/dead_experts",
-    "moe/probe/churn",
-    "tokens_per_s",
-)
+# What one looks at first. Of the same name an evaluation and training say different things: their
+# capacity may be another, and with it what is dropped.
+SUMMARY = {
+    "eval": (
+        "bits_per_byte",
+        "cross_entropy",
+        "accuracy",
+        "moe/max_violation",
+        "moe/dropped_fraction",
+        "moe/overflow_fraction",
+    ),
+    "train": (
+        "cross_entropy",
+        "moe/max_violation",
+        "moe/dropped_fraction",
+        "moe/overflow_fraction",
+        "moe/dead_experts",
+        "moe/probe/churn",
+        "tokens_per_s",
+    ),
+}
+SPLIT_NAMES = {"eval": "Evaluation", "train": "Training"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
@@ -52,13 +64,13 @@ def progress(run: RunRecord) -> str:
     return f"{run.last_step:,} of {total:,}" if isinstance(total, int) else f"{run.last_step:,}"
 
 
-def final(run: RunRecord, name: str) -> float | None:
-    """What a summary says of a metric: the last evaluation, else the end of training.
-
-    Speed is the median over the run, since a single value says little.
-    """
-    series = run.at_the_end(name)
+def final(run: RunRecord, split: str, name: str) -> float | None:
+    """What a summary says of a metric: its last value, or the median of a speed, of which a single
+    value says little. What never was anything but 0 (an overflow) is left out."""
+    series = run.series.get((split, name))
     if series is None or series.values.ndim > 1:
+        return None
+    if name == "moe/overflow_fraction" and not np.any(series.values):
         return None
     if name in SPEED:
         finite = series.values[np.isfinite(series.values)]
@@ -67,15 +79,21 @@ def final(run: RunRecord, name: str) -> float | None:
 
 
 def tiles(run: RunRecord) -> str:
-    """The figures of a single run that one looks at first."""
-    total = run.config.get("steps")
-    goal = f"of {total:,}" if isinstance(total, int) else ""
-    cells = [("Step", f"{run.last_step:,}", goal)]
-    for name in SUMMARY:
-        value = final(run, name)
-        if value is not None:
-            entry = metric(name)
-            cells.append((entry.title, told(value, entry.percent), _source(run, name)))
+    """The figures of a single run that one looks at first, of the evaluation and of training."""
+    html = ""
+    for split, names in SUMMARY.items():
+        cells = []
+        for name in names:
+            value = final(run, split, name)
+            if value is not None:
+                entry = metric(name)
+                cells.append((entry.title, told(value, entry.percent), _source(run, split, name)))
+        if cells:
+            html += f"<h3>{escape(_titled_split(run, split))}</h3>{_tiles(cells)}"
+    return html
+
+
+def _tiles(cells: Sequence[tuple[str, str, str]]) -> str:
     return '<div class="tiles">{}</div>'.format(
         "".join(
             f"<div><span>{escape(title)}</span><strong>{escape(value)}</strong>"
@@ -85,14 +103,36 @@ def tiles(run: RunRecord) -> str:
     )
 
 
-def _source(run: RunRecord, name: str) -> str:
-    """Where the value of a tile comes from."""
+def _titled_split(run: RunRecord, split: str) -> str:
+    """ "Training, step 400 of 400, capacity factor 1.25"."""
+    last = last_step(run, split)
+    total = run.config.get("steps")
+    of = f" of {total:,}" if isinstance(total, int) else ""
+    parts = (SPLIT_NAMES[split], f"step {last:,}{of}", capacity(run, split))
+    return ", ".join(part for part in parts if part)
+
+
+def last_step(run: RunRecord, split: str) -> int:
+    return max(int(series.steps[-1]) for (own, _), series in run.series.items() if own == split)
+
+
+def capacity(run: RunRecord, split: str) -> str:
+    """What bounds how many tokens an expert takes; "" where that is not known."""
+    factor = run.series.get((split, "moe/capacity_factor"))
+    if factor is not None:
+        return f"capacity factor {factor.last:g}"
+    dropped = run.series.get((split, "moe/dropped_fraction"))
+    return "dropless" if dropped is not None and not np.any(dropped.values) else ""
+
+
+def _source(run: RunRecord, split: str, name: str) -> str:
+    """What a tile's value is beside the last one of its split."""
     if name in SPEED:
         return "median"
     if name == "moe/dead_experts" and experts_of(run):
         return f"of {max(experts_of(run).values())}, mean of layers"
-    split = "eval" if ("eval", name) in run.series else "train"
-    return f"{split}, step {run.series[split, name].steps[-1]:,}"
+    step = int(run.series[split, name].steps[-1])
+    return "" if step == last_step(run, split) else f"step {step:,}"
 
 
 def is_finished(run: RunRecord) -> bool:
@@ -102,16 +142,21 @@ def is_finished(run: RunRecord) -> bool:
 
 def summary_table(runs: Sequence[RunRecord]) -> str:
     """A row a run; the best of a column is marked where better has one direction."""
-    names = [name for name in SUMMARY if any(final(run, name) is not None for run in runs)]
-    marked = {name: _best([final(run, name) for run in runs], metric(name).best) for name in names}
+    keys = [
+        (split, name)
+        for split, names in SUMMARY.items()
+        for name in names
+        if any(final(run, split, name) is not None for run in runs)
+    ]
+    marked = {key: _best([final(run, *key) for run in runs], metric(key[1]).best) for key in keys}
     rows = []
     for number, run in enumerate(runs):
         cells = [chip(run, number), progress(run)]
-        for name in names:
-            text = told(final(run, name), metric(name).percent)
-            cells.append(f"<strong>{text}</strong>" if number in marked[name] else text)
+        for key in keys:
+            text = told(final(run, *key), metric(key[1]).percent)
+            cells.append(f"<strong>{text}</strong>" if number in marked[key] else text)
         rows.append(cells)
-    titles = [escape(metric(name).title) for name in names]
+    titles = [f"{escape(metric(name).title)}<br/>{split}" for split, name in keys]
     return table(["run", "step", *titles], rows, kind="numbers summary")
 
 
