@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.card import load_card
 from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.kinds import trusted
 from moe_jax.config.paths import write_whole
 from moe_jax.notebook import config_of, load
 from moe_jax.parallel.compiler import keep_compiled_programs
@@ -28,10 +29,11 @@ def main(arguments: Arguments) -> int:
     keep_freed_memory()
     keep_compiled_programs()
     card = load_card(FLAGS.card).card
-    outcome = train(config_of(FLAGS.workdir), FLAGS.workdir)
-    if outcome.complete and card.measure is not None:
-        measures = card.measure(load(FLAGS.workdir))
-        write_whole(Path(FLAGS.workdir) / MEASURES, json.dumps(measures, indent=1) + "\n")
+    with trusted():  # the config is the card's, written by experiments.run
+        outcome = train(config_of(FLAGS.workdir), FLAGS.workdir)
+        if outcome.complete and card.measure is not None:
+            measures = card.measure(load(FLAGS.workdir))
+            write_whole(Path(FLAGS.workdir) / MEASURES, json.dumps(measures, indent=1) + "\n")
     return 0
 
 

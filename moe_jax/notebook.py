@@ -18,6 +18,7 @@ from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
+from moe_jax.config.kinds import trusted
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
@@ -47,6 +48,7 @@ def load(
     devices: Sequence[jax.Device] | None = None,
     allow_changes: bool = False,
     own_mesh: bool = False,
+    trust: bool = False,
 ) -> LoadedRun:
     """Opens the run in `workdir` at its newest good checkpoint, or at `step`.
 
@@ -57,10 +59,13 @@ def load(
     devices that are here, so that sums are rounded as in the run.
     allow_changes: evaluate on data that are no longer those of the run, with its own tokenizer;
     overrides of the data mean the same. The data are opened when they are first asked for.
+    trust: import classes from outside of moe_jax (a router of one's own) that the run's config
+    names and that are not imported already, which runs their module's code.
     Raises UserError where there is no run or no good checkpoint.
     """
     folder = folder_of(workdir)
-    experiment = config_of(folder)
+    with trusted(trust):
+        experiment = config_of(folder)
     if devices is None and (several() or (own_mesh and _fits(experiment.mesh))):
         devices = jax.devices()
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ run's checkpoints and shows text by expert, what experts prefer, and how early r
   python -m moe_jax.report --workdir=runs/quickstart,runs/dense --out=both.html
 """
 FLAGS = door_flags()
+trust_flag(FLAGS)
 flags.DEFINE_multi_string(
     "workdir",
     None,

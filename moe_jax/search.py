@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ The same command goes on where it was stopped or killed; a larger --trials adds 
              moe.losses.load_balance.coefficient = log(1e-4, 0.1)"
 """
 FLAGS = door_flags("config")
+trust_flag(FLAGS)
 flags.DEFINE_string("out", None, "the folder of the search", flag_values=FLAGS, required=True)
 text = "PATH=log(LOW,HIGH) | uniform(LOW,HIGH) | int(LOW,HIGH,STEP) | VALUE,VALUE; ..."
 flags.DEFINE_string("space", None, text, flag_values=FLAGS, required=True)

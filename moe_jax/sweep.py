@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ where it was stopped or killed. Without --sweep: the config file's own get_sweep
 Several paths that go together: "(moe.num_experts, moe.expert_dim) = (8, 256), (16, 128)".
 """
 FLAGS = door_flags("config")
+trust_flag(FLAGS)
 flags.DEFINE_string("out", None, "the folder of the sweep", flag_values=FLAGS, required=True)
 flags.DEFINE_string(
     "sweep", None, '"PATH=VALUE,VALUE; PATH=A..B", or FILE.py with get_sweep(h)', flag_values=FLAGS

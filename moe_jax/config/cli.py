@@ -31,6 +31,7 @@ from absl.flags import FlagValues
 from moe_jax.config import versions, xla_flags
 from moe_jax.config.activity import doing, watched
 from moe_jax.config.errors import UserError
+from moe_jax.config.kinds import trusted
 from moe_jax.config.nearest import nearest
 
 STANDARD = {
@@ -66,9 +67,17 @@ def door_flags(*standard: str) -> FlagValues:
     values = FlagValues()
     for name in standard:
         absl_flags.DEFINE_string(name, None, STANDARD[name], flag_values=values, required=True)
+    if "workdir" in standard:
+        trust_flag(values)
     text = "show the traceback of an error too"
     absl_flags.DEFINE_boolean("debug", False, text, flag_values=values)
     return values
+
+
+def trust_flag(values: FlagValues) -> None:
+    """Adds --trust, for doors that read what a run has left."""
+    text = "import classes that files of a run name (own routers, data sets), and run their code"
+    absl_flags.DEFINE_boolean("trust", False, text, flag_values=values)
 
 
 def process_flags(values: FlagValues) -> None:
@@ -113,7 +122,8 @@ def run_door(
         debug = flags.debug
         versions.require()
         xla_flags.require_known()
-        with watched(), doing("working"):
+        trust = "trust" in flags and flags.trust
+        with trusted(trust), watched(), doing("working"):
             exit_code = main(arguments) or 0
         sys.stdout.flush()
         return exit_code

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import operator
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,32 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.nearest import choices
 
 KIND = "kind"  # the key that names the class; no field may have this name
+
+# Whether naming a class imports its module. What the user's own command, config file or program
+# names is imported; what stands in the files of a run may be a stranger's.
+_imports = ContextVar("imports", default=True)
+_trusts = ContextVar("trusts", default=False)
+
+
+@contextlib.contextmanager
+def of_a_file(*, own: bool = False) -> Iterator[None]:
+    """Within the body classes are named by a file of a run: modules that are not imported already
+    are not imported, unless the user trusts such files. own: the user's own file."""
+    token = _imports.set(own or _trusts.get())
+    try:
+        yield
+    finally:
+        _imports.reset(token)
+
+
+@contextlib.contextmanager
+def trusted(trust: bool = True) -> Iterator[None]:
+    """Within the body the classes that files of runs name are imported (--trust)."""
+    token = _trusts.set(trust or _trusts.get())
+    try:
+        yield
+    finally:
+        _trusts.reset(token)
 
 
 @dataclass(frozen=True)
@@ -38,6 +67,11 @@ class Kinds:
         if ":" not in name:
             meant = choices(name, self.table)
             raise UserError(f"no kind {name!r}; {meant} (your own class: my_module:MyClass)")
+        if not _imports.get() and name.partition(":")[0] not in sys.modules:
+            raise UserError(
+                f"kind {name!r}: a file of the run names this class, which is not moe_jax's; "
+                "--trust imports it (in Python: trust=True), and runs its module's code"
+            )
         cls = _import(name)
         for rule in self._broken_rules(cls):
             raise UserError(f"kind {name!r} {rule}")

@@ -125,7 +125,7 @@ def read_config_json(file: str | Path, cls: type[T]) -> T:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"no config file {path}")
-    return from_json_dict(read_object(path), cls)
+    return from_json_dict(read_object(path), cls, own=True)
 
 
 def read_config_file(file: str | Path) -> ConfigDict:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FieldReference
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
-from moe_jax.config.kinds import KIND, Kinds, has_default
+from moe_jax.config.kinds import KIND, Kinds, has_default, of_a_file
 from moe_jax.config.nearest import choices
 from moe_jax.config.values import Misfit, fit, optional, storage_type, supported
 
@@ -223,9 +223,14 @@ def _listed(value: Any) -> Any:
     return [_listed(element) for element in value] if isinstance(value, tuple) else value
 
 
-def from_json_dict(tree: Mapping[str, Any], cls: type[T]) -> T:
-    """The inverse of `to_json_dict`; missing keys keep their defaults. Raises ConfigError."""
-    config, problems = build(tree, cls)
+def from_json_dict(tree: Mapping[str, Any], cls: type[T], *, own: bool = False) -> T:
+    """The inverse of `to_json_dict`; missing keys keep their defaults. Raises ConfigError.
+
+    own: the tree is of the user's own config file, so that the classes that it names are imported;
+    those that another file names only where the user says so (`kinds.trusted`).
+    """
+    with of_a_file(own=own):
+        config, problems = build(tree, cls)
     if problems:
         raise ConfigError(problems)
     return config

@@ -93,7 +93,9 @@ def chosen(
     # The rest of the config is not ours to know: it lies above data/.
     tree = read_config_file(str(config)).to_dict()
     pairs = [(path, value) for path, value in overrides if path.startswith("data.")]
-    return apply_overrides(from_json_dict({"data": tree["data"]}, Preparation), pairs).data
+    return apply_overrides(
+        from_json_dict({"data": tree["data"]}, Preparation, own=True), pairs
+    ).data
 
 
 def main(arguments: Arguments) -> int:
