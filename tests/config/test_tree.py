@@ -190,7 +190,7 @@ def test_missing_keys_keep_their_defaults():
 )
 def test_a_wrong_kind_is_refused_with_the_reason(kind, told):
     with pytest.raises(ConfigError, match=told) as caught:
-        from_json_dict({"layer": {"chooser": {"kind": kind}}, "steps": "x"}, Toy)
+        from_json_dict({"layer": {"chooser": {"kind": kind}}, "steps": "x"}, Toy, own=True)
     assert [problem.path for problem in caught.value.problems] == ["layer.chooser.kind", "steps"]
     config = to_config_dict(Toy())
     with pytest.raises(UserError, match=told):
@@ -207,7 +207,7 @@ def test_a_module_that_fails_to_import_says_why(tmp_path, monkeypatch):
         ("my_dividing_router", "ZeroDivisionError"),
     ]:
         with pytest.raises(ConfigError, match=told):
-            from_json_dict({"layer": {"chooser": {"kind": f"{module}:Router"}}}, Toy)
+            from_json_dict({"layer": {"chooser": {"kind": f"{module}:Router"}}}, Toy, own=True)
         sys.modules.pop(module, None)
 
 
