@@ -14,7 +14,9 @@ def test_a_home_folder_is_found_or_told():
     assert expanded("~/a") == Path.home() / "a"
     assert expanded("a/~") == Path("a/~")
     for read in (expanded, folder_of):
-        with pytest.raises(UserError, match=r"^~nosuchuser/x: there is no home folder ~nosuchuser$"):
+        with pytest.raises(
+            UserError, match=r"^~nosuchuser/x: there is no home folder ~nosuchuser$"
+        ):
             read("~nosuchuser/x")
         with pytest.raises(UserError, match="NUL"):
             read("a\0b")

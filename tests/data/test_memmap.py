@@ -96,7 +96,7 @@ def test_bad_files_are_told(name, content, message, tmp_path):
 def test_missing_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"data\.validation names no file"):
         Memmap(train="x").open("validation")
-    with pytest.raises(UserError, match=r"no file .*nowhere\.bin \(data\.train\)"):
+    with pytest.raises(UserError, match=r"data\.train: no file or folder .*nowhere\.bin"):
         Memmap(train=str(tmp_path / "nowhere.bin")).open("train")
 
 
