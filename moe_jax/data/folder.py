@@ -160,8 +160,8 @@ def cut_of(text: str, fraction: float) -> int:
     end is between a half and twice the share. A text of one character is not cut.
     """
     at, share = int(len(text) * (1 - fraction)), len(text) * fraction
-    least, most = max(len(text) - 2 * share, 1), min(len(text) - share / 2, len(text) - 1)
-    most = min(most, len(text.rstrip()) - 1)
+    last = len(text.rstrip()) - 1  # its end is more than white space
+    least, most = max(len(text) - 2 * share, 1), min(len(text) - share / 2, last)
     for separator in (LINE_END, SPACE):
         places = [match.end() for match in separator.finditer(text, max(int(least) - 1, 0))]
         places = [place for place in places if least <= place <= most]
@@ -169,4 +169,4 @@ def cut_of(text: str, fraction: float) -> int:
             return after[0]
         if places:
             return places[-1]
-    return min(max(at, 1), max(len(text) - 1, 1))
+    return max(min(at, last), 1)

@@ -39,7 +39,8 @@ def read_file(file: Path, field: str) -> Iterator[Item]:
     """
     documents = 0
     try:
-        for item in reader_of(file)(file, field):
+        # Of no bytes at all a reader of columns would say that they are damaged.
+        for item in reader_of(file)(file, field) if file.stat().st_size else ():
             documents += isinstance(item[1], str)
             yield item
     except (OSError, EOFError, zlib.error) as error:
@@ -86,6 +87,8 @@ def _text_of_line(line: str, field: str) -> str | Fault:
         return fault
     try:
         return text_in(parsed(line), field)
+    except json.JSONDecodeError as error:
+        return Fault(NOT_JSON, f"not JSON ({error.msg}, at character {error.pos + 1})")
     except ValueError as error:
         return Fault(NOT_JSON, f"not JSON ({error})")
 
