@@ -74,6 +74,9 @@ class Memmap:
             told=", ".join(names),
         )
 
+    def vocabulary(self) -> int | None:
+        return self.tokenizer.identity().get("vocab_size")
+
     def _read(self, path: Path, tokenizer: Tokenizer) -> np.ndarray:
         """The ids of a file. UserError where they cannot be the tokenizer's, as far as a sample of
         a large one shows it; of every row that is read the ids are looked at again."""

@@ -131,6 +131,11 @@ class Mixture:
             scatter=split != "train",
         )
 
+    def vocabulary(self) -> int | None:
+        """That of the first part: all have one tokenizer."""
+        tell = getattr(self.parsed()[0].dataset, "vocabulary", None)
+        return None if tell is None else tell()
+
     def prepare(self, reporter: Reporter) -> None:
         """Prepares each part that needs it."""
         for part in self.parsed():

@@ -104,6 +104,10 @@ class TextDataset:
             remedy=self.remedy(split),
         )
 
+    def vocabulary(self) -> int | None:
+        """Ids of the tokenizer; a BPE that is trained may end up with fewer."""
+        return self.tokenizer.identity().get("vocab_size")
+
     def _prepare_or_refuse(self) -> None:
         data_dir = resolve_data_dir(self.data_dir)
         if not self.auto_prepare:
