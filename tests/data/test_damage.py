@@ -45,19 +45,14 @@ def flipped_page(file: Path) -> bytes:
 
 
 def torn_batch(file: Path) -> bytes:
-    """An Arrow file of three batches; the second's offsets lead far out of its text."""
-    texts = [["a" * 5], ["b" * 777], ["c" * 9]]
+    """An Arrow file of three batches; in the second one text begins behind its own end."""
     schema = pa.schema([("text", pa.string())])
     with pa.ipc.new_file(file, schema) as out:
-        for part in texts:
+        for part in (["a" * 5], ["b" * 777, "b" * 23], ["c" * 9]):
             out.write_batch(pa.record_batch([pa.array(part)], schema=schema))
-    before, offsets, after = file.read_bytes().rpartition(struct.pack("<ii", 0, 777))
+    before, offsets, after = file.read_bytes().rpartition(struct.pack("<iii", 0, 777, 800))
     assert offsets
-    return before + struct.pack("<ii", 0, 1 << 30) + after
-
-
-def written(name: str, texts: list[str], tmp_path: Path) -> bytes:
-    return write(tmp_path / name, texts).read_bytes()
+    return before + struct.pack("<iii", 0, 900, 800) + after
 
 
 # (file, its bytes, the message after the file's name, the documents that are left, the reason)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.tree import to_json_dict
 from moe_jax.data.folder import Folder, cut_of
+from moe_jax.training.experiment import Experiment
+from moe_jax.training.identity import config_changes
 from tests.data.corpora import folder, write
 
 # Of the text below, from the version before files were read in other formats.
@@ -54,6 +57,16 @@ def test_runs_on_plain_text_go_on(split, tmp_path):
     }
 
 
+def test_a_config_from_before_goes_on():
+    """Its suffixes were two, and it did not know what to do on errors."""
+    saved = to_json_dict(Experiment(data=Folder(path="a")))
+    saved["data"]["suffixes"] = [".txt", ".jsonl"]
+    del saved["data"]["on_error"]
+    saved["model"]["vocab_size"] = 264
+    now = Experiment(data=Folder(path=("b", "c"))).completed()
+    assert config_changes(saved, now) == []
+
+
 def test_what_an_older_version_prepared_is_not_taken(tmp_path):
     """Its split of few documents, and its line ends, are others: the key differs."""
     write(tmp_path / "a.jsonl", ["text"])
@@ -73,6 +86,7 @@ SMALL = {
     "words": ["one two three"] * 9,
     "two letters": ["ab"] * 30,
     "ends in empty lines": ["some lines\n" * 11 + "the last\n\n\n"] * 20,
+    "a long empty end": ["words " * 20 + "\n" * 10] * 30,
     "ideographs": ["日本語の文章はここにあります\n"] * 20,
 }
 
