@@ -81,7 +81,7 @@ class Memmap:
         """The ids of a file. UserError where they cannot be the tokenizer's, as far as a sample of
         a large one shows it; of every row that is read the ids are looked at again."""
         try:
-            stream = self._read_npy(path) if path.suffix == ".npy" else self._read_bin(path)
+            stream = self._read_npy(path) if path.suffix.lower() == ".npy" else self._read_bin(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         for start in _starts(len(stream)):
@@ -91,7 +91,9 @@ class Memmap:
     def _read_npy(self, path: Path) -> np.ndarray:
         try:
             stream = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # of a torn header, whatever its parts raise
             raise UserError(f"{path}: not a .npy file of numbers ({error})") from error
         if not isinstance(stream, np.ndarray):
             raise UserError(f"{path}: not a .npy file of numbers, but a .npz of several")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from moe_jax.config.errors import UserError
 from tests.data.corpora import COLUMNS, LINES, PACKERS, TEXTS, documents_of, write, write_array
@@ -83,6 +84,7 @@ def contents(suffix: str) -> st.SearchStrategy[bytes]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_documents_or_one_message(suffix, tmp_path_factory):
     print(f"MOE_JAX_FUZZ_SEED={SEED}")
+    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))  # else it leaves one here
     file = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
 
     @seed(SEED)

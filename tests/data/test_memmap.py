@@ -92,6 +92,7 @@ def test_an_id_that_the_sample_of_a_large_file_misses_is_told_by_its_row(tmp_pat
         ("a.bin", b"", "train split is empty"),
         ("a.npy", b"123", r"not a \.npy file"),
         ("a.npy", b"", r"not a \.npy file"),
+        ("a.npy", b"\x93NUMPY\x01\x00\x03\x00{((", r"not a \.npy file"),
         ("a.npy", np.zeros(9, np.float32), "holds float32"),
         ("a.npy", np.zeros((3, 3), np.int32), r"shape \(3, 3\)"),
         ("a.npy", np.array([{}]), r"not a \.npy file of numbers"),
