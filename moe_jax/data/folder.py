@@ -17,6 +17,7 @@ from moe_jax.data.files import files_of, same_file, several
 from moe_jax.data.readers import READERS, read_file
 from moe_jax.data.store import TOKENS, digest, resolve_data_dir
 from moe_jax.data.text import TextDataset
+from moe_jax.data.types import SPLITS
 
 READING = 2  # raised when the same files give other documents or splits
 FEW_DOCUMENTS = 200  # with fewer, splitting by document would be a lottery
@@ -75,11 +76,13 @@ class Folder(TextDataset):
 
     def identity(self) -> dict[str, Any]:
         """Files by path, size and time of change: a changed folder is tokenised anew."""
-        files = [*self._files("train")[0], *self._files("validation")[0]]
-        stats = [(str(file.absolute()), file.stat()) for file in files]
+        splits = []
+        for split in SPLITS:
+            stats = [(str(file.absolute()), file.stat()) for file in self._files(split)[0]]
+            splits.append([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
         return {
             "reading": READING,
-            "files": digest([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]),
+            "files": digest(splits),
             "field": self.field,
             "on_error": self.on_error,
             "validation_fraction": None if self.validation else self.validation_fraction,

@@ -133,6 +133,15 @@ def test_validation_below_the_path_is_not_trained_on(validation, tmp_path, monke
     assert tally.files == 2
 
 
+def test_which_files_validate_is_part_of_what_is_prepared(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.jsonl", [f"text {name} " * 9] * 5)
+    a, b, c = (f"{tmp_path}/{name}.jsonl" for name in "abc")
+    assert len(folder((a, b), validation=c).open("train")) > 0
+    told = folder(a, validation=(b, c)).open("train").fingerprint["content"]
+    assert told["documents"] == 5
+
+
 def test_a_path_that_is_all_validation(tmp_path):
     write(tmp_path / "a.jsonl", ["text"] * 9)
     with pytest.raises(UserError, match=r"train split is empty; data\.path must name") as told:
