@@ -34,6 +34,7 @@ CORE = [
 ]
 
 TEXT = ["tokenizers>=0.22"]
+DATA = ["pyarrow>=18.0", "zstandard>=0.22"]
 SWEEP = ["optuna>=5.0"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
@@ -47,15 +48,18 @@ TEST = [
     "beartype>=0.21",  # checks the jaxtyping annotations while the tests run
     "fsspec>=2024.6.1",  # stands in for an object store
     "jsonschema>=4.20",
+    "hypothesis>=6.100",
     *SWEEP,
     *SLURM,
     *KUBERNETES,
     *TEXT,
+    *DATA,
 ]
 
 EXTRAS = {
     "test": TEST,
     "text": TEXT,
+    "data": DATA,  # .parquet, .arrow and .zst of a folder of text
     "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],

@@ -109,7 +109,7 @@ def test_only_declared_packages_are_imported(module: str):
         *(third_party(node) for node in top_level if isinstance(node, ast.Import | ast.ImportFrom))
     )
     assert at_import <= requirements("CORE")
-    extras = requirements("EXTRAS") | requirements("TEXT") | requirements("SWEEP")
+    extras = requirements("EXTRAS").union(*map(requirements, ("TEXT", "DATA", "SWEEP")))
     assert third_party(TREES[module]) <= requirements("CORE") | extras
 
 
@@ -123,7 +123,7 @@ FOLDERS = {
 def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
     usual = requirements("CORE") | requirements("TEST") | {"experiments"}
-    usual = usual.union(*map(requirements, ("TEXT", "SWEEP", "SLURM", "KUBERNETES")))
+    usual = usual.union(*map(requirements, ("TEXT", "DATA", "SWEEP", "SLURM", "KUBERNETES")))
     for path in sorted((ROOT / "tests").rglob("*.py")):
         allowed = usual.union(*(more for folder, more in FOLDERS.items() if folder in path.parts))
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path

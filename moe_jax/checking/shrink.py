@@ -44,6 +44,7 @@ def shrink(
     keep: paths that keep their value, for routers whose settings depend on a size. Raises UserError
     for a path that is not among those that shrink.
     """
+    experiment = experiment.completed()
     wanted = {change.path: change for change in _changes(experiment, steps, frozenset(keep))}
     if unknown := sorted(set(keep) - set(wanted)):
         match = nearest(unknown[0], wanted)

@@ -51,7 +51,8 @@ def apply_overrides(
 ) -> Any:
     """A new config dataclass: `config`, a dataclass or the ConfigDict of a `cls`, overridden.
 
-    Raises ConfigError with all the problems: unknown paths, bad values, broken rules.
+    A config with a method ``completed()`` is what that returns: with the values that follow from
+    others. Raises ConfigError with all the problems: unknown paths, bad values, broken rules.
     """
     if isinstance(config, ConfigDict):
         if cls is None:
@@ -64,6 +65,8 @@ def apply_overrides(
     result: Any
     result, more = build(config_dict.to_dict(), cls)
     problems += more
+    if not problems and hasattr(result, "completed"):
+        result = result.completed()
     told = {problem.path for problem in problems}
     problems += [problem for problem in check(result) if problem.path not in told]
     if problems:

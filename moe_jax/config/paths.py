@@ -24,6 +24,18 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 SEND_EVERY, SEND_RATE = 10.0, 1e6  # seconds, bytes/s
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path of this file system, ~ and ~user as the home folder. UserError where there is no such
+    user."""
+    text = str(path)
+    if "\0" in text:
+        raise UserError(f"{text!r}: a path holds no NUL")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no home folder {Path(text).parts[0]}") from error
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is in an object store: "gs://bucket/run"."""
     return SCHEME.match(str(path)) is not None
@@ -34,7 +46,7 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
     that is not known, or whose package is not installed."""
     text = str(path)
     if not is_remote(text):
-        return Path(text).expanduser()
+        return expanded(text)
     scheme = text.partition("://")[0]
     if scheme not in PACKAGES:
         known = ", ".join(f"{name}://" for name in PACKAGES)

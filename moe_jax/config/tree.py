@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FieldReference
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.kinds import KIND, Kinds, has_default, of_a_file
 from moe_jax.config.nearest import choices
-from moe_jax.config.values import Misfit, fit, optional, storage_type, supported
+from moe_jax.config.values import Misfit, fit, one_or_several, optional, storage_type, supported
 
 T = TypeVar("T")
 
@@ -159,8 +159,9 @@ def _fill(node: ConfigDict, config: Any) -> None:
         elif setting.subtree:
             node[name] = SettingsDict(sort_keys=False)
             _fill(node[name], value)
-        elif optional(setting.hint)[1]:
-            # A plain None would take any type, and a plain value would lose its type with None.
+        elif optional(setting.hint)[1] or one_or_several(setting.hint):
+            # A plain None would take any type, and a plain value would lose its type with None, or
+            # take no other than its own.
             node[name] = FieldReference(fit(value, setting.hint), storage_type(setting.hint))
         else:
             node[name] = fit(value, setting.hint)

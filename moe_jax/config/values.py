@@ -1,12 +1,15 @@
 """Single values of a config: do they fit a field's type, and how is a text read as one?
 
-Types of fields: bool, int, float, str, Literal, X | None, tuple[X, ...], tuple[X, Y].
+Types of fields: bool, int, float, str, Literal, X | None, tuple[X, ...], tuple[X, Y], and one or
+several texts, str | tuple[str, ...].
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+import operator
 import types
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
@@ -19,6 +22,7 @@ SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a 
 PLURALS = {bool: "truth values", int: "integers", float: "numbers", str: "texts"}
 PAIRS = {"(": ")", "[": "]"}
 QUOTES = "'\""
+SEVERAL = tuple[str, ...]
 
 
 class Misfit(ValueError):
@@ -27,11 +31,16 @@ class Misfit(ValueError):
 
 def optional(hint: Any) -> tuple[Any, bool]:
     """X, True for X | None; the hint itself, False for every other."""
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
         inner = [arg for arg in get_args(hint) if arg is not type(None)]
-        if len(inner) == 1:
-            return inner[0], True
+        return functools.reduce(operator.or_, inner), True
     return hint, False
+
+
+def one_or_several(hint: Any) -> bool:
+    """Whether it is str | tuple[str, ...], None aside."""
+    inner, _ = optional(hint)
+    return get_origin(inner) in (Union, types.UnionType) and set(get_args(inner)) == {str, SEVERAL}
 
 
 def supported(hint: Any) -> bool:
@@ -39,12 +48,14 @@ def supported(hint: Any) -> bool:
     hint, _ = optional(hint)
     if get_origin(hint) is tuple:
         return all(arg is ... or supported(arg) for arg in get_args(hint))
-    return get_origin(hint) is Literal or hint in SCALARS
+    return get_origin(hint) is Literal or hint in SCALARS or one_or_several(hint)
 
 
 def storage_type(hint: Any) -> type:
     """The Python type that holds the value (None aside): what a ConfigDict checks."""
     hint, _ = optional(hint)
+    if one_or_several(hint):
+        return object
     if get_origin(hint) is Literal:
         return type(get_args(hint)[0])
     return get_origin(hint) or hint
@@ -60,6 +71,8 @@ def describe(hint: Any) -> str:
         text = f"a tuple of {PLURALS.get(args[0]) or 'values, each ' + describe(args[0])}"
     elif get_origin(hint) is tuple:
         text = f"a tuple of {len(args)} ({', '.join(map(describe, args))})"
+    elif one_or_several(hint):
+        text = "a text or a tuple of texts"
     else:
         text = SCALARS[hint]
     return text + (" or None" if may_be_none else "")
@@ -74,6 +87,8 @@ def fit(value: Any, hint: Any) -> Any:
     inner, may_be_none = optional(hint)
     if value is None and may_be_none:
         return None
+    if one_or_several(inner):
+        inner = str if isinstance(value, str) else SEVERAL
     if get_origin(inner) is tuple:
         return _fit_elements(value, inner, rule)
     if get_origin(inner) is Literal:
@@ -122,12 +137,17 @@ def parse(text: str, hint: Any) -> Any:
     """The value of type `hint` that `text` stands for on a command line. Raises Misfit.
 
     Integers as 1_000, no 1e3; booleans true, false, 1, 0; None as none; tuples as 1,2 or (1, 2),
-    where a comma within brackets or quotes belongs to the element.
+    where a comma within brackets or quotes belongs to the element. Of str | tuple[str, ...] a
+    comma makes several: a,b or (a,); quotes around the whole make it one: 'a,b'.
     """
     rule = f"must be {describe(hint)}"
     inner, may_be_none = optional(hint)
     if may_be_none and text.strip().lower() == "none":
         return None
+    if one_or_several(inner):
+        if not _outer_commas(_unbracketed(text.strip())):
+            return text if (plain := _unquoted(text.strip())) == text.strip() else plain
+        inner = SEVERAL
     if get_origin(inner) is tuple:
         return _fit_elements(split_elements(text), inner, rule, by=parse)
     if get_origin(inner) is Literal:
@@ -150,9 +170,7 @@ def parse(text: str, hint: Any) -> Any:
 
 def split_elements(text: str) -> list[str]:
     """Cuts "a, f(b, c)" or "(a, 'b')" at its outer commas; a last comma may end the list."""
-    text = text.strip()
-    if text and PAIRS.get(text[0]) == text[-1] and _closing(text) == len(text) - 1:
-        text = text[1:-1]
+    text = _unbracketed(text.strip())
     elements, start = [], 0
     for at in _outer_commas(text):
         elements.append(text[start:at])
@@ -161,6 +179,11 @@ def split_elements(text: str) -> list[str]:
         elements.append(text[start:])
     elements = [_unquoted(element.strip()) for element in elements]
     return [] if elements == [""] else elements
+
+
+def _unbracketed(text: str) -> str:
+    enclosed = text and PAIRS.get(text[0]) == text[-1] and _closing(text) == len(text) - 1
+    return text[1:-1] if enclosed else text
 
 
 def _closing(text: str) -> int:
@@ -189,3 +212,18 @@ def _outer_commas(text: str) -> list[int]:
 def _unquoted(text: str) -> str:
     quoted = len(text) >= 2 and text[0] in QUOTES and text[-1] == text[0]
     return text[1:-1] if quoted else text
+
+
+def written(value: Any, hint: Any) -> str:
+    """The text that `parse` reads as this value of the type `hint`."""
+    if isinstance(value, list | tuple):
+        texts = [_quoted(element) if isinstance(element, str) else element for element in value]
+        return ", ".join(map(str, texts)) + ("," if len(value) == 1 else "")
+    return _quoted(value) if one_or_several(hint) and isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """In quotes where a comma, a bracket or a quote would be read as more than itself."""
+    if "," not in text and _unquoted(text) == text:
+        return text
+    return f'"{text}"' if "'" in text else f"'{text}'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.config.errors import UserError
 from moe_jax.data.mixture import Mixture
 from moe_jax.data.sources import SOURCES
 from moe_jax.data.stdlib_text import StdlibText
@@ -9,4 +10,13 @@ from moe_jax.data.types import Dataset, Rows
 
 DATASETS: dict[str, type] = {**SOURCES, "mixture": Mixture}
 
-__all__ = ["DATASETS", "Dataset", "Rows", "StdlibText"]
+__all__ = ["DATASETS", "Dataset", "Rows", "StdlibText", "vocabulary_of"]
+
+
+def vocabulary_of(dataset: Dataset) -> int | None:
+    """How many ids its tokenizer has, at most, as its settings say it; None where they do not."""
+    tell = getattr(dataset, "vocabulary", None)
+    try:
+        return None if tell is None else tell()
+    except UserError:  # which opening the dataset tells
+        return None

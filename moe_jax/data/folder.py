@@ -1,120 +1,175 @@
-"""A folder of text files and .jsonl files, or one such file."""
+"""Text in files: a folder of them, a file, a glob or several."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
-from moe_jax.data.store import digest
+from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
+from moe_jax.data.files import files_of, same_file, several
+from moe_jax.data.readers import READERS, read_file
+from moe_jax.data.store import TOKENS, digest, resolve_data_dir
 from moe_jax.data.text import TextDataset
+from moe_jax.data.types import SPLITS
 
-JSONL = ".jsonl"
+READING = 2  # raised when the same files give other documents or splits
 FEW_DOCUMENTS = 200  # with fewer, splitting by document would be a lottery
+LINE_END = re.compile(r"\r\n?|\n")
+SPACE = re.compile(r"\s+")
+# Beside the .arrow files of a data set that the library `datasets` has saved.
+DESCRIPTIONS = {"dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(TextDataset):
-    """The files below `path` with one of the suffixes, in the order of their paths.
+    """The text in the files below `path`, in the order of their paths.
 
-    A text file is one document; in a .jsonl file each line is one, its text the line's `field`.
-    validation: path of a validation set of its own. Without it, the share `validation_fraction`
-    of the documents validates, chosen by the hash of their text, so that copies stay together. Of
-    fewer than 200 documents each is cut instead, its end validates.
+    path, validation: a folder, a file, a glob ("shards/**/*.jsonl.zst"), or several of them.
+    suffixes: of the files that are read of a folder, packed as .gz or .zst or not; each suffix has
+    its reader (data/readers.py), a suffix without one is a text. A .txt is one document; elsewhere
+    a line, row or object is one, and its text the `field`, a name or a dotted path.
+    validation: a validation set of its own, whose files are not trained on. Without it, the share
+    `validation_fraction` of the documents validates, chosen by the hash of their text, so that
+    copies stay together. Of fewer than 200 documents each is cut instead, its end validates.
+    on_error: what is damaged ends the reading with a message ("stop") or is passed over and told
+    ("skip").
     """
 
     kind_name: ClassVar[str] = "folder"
 
-    path: str = ""
-    suffixes: tuple[str, ...] = (".txt", JSONL)
+    path: str | tuple[str, ...] = ""
+    suffixes: tuple[str, ...] = tuple(READERS)
     field: str = "text"
-    validation: str | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    validation: str | tuple[str, ...] | None = None
     validation_fraction: float = 0.05
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
-        if not self.path:
-            yield "path", "must name a folder or a file of text"
+        if not all(several(self.path)) or not self.path:
+            yield "path", "must name folders or files of text"
+        if self.validation is not None and not (self.validation and all(several(self.validation))):
+            yield "validation", "must name folders or files of text, or be None"
         if not all(suffix.startswith(".") for suffix in self.suffixes) or not self.suffixes:
             yield "suffixes", "must be such as .txt"
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", "must lie between 0 and 1"
 
     def told(self) -> str:
-        return self.path
+        return ", ".join(several(self.path))
+
+    def remedy(self, split: str) -> str:
+        if self.validation is not None:
+            name = "path" if split == "train" else "validation"
+            return f"data.{name} must name files with more text"
+        more = f"a larger data.validation_fraction (now {self.validation_fraction:g})"
+        less = f"a smaller data.validation_fraction (now {self.validation_fraction:g})"
+        choice = less if split == "train" else more
+        return f"it takes more text, {choice}, or data.validation=PATH, a set of its own"
 
     def identity(self) -> dict[str, Any]:
         """Files by path, size and time of change: a changed folder is tokenised anew."""
-        files = [*self._files(self.path), *self._files(self.validation or self.path)]
-        stats = [(str(file.absolute()), file.stat()) for file in files]
+        splits = []
+        for split in SPLITS:
+            stats = [(str(file.absolute()), file.stat()) for file in self._files(split)[0]]
+            splits.append([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
         return {
-            "files": digest([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]),
+            "reading": READING,
+            "files": digest(splits),
             "field": self.field,
+            "on_error": self.on_error,
             "validation_fraction": None if self.validation else self.validation_fraction,
         }
 
     def documents(self, split: str) -> Iterator[str]:
+        return self.tallied(split, Tally())
+
+    def tallied(self, split: str, tally: Tally) -> Iterator[str]:
+        files, held = self._files(split)
+        for file in held:
+            tally.pass_over("files of data.validation", str(file))
         if self.validation is not None:
-            yield from self._read(self.path if split == "train" else self.validation)
+            yield from self._read(files, tally)
             return
-        few = len(list(itertools.islice(self._read(self.path), FEW_DOCUMENTS))) < FEW_DOCUMENTS
-        for text in self._read(self.path):
+        some = itertools.islice(self._read(files, Tally()), FEW_DOCUMENTS)
+        few = sum(1 for _ in some) < FEW_DOCUMENTS
+        # Both splits are read from the same files, which are counted once.
+        for text in self._read(files, tally if split == "train" else Tally()):
             if few:
-                cut = self._cut(text)
+                cut = cut_of(text, self.validation_fraction)
                 yield text[:cut] if split == "train" else text[cut:]
             elif self._validates(text) == (split == "validation"):
                 yield text
-
-    def _cut(self, text: str) -> int:
-        """Where the validating end of a text begins: after a line break, if one follows."""
-        at = int(len(text) * (1 - self.validation_fraction))
-        return text.find("\n", at) + 1 or at
 
     def _validates(self, text: str) -> bool:
         head = hashlib.sha256(text.encode("utf-8")).digest()[:8]
         return int.from_bytes(head) < self.validation_fraction * 2**64
 
-    def _files(self, path: str) -> list[Path]:
-        root = Path(path).expanduser()
-        if root.is_file():
-            return [root]
-        if not root.is_dir():
-            raise UserError(f"data: no file or folder {path}")
-        files = (file for file in root.rglob("*") if file.suffix in self.suffixes)
-        found = sorted(file for file in files if file.is_file())
-        if not found:
-            raise UserError(f"data: {path} holds no {' or '.join(self.suffixes)} file")
-        return found
+    def _files(self, split: str) -> tuple[list[Path], list[Path]]:
+        """The files of a split, and those that it leaves out since the validation set has them."""
+        own = None
+        if self.validation is not None:
+            own = self._found(self.validation, "data.validation")
+            if split == "validation":
+                return own, []
+        files = self._found(self.path, "data.path")
+        if own is None:
+            return files, []
+        names = set(map(same_file, own))
+        kept: list[Path] = []
+        held: list[Path] = []
+        for file in files:
+            (held if same_file(file) in names else kept).append(file)
+        return kept, held
 
-    def _read(self, path: str) -> Iterator[str]:
-        for file in self._files(path):
-            try:
-                if file.suffix == JSONL:
-                    yield from self._read_lines(file)
+    def _found(self, paths: str | tuple[str, ...], setting: str) -> list[Path]:
+        """The files that paths name, but for what was prepared of them."""
+        prepared = str(resolve_data_dir(self.data_dir) / TOKENS) + os.sep
+        files = files_of(paths, self.suffixes, setting)
+        return [file for file in files if not str(file.absolute()).startswith(prepared)]
+
+    def _read(self, files: list[Path], tally: Tally) -> Iterator[str]:
+        for file in files:
+            if file.name in DESCRIPTIONS:
+                tally.pass_over("descriptions of a data set", str(file))
+                continue
+            tally.files += 1
+            found = False
+            for place, item in read_file(file, self.field):
+                found = True
+                if isinstance(item, Fault):
+                    tally.refuse_or_pass(item, file, place, self.on_error)
+                elif item:
+                    tally.add(item)
+                    yield item
                 else:
-                    yield file.read_text("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file}: not UTF-8 ({error})") from error
+                    tally.pass_over(EMPTY_TEXT, f"{file}, {place}" if place else str(file))
+            if not found:
+                tally.pass_over(EMPTY_FILE, str(file))
 
-    def _read_lines(self, file: Path) -> Iterator[str]:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield self._text_of(line, f"{file}, line {number}")
 
-    def _text_of(self, line: str, where: str) -> str:
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
-        text = content.get(self.field) if isinstance(content, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(content) if isinstance(content, dict) else "no fields"
-            raise UserError(f"{where}: no text {self.field!r} (data.field); it has {keys}")
-        return text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate
+def cut_of(text: str, fraction: float) -> int:
+    """Where the validating end of a text begins, about the share `fraction` of it: after a line
+    end, else after white space, else anywhere, but never at an end of the text.
+
+    Preferred is the first such place past the share's own beginning, then the last one before; the
+    end is between a half and twice the share. A text of one character is not cut.
+    """
+    at, share = int(len(text) * (1 - fraction)), len(text) * fraction
+    last = len(text.rstrip()) - 1  # its end is more than white space
+    least, most = max(len(text) - 2 * share, 1), min(len(text) - share / 2, last)
+    for separator in (LINE_END, SPACE):
+        places = [match.end() for match in separator.finditer(text, max(int(least) - 1, 0))]
+        places = [place for place in places if least <= place <= most]
+        if after := [place for place in places if place > at]:
+            return after[0]
+        if places:
+            return places[-1]
+    return max(min(at, last), 1)

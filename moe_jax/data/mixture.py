@@ -17,7 +17,8 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.kinds import Kinds
 from moe_jax.config.overrides import apply_overrides
-from moe_jax.config.values import split_elements
+from moe_jax.config.tree import settings as fields_of
+from moe_jax.config.values import one_or_several, split_elements
 from moe_jax.data.order import scattered
 from moe_jax.data.progress import Reporter
 from moe_jax.data.sources import SOURCES
@@ -94,6 +95,9 @@ class Mixture:
         return Part(match["label"] or match["kind"], dataset, weight)
 
     def _dataset(self, kind: str, settings: str) -> Dataset:
+        cls = Kinds(SOURCES, Dataset).load(kind)
+        # Where several may stand, quotes say that a comma is part of one.
+        several = [name for name, field in fields_of(cls).items() if one_or_several(field.hint)]
         pairs = []
         for setting in split_elements(settings):
             path, equals, value = setting.partition("=")
@@ -101,8 +105,8 @@ class Mixture:
                 raise UserError(f"{setting!r} must read setting=value")
             if path.strip() == "sequence_length":
                 raise UserError("sequence_length is the mixture's")
-            pairs.append((path.strip(), value.strip().strip("'\"")))
-        cls = Kinds(SOURCES, Dataset).load(kind)
+            path, value = path.strip(), value.strip()
+            pairs.append((path, value if path in several else value.strip("'\"")))
         own: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:
             own["data_dir"] = self.data_dir
@@ -127,11 +131,23 @@ class Mixture:
             scatter=split != "train",
         )
 
+    def vocabulary(self) -> int | None:
+        """That of the first part: all have one tokenizer."""
+        tell = getattr(self.parsed()[0].dataset, "vocabulary", None)
+        return None if tell is None else tell()
+
     def prepare(self, reporter: Reporter) -> None:
         """Prepares each part that needs it."""
         for part in self.parsed():
             if hasattr(part.dataset, "prepare"):
                 part.dataset.prepare(reporter)
+
+    def summary(self) -> list[str]:
+        """What was read for each part that says so."""
+        lines = []
+        for part in self.parsed():
+            lines += [f"{part.label}: {line}" for line in getattr(part.dataset, "summary", list)()]
+        return lines
 
     def stored_in(self) -> tuple[Path, ...]:
         own = [part.dataset for part in self.parsed() if hasattr(part.dataset, "stored_in")]
@@ -161,6 +177,13 @@ class MixedRows:
         }
         self._ends = list(accumulate(map(len, parts)))
         self._scatter = scatter
+
+    @property
+    def read(self) -> str:
+        """What was read for each part, where that is known."""
+        pairs = zip(self.domains, self.parts, strict=True)
+        told = [(name, getattr(part, "read", "")) for name, part in pairs]
+        return "; ".join(f"{name} {read}" for name, read in told if read)
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -89,16 +89,18 @@ class PackedRows:
     """A stream as rows (see the module). `Rows` of types.py.
 
     stream: ids, usually mapped from a file. scatter: give the rows in a fixed scattered order.
-    name: of the one domain. told: where the stream comes from, for errors.
+    name: of the one domain. told: where the stream comes from, for errors. read: what was read to
+    make it, in a few words, where that is known.
     """
 
-    stream: np.ndarray
+    stream: Any  # an array of ids, or what can be sliced as one
     sequence_length: int
     tokenizer: Tokenizer
     fingerprint: Mapping[str, Any]
     name: str
     scatter: bool
     told: str
+    read: str = ""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -113,19 +115,23 @@ class PackedRows:
         place = scattered(index, len(self)) if self.scatter else index
         start = place * self.sequence_length
         ids = self.stream[start : start + self.sequence_length + 1]
-        least, largest = ids.min(), ids.max()
-        if not 0 <= least <= largest < self.tokenizer.vocab_size:
-            wrong = least if least < 0 else largest
-            raise UserError(
-                f"{self.told}: holds the id {wrong}, but the tokenizer has the ids 0 .. "
-                f"{self.tokenizer.vocab_size - 1}: another dtype, header_bytes or tokenizer is "
-                "needed"
-            )
+        require_ids(ids, self.tokenizer.vocab_size, self.told)
         tokens = np.full(self.sequence_length + 1, self.tokenizer.pad_id, np.int32)
         segments = np.zeros(self.sequence_length + 1, np.int32)
         tokens[: len(ids)] = ids
         segments[: len(ids)] = segments_of(ids, self.tokenizer.eos_id)
         return {"tokens": tokens, "segments": segments, "domain": np.zeros((), np.int32)}
+
+
+def require_ids(ids: np.ndarray, vocab_size: int, told: str) -> None:
+    """UserError where an id is none of the tokenizer's. ids: not empty."""
+    least, largest = ids.min(), ids.max()
+    if not 0 <= least <= largest < vocab_size:
+        wrong = least if least < 0 else largest
+        raise UserError(
+            f"{told}: holds the id {wrong}, but the tokenizer has the ids 0 .. {vocab_size - 1}: "
+            "another dtype, header_bytes or tokenizer is needed"
+        )
 
 
 def segments_of(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
@@ -137,7 +143,7 @@ def segments_of(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
 
 
 def packed_rows(
-    stream: np.ndarray,
+    stream: Any,
     *,
     sequence_length: int,
     tokenizer: Tokenizer,
@@ -145,17 +151,20 @@ def packed_rows(
     kind: str,
     content: Mapping[str, Any],
     told: str,
+    read: str = "",
+    remedy: str | None = None,
 ) -> PackedRows:
     """Rows of a stream, with their fingerprint. UserError where it does not fill one row.
 
-    content: JSON that stands for the stream's ids.
+    content: JSON that stands for the stream's ids. remedy: what makes the split larger.
     """
     if len(stream) < 2:
-        raise UserError(f"{told}: the {split} split is empty")
+        raise UserError(f"{told}: the {split} split is empty" + (f"; {remedy}" if remedy else ""))
     if len(stream) <= sequence_length:
         raise UserError(
             f"{told}: the {split} split has {len(stream)} tokens in all, fewer than one row of "
             f"sequence_length + 1 = {sequence_length + 1}"
+            + (f"; {remedy}, or a smaller data.sequence_length" if remedy else "")
         )
     fingerprint = {
         "kind": kind,
@@ -173,4 +182,5 @@ def packed_rows(
         name=kind,
         scatter=split != "train",
         told=told,
+        read=read,
     )

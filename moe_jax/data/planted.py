@@ -58,6 +58,9 @@ class Planted:
         require_split(split)
         return PlantedRows(self, split)
 
+    def vocabulary(self) -> int:
+        return self.symbols
+
     @functools.cached_property
     def process(self) -> Process:
         """The random process that the rows are drawn from."""

@@ -43,10 +43,11 @@ def prepare(dataset: Dataset, reporter: Reporter) -> list[str]:
     do_prepare = getattr(dataset, "prepare", None)
     if do_prepare is not None:
         do_prepare(reporter)
-        folders = [f"in {folder}" for folder in dataset.stored_in()]  # type: ignore[attr-defined]
+        lines = [f"in {folder}" for folder in dataset.stored_in()]  # type: ignore[attr-defined]
+        lines += getattr(dataset, "summary", list)()
     else:
-        folders = ["needs no preparation"]
-    return [*folders, *_summary(dataset)]
+        lines = ["needs no preparation"]
+    return [*lines, *_summary(dataset)]
 
 
 def _summary(dataset: Dataset) -> list[str]:

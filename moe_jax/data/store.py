@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
-from moe_jax.config.paths import write_whole
+from moe_jax.config.paths import expanded, write_whole
+from moe_jax.data.faults import Tally
 from moe_jax.data.packing import StreamInfo, write_stream
 from moe_jax.data.progress import Reporter
 from moe_jax.data.tokenizer import load_tokenizer, save_tokenizer
@@ -26,13 +28,14 @@ from moe_jax.data.types import SPLITS, Tokenizer
 VARIABLE = "MOE_JAX_DATA_DIR"
 FORMAT = 1  # of a folder of tokens; another number, another folder
 META = "meta.json"
+TOKENS = "tokens"  # the folder of those folders
 SMALL = 64 << 20  # bytes of tokens that are read through at each start: a twentieth of a second
 
 
 def resolve_data_dir(data_dir: str | None) -> Path:
     """The folder of prepared data: the argument, else $MOE_JAX_DATA_DIR, else ~/.cache."""
     chosen = data_dir or os.environ.get(VARIABLE) or "~/.cache/moe_jax/data"
-    return Path(chosen).expanduser().absolute()
+    return expanded(chosen).absolute()
 
 
 def digest(content: Any) -> str:
@@ -48,9 +51,18 @@ def build_once(target: Path, write: Callable[[Path], None]) -> None:
     """
     if target.exists():  # perhaps where we may not write
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.tmp-"
-    with _lock(target.parent / f".{target.name}.lock") as alone:
+    prefix, lock = f".{target.name}.tmp-", target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{target.parent}: cannot be written ({error.strerror}); data.data_dir or "
+            f"${VARIABLE} names another folder for prepared data"
+        ) from error
+    with _lock(lock) as alone:
         if target.exists():
             return
         if alone:  # what lies here was left by a process that died
@@ -91,11 +103,12 @@ def _lock(path: Path) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class TokenFolder:
-    """An opened folder: a stream of tokens for each split, and their tokenizer."""
+    """An opened folder: a stream of tokens for each split, their tokenizer, and what was read."""
 
     folder: Path
     tokenizer: Tokenizer
     splits: Mapping[str, StreamInfo]
+    read: Tally
 
     def stream(self, split: str) -> np.ndarray:
         """The ids of a split, mapped into memory. UserError where the file is damaged."""
@@ -144,23 +157,30 @@ def write_tokens(
     folder: Path,
     identity: Mapping[str, Any],
     make_tokenizer: Callable[[], Tokenizer],
-    documents: Callable[[str], Iterator[str]],
+    documents: Callable[[str, Tally], Iterator[str]],
     count: Callable[[str], int | None],
+    require: Callable[[str, StreamInfo, Tally], None],
     reporter: Reporter,
 ) -> None:
-    """Fills a folder: a stream for each split, the tokenizer, and meta.json."""
-    tokenizer = make_tokenizer()
+    """Fills a folder: a stream for each split, the tokenizer, and meta.json.
+
+    require: raises UserError where a split is not to be kept.
+    """
+    tokenizer, tally = make_tokenizer(), Tally()
     save_tokenizer(tokenizer, folder)
     splits = {}
     for split in SPLITS:
         reporter.stage(f"tokenising {split}", count(split))
         path = _stream_path(folder, split)
-        splits[split] = write_stream(path, documents(split), tokenizer, reporter.advance)
+        texts = documents(split, tally)
+        splits[split] = write_stream(path, texts, tokenizer, reporter.advance)
+        require(split, splits[split], tally)
     meta = {
         "format": FORMAT,
         "source": dict(identity),
         "tokenizer": tokenizer.describe(),
         "splits": {split: info.describe() for split, info in splits.items()},
+        "read": tally.describe(),
     }
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
 
@@ -171,8 +191,10 @@ def open_tokens(folder: Path) -> TokenFolder:
         meta = read_object(folder / META)
         splits = {split: StreamInfo(**info) for split, info in meta["splits"].items()}
         description = meta["tokenizer"]
+        sums = {n: sum(getattr(i, n) for i in splits.values()) for n in ("documents", "bytes")}
+        read = Tally(**meta.get("read", sums))  # which older folders do not have
     except (OSError, UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / META}: cannot be read ({error}); remove the folder and prepare again"
         ) from error
-    return TokenFolder(folder, load_tokenizer(folder, description), splits)
+    return TokenFolder(folder, load_tokenizer(folder, description), splits, read)

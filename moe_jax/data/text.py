@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from typing import Any, ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind
-from moe_jax.config.tree import to_json_dict
-from moe_jax.data.packing import PackedRows, packed_rows
-from moe_jax.data.progress import ConsoleReporter, Reporter
+from moe_jax.config.tree import leaves, to_json_dict
+from moe_jax.config.values import written
+from moe_jax.data.faults import EMPTY_TEXT, Tally
+from moe_jax.data.packing import PackedRows, StreamInfo, packed_rows
+from moe_jax.data.progress import ConsoleReporter, Reporter, Silent
 from moe_jax.data.store import (
     FORMAT,
+    TOKENS,
     build_once,
     digest,
     open_tokens,
@@ -56,6 +60,19 @@ class TextDataset:
         """The documents of a split, always in the same order."""
         raise NotImplementedError
 
+    def tallied(self, split: str, tally: Tally) -> Iterator[str]:
+        """The documents of a split, counted with what is passed over."""
+        for text in self.documents(split):
+            if text:
+                tally.add(text)
+                yield text
+            else:
+                tally.pass_over(EMPTY_TEXT, split)
+
+    def remedy(self, split: str) -> str | None:
+        """What makes a split larger, in words. None: it may be empty until it is opened."""
+        return None
+
     def count(self, split: str) -> int | None:
         """How many documents there are, None where that is not known before reading them."""
         return None
@@ -83,7 +100,13 @@ class TextDataset:
             kind=self.kind_name,
             content=tokens.splits[split].describe(),
             told=self.told(),
+            read=tokens.read.in_short(),
+            remedy=self.remedy(split),
         )
+
+    def vocabulary(self) -> int | None:
+        """Ids of the tokenizer; a BPE that is trained may end up with fewer."""
+        return self.tokenizer.identity().get("vocab_size")
 
     def _prepare_or_refuse(self) -> None:
         data_dir = resolve_data_dir(self.data_dir)
@@ -92,9 +115,25 @@ class TextDataset:
                 f"{self.told()} is not prepared in {data_dir}; prepare it:\n"
                 f"  {prepare_command(self)}"
             )
-        with ConsoleReporter(lines=False) as reporter:
+        from moe_jax.parallel.hosts import is_first  # here: other uses do without JAX
+
+        with contextlib.ExitStack() as stack:
+            reporter: Reporter = Silent()
+            if is_first():
+                reporter = stack.enter_context(ConsoleReporter(lines=False))
             reporter.message(f"Preparing {self.told()} in {data_dir} ...")
             self.prepare(reporter)
+            for line in self.summary():
+                reporter.message(f"  {line}")
+
+    def summary(self) -> list[str]:
+        """Two lines on what is prepared: what was read, and the splits."""
+        tokens = open_tokens(self._tokens_folder())
+        splits = [
+            f"{split} {info.documents:,} documents, {info.tokens:,} tokens"
+            for split, info in tokens.splits.items()
+        ]
+        return [f"read: {tokens.read}", f"splits: {'; '.join(splits)}"]
 
     def prepare(self, reporter: Reporter) -> None:
         """Tokenises the documents into a folder, unless that is done."""
@@ -106,9 +145,18 @@ class TextDataset:
             return self.tokenizer.make(self.documents("train"))
 
         def write(folder: Path) -> None:
-            write_tokens(folder, identity, make_tokenizer, self.documents, self.count, reporter)
+            write_tokens(
+                folder, identity, make_tokenizer, self.tallied, self.count, self._require, reporter
+            )
 
         build_once(self._tokens_folder(), write)
+
+    def _require(self, split: str, info: StreamInfo, tally: Tally) -> None:
+        """UserError for an empty split."""
+        remedy = self.remedy(split)
+        if info.documents == 0 and remedy is not None:
+            told = f"{self.told()}: the {split} split is empty; {remedy}"
+            raise UserError(f"{told}\n  read: {tally}")
 
     def stored_in(self) -> tuple[Path, ...]:
         """The folders that `prepare` fills."""
@@ -116,7 +164,7 @@ class TextDataset:
 
     def _tokens_folder(self) -> Path:
         key = digest([FORMAT, self.identity(), self.tokenizer.identity()])[:12]
-        return resolve_data_dir(self.data_dir) / "tokens" / f"{self.kind_name}-{key}"
+        return resolve_data_dir(self.data_dir) / TOKENS / f"{self.kind_name}-{key}"
 
 
 def prepare_command(dataset: Any) -> str:
@@ -127,8 +175,10 @@ def prepare_command(dataset: Any) -> str:
         for path, value in _flat(to_json_dict(dataset)).items()
         if value != usual.get(path) and path not in ("sequence_length", "auto_prepare")
     }
+    hints = {path: setting.hint for path, setting, _ in leaves(dataset)}
     flags = [f"--dataset={dataset.kind_name}"]
-    flags += [f"--dataset.{path}={_as_text(value)}" for path, value in settings.items()]
+    for path, value in settings.items():
+        flags.append(f"--dataset.{path}={written(value, hints.get(path, str))}")
     return shlex.join(["python", "-m", "moe_jax.data.prepare", *flags])
 
 
@@ -141,7 +191,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _as_text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

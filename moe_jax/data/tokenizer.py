@@ -14,7 +14,7 @@ import numpy as np
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import read_object
-from moe_jax.config.paths import write_whole
+from moe_jax.config.paths import expanded, write_whole
 from moe_jax.data.types import Tokenizer
 
 BPE_FILE = "tokenizer.json"  # the format of the `tokenizers` library
@@ -196,7 +196,7 @@ def _pieces(texts: Iterable[str], size: int = 1 << 20) -> Iterator[str]:
 
 def load_bpe(file: str | Path) -> BpeTokenizer:
     """The BPE of a tokenizer.json. UserError where it is missing or of another kind."""
-    path = Path(file).expanduser()
+    path = expanded(file)
     try:
         content = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -69,7 +69,8 @@ class Rows(Protocol):
 class Dataset(Protocol):
     """A dataset's config: a frozen, keyword-only dataclass.
 
-    A dataset that is prepared before use has also ``prepare(progress)``, which does nothing where
+    It may have ``vocabulary()``, how many ids its tokenizer has, for model.vocab_size = 0. A
+    dataset that is prepared before use has also ``prepare(progress)``, which does nothing where
     that is done, and ``stored_in()``, the folders that it fills.
     """
 

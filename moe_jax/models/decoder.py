@@ -54,7 +54,8 @@ REMAT_POLICIES: dict[str, Any] = {
 class DecoderConfig:
     """Dimensions and numerics of the decoder.
 
-    vocab_size may exceed the tokenizer's (a multiple of 8 shards better). mlp_dim is the hidden
+    vocab_size may exceed the tokenizer's (a multiple of 8 shards better); 0: what the tokenizer
+    needs, in whole eights, and 264 where that is less. mlp_dim is the hidden
     width of the dense layers. attention: the kernel, see nn/attention.py. depth: layers in which
     only some tokens take part. logits_chunks: parts of the vocabulary that the loss takes one after
     the other, dividing vocab_size (on a mesh, a device's part of it); None: as many as keep a
@@ -66,7 +67,7 @@ class DecoderConfig:
     other value), their gradients' sums, norms, router, softmax and losses are float32 always.
     """
 
-    vocab_size: int = 264
+    vocab_size: int = 0
     num_layers: int = 4
     model_dim: int = 128
     num_heads: int = 4
@@ -87,9 +88,9 @@ class DecoderConfig:
     depth: MixtureOfDepths = field(default_factory=MixtureOfDepths)
 
     def check(self) -> Iterator[Rule]:
-        sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
+        sizes = ("num_layers", "model_dim", "num_heads", "num_kv_heads")
         yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim", "logits_chunks")
-        yield from at_least(self, 0, "unrolled_layers")
+        yield from at_least(self, 0, "vocab_size", "unrolled_layers")
         if self.logits_chunks and self.vocab_size % self.logits_chunks:
             yield "logits_chunks", f"must divide vocab_size = {self.vocab_size}"
         yield from one_of(self, ACTIVATIONS, "activation")

@@ -273,6 +273,11 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def is_first() -> bool:
+    """The same as `is_primary`, without a look at the devices: where JAX may not be needed."""
+    return not _global_state().process_id
+
+
 def is_primary() -> bool:
     """Whether this is process 0, which alone writes what is not an array, and alone speaks."""
     return jax.process_index() == 0

@@ -66,6 +66,7 @@ class Estimate:
 def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") -> Estimate:
     """The estimate of a config on `num_devices` of a platform, whose kernels may keep less;
     ConfigError where it does not fit the mesh."""
+    experiment = experiment.completed().with_vocabulary(0)
     problems = cross_check(experiment, num_devices)
     if experiment.moe.ensemble > 1:
         rule = "must be 1: a plan does not know ensembles"

@@ -260,9 +260,10 @@ def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Progra
     Raises ConfigError with all that is wrong between the parts, the mesh and the tokenizer.
     """
     devices = jax.devices() if devices is None else devices
+    experiment = experiment.completed().with_vocabulary(tokenizer.vocab_size)
     problems = cross_check(experiment, len(devices))
     if tokenizer.vocab_size > experiment.model.vocab_size:
-        rule = f"must be at least the tokenizer's {tokenizer.vocab_size}"
+        rule = f"must be at least the tokenizer's {tokenizer.vocab_size}, or 0 to follow it"
         problems.append(Problem("model.vocab_size", experiment.model.vocab_size, rule))
     if problems:
         raise ConfigError(problems)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moe_jax.config.fields import Rule, at_least, at_most, kind
 from moe_jax.config.knobs import schedule_rules
-from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
+from moe_jax.data.datasets import DATASETS, Dataset, StdlibText, vocabulary_of
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
@@ -17,6 +17,7 @@ from moe_jax.training.writers import LoggingConfig
 
 MAX_SEED = 2**32 - 1  # JAX's keys take seeds modulo 2^32: larger ones would be others once more
 MAX_COUNT = 2**31 - 1  # counters are int32
+LEAST_VOCABULARY = 264  # that of the bytes, and of runs from before the tokenizer was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +83,15 @@ class Experiment:
         yield from at_most(self, MAX_SEED, "seed")
         yield from at_most(self, MAX_COUNT, "steps", "batch_size")
         yield from schedule_rules(self)
+
+    def completed(self) -> Experiment:
+        """With the values that follow from others, as far as the settings alone say them."""
+        ids = vocabulary_of(self.data) if self.model.vocab_size == 0 else None
+        return self if ids is None else self.with_vocabulary(ids)
+
+    def with_vocabulary(self, ids: int) -> Experiment:
+        """With model.vocab_size for so many ids, where that is left to the tokenizer."""
+        if self.model.vocab_size != 0:
+            return self
+        size = max(LEAST_VOCABULARY, -(-ids // 8) * 8)
+        return replace(self, model=replace(self.model, vocab_size=size))

@@ -23,6 +23,8 @@ FREE = (
     "data.auto_prepare",
     "data.tfds_dir",
     "data.path",
+    "data.suffixes",
+    "data.on_error",
     "model.remat",
     "model.logits_chunks",
     "model.attention",

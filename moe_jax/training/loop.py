@@ -87,6 +87,8 @@ def train(
             say(f"{folder}: the run is complete ({restored.step} steps)")
             return Outcome(restored.step, True, {})
         describe(program, folder, restored)
+        if read := getattr(rows, "read", ""):
+            say(f"  data: {read}")
         if restored is None:
             with doing("initialising the parameters"):
                 state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0

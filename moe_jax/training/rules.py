@@ -22,7 +22,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Values that have no sense by themselves (a size below 1) are left to their part's own check.
     Raises UserError where the mesh itself does not fit.
     """
-    sizes = experiment.mesh.sizes(num_devices)
+    experiment, sizes = experiment.completed(), experiment.mesh.sizes(num_devices)
     rules = (
         _routing,
         _ensemble,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax.config.errors import ConfigError, UserError
 from moe_jax.config.fields import knob
+from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.tree import (
     from_config_dict,
     from_json_dict,
@@ -72,6 +73,29 @@ def test_an_optional_value_can_be_set_and_unset_and_keeps_its_type():
     config.layer.capacity = None
     with pytest.raises(TypeError):
         config.layer.capacity = "much"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    path: str | tuple[str, ...] = "a"
+    other: str | tuple[str, ...] | None = None
+
+
+def test_one_text_or_several():
+    config = to_config_dict(Files())
+    for value in (("a", "b"), "c", ["d"], ()):
+        config.path = config.other = value
+        read = from_config_dict(config, Files)
+        assert read.path == read.other == (tuple(value) if isinstance(value, list) else value)
+        assert from_json_dict(json.loads(json.dumps(to_json_dict(read))), Files) == read
+    config.other = None
+    assert from_config_dict(config, Files).other is None
+    with pytest.raises(ConfigError, match=r"config\.path = 3: must be a text or a tuple of texts$"):
+        config.path = 3
+        from_config_dict(config, Files)
+    chosen = apply_overrides(Files(), {"path": "a, b", "other": "'a, b'"})
+    assert chosen == Files(path=("a", "b"), other="a, b")
+    assert apply_overrides(chosen, {"path": "c", "other": "none"}) == Files(path="c")
 
 
 def test_setting_a_kind_takes_the_defaults_of_that_kind():

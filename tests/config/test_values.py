@@ -7,7 +7,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from moe_jax.config.values import Misfit, fit, parse, split_elements, supported
+from moe_jax.config.values import Misfit, fit, parse, split_elements, supported, written
+
+TEXTS = str | tuple[str, ...]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,9 @@ from moe_jax.config.values import Misfit, fit, parse, split_elements, supported
         (((1, 2), (3,)), tuple[tuple[int, ...], ...], ((1, 2), (3,))),
         ("b", Literal["a", "b"], "b"),
         (1, Literal[0, 1], 1),
+        ("a,b", TEXTS, "a,b"),
+        (["a", "b"], TEXTS, ("a", "b")),
+        (None, TEXTS | None, None),
     ],
 )
 def test_fit_takes(value, hint, result):
@@ -55,6 +60,9 @@ def test_fit_takes(value, hint, result):
         ("ab", tuple[str, ...], "a tuple of texts"),
         (True, Literal[0, 1], "one of 0, 1"),
         ("fats", Literal["fast", "slow"], "did you mean fast"),
+        (3, TEXTS, "a text or a tuple of texts"),
+        (("a", 3), TEXTS | None, "a text or a tuple of texts or None"),
+        (None, TEXTS, "a text or a tuple of texts"),
     ],
 )
 def test_fit_refuses(value, hint, rule):
@@ -89,6 +97,16 @@ def test_fit_refuses(value, hint, rule):
         ("none", str, "none"),
         ("slow", Literal["fast", "slow"], "slow"),
         ("1", Literal[0, 1], 1),
+        (" as is ", TEXTS, " as is "),
+        ("a, b c", TEXTS, ("a", "b c")),
+        ("(a, b)", TEXTS, ("a", "b")),
+        ("a,", TEXTS, ("a",)),
+        ("'a, b'", TEXTS, "a, b"),
+        ("'a, b',", TEXTS, ("a, b",)),
+        ("[ab]", TEXTS, "[ab]"),
+        ("x[a,b]", TEXTS, "x[a,b]"),
+        ("none", TEXTS | None, None),
+        ("none", TEXTS, "none"),
     ],
 )
 def test_parse_reads(text, hint, result):
@@ -120,6 +138,14 @@ def test_parse_refuses(text, hint):
         parse(text, hint)
 
 
+@pytest.mark.parametrize(
+    "value", ["a", "a b", "a, b", "'a'", "it's, b", "[ab]", (), ("a",), ("a", "b"), ("a, b", "c")]
+)
+def test_what_is_written_is_read_again(value):
+    hint = TEXTS if value else tuple[str, ...]
+    assert parse(written(value, hint), hint) == value
+
+
 def test_an_empty_element_between_commas_is_kept():
     assert split_elements("a,,b") == ["a", "", "b"]
 
@@ -127,5 +153,6 @@ def test_an_empty_element_between_commas_is_kept():
 def test_types_that_no_config_can_hold():
     assert supported(tuple[int, ...])
     assert supported(Literal["a"] | None)
-    for hint in (list[int], dict[str, int], int | str, object):
+    assert supported(TEXTS | None)
+    for hint in (list[int], dict[str, int], int | str, object, int | str | None, str | tuple[int]):
         assert not supported(hint)

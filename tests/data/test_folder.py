@@ -14,19 +14,23 @@ def folder(path, **options) -> Folder:
     return Folder(path=str(path), sequence_length=16, **options)
 
 
+def documents_of(path, **options) -> list[str]:
+    """All that a path holds."""
+    return list(folder(path, validation=str(path), **options).documents("validation"))
+
+
 def test_files_are_documents_in_the_order_of_their_paths(texts):
-    dataset = folder(texts, validation=str(texts / "a.txt"))
-    found = list(dataset.documents("train"))
+    found = documents_of(texts)
     assert [text[:6] for text in found] == ["Über a", "first", "second", "one\ntw"]
     assert found[2] == "second ü"
-    assert list(dataset.documents("validation")) == found[:1]
-    assert list(folder(texts, suffixes=(".md",), validation="x").documents("train")) == ["not read"]
+    assert documents_of(texts, suffixes=(".md",)) == ["not read"]
+    assert documents_of(texts / "ignored.md") == ["not read"]
 
 
 def test_few_documents_are_cut_at_a_line(texts):
     dataset = folder(texts, validation_fraction=0.1)
     train, validation = (list(dataset.documents(split)) for split in ("train", "validation"))
-    whole = list(folder(texts, validation="x").documents("train"))
+    whole = documents_of(texts)
     assert [a + b for a, b in zip(train, validation, strict=True)] == whole
     assert train[0].endswith("\n")
     assert 0.05 < len(validation[0]) / len(whole[0]) < 0.1  # it begins at a line
@@ -83,12 +87,12 @@ def test_bad_lines_are_told(content, message, tmp_path):
 
 def test_half_a_surrogate_and_a_byte_order_mark(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a \\ud800 b"}\n')
-    assert list(folder(tmp_path, validation="x").documents("train")) == ["a ? b"]
+    assert documents_of(tmp_path) == ["a ? b"]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere", "no file or folder"), ("empty", r"holds no \.txt or \.jsonl file")],
+    [("nowhere", "no file or folder"), ("empty", r"holds no \.txt or \.jsonl or .* file")],
 )
 def test_missing_text_is_told(name, message, tmp_path):
     (tmp_path / "empty").mkdir()

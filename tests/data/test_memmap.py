@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe_jax.config.errors import UserError
+from moe_jax.data import memmap
 from moe_jax.data.memmap import BLOCK, BLOCKS, Memmap, sampled_sha256
 from moe_jax.data.tokenizer import Bpe, Bytes, Ids, train_bpe
 
@@ -65,8 +66,23 @@ def test_the_wrong_dtype_shows_in_the_ids(tmp_path):
     dataset = Memmap(
         train=str(path), dtype="uint32", sequence_length=8, tokenizer=Ids(vocab_size=100)
     )
-    with pytest.raises(UserError, match="another dtype, header_bytes or tokenizer"):
-        dataset.open("train")[0]
+    with pytest.raises(UserError, match=r"tokens\.bin: .* another dtype, header_bytes or"):
+        dataset.open("train")  # before a step is taken
+
+
+def test_an_id_that_the_sample_of_a_large_file_misses_is_told_by_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(memmap, "BLOCK", 8)
+    monkeypatch.setattr(memmap._starts, "__defaults__", (4,))
+    stream = np.zeros(1000, np.uint16)
+    stream[200] = 100
+    stream.tofile(tmp_path / "a.bin")
+    dataset = Memmap(
+        train=str(tmp_path / "a.bin"), sequence_length=10, tokenizer=Ids(vocab_size=100)
+    )
+    rows = dataset.open("train")
+    rows[5]
+    with pytest.raises(UserError, match="holds the id 100"):
+        rows[20]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +92,7 @@ def test_the_wrong_dtype_shows_in_the_ids(tmp_path):
         ("a.bin", b"", "train split is empty"),
         ("a.npy", b"123", r"not a \.npy file"),
         ("a.npy", b"", r"not a \.npy file"),
+        ("a.npy", b"\x93NUMPY\x01\x00\x03\x00{((", r"not a \.npy file"),
         ("a.npy", np.zeros(9, np.float32), "holds float32"),
         ("a.npy", np.zeros((3, 3), np.int32), r"shape \(3, 3\)"),
         ("a.npy", np.array([{}]), r"not a \.npy file of numbers"),
@@ -96,7 +113,7 @@ def test_bad_files_are_told(name, content, message, tmp_path):
 def test_missing_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"data\.validation names no file"):
         Memmap(train="x").open("validation")
-    with pytest.raises(UserError, match=r"no file .*nowhere\.bin \(data\.train\)"):
+    with pytest.raises(UserError, match=r"data\.train: no file or folder .*nowhere\.bin"):
         Memmap(train=str(tmp_path / "nowhere.bin")).open("train")
 
 

@@ -123,7 +123,7 @@ def test_parts_are_prepared(tmp_path):
         (("planted(sequence_length=3): 1",), "sequence_length is the mixture's"),
         (("planted: 1", "planted: 2"), "two parts are named planted"),
         (("a = planted: 1", "a = folder(path=x): 2"), "two parts are named a"),
-        (("folder: 1",), "must name a folder"),
+        (("folder: 1",), "must name folders or files"),
     ],
 )
 def test_wrong_parts_are_told(parts, message):

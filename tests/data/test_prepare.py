@@ -46,11 +46,13 @@ def test_the_door_prepares_and_says_where(texts, tmp_path):
     content = rows.fingerprint["content"]
     lines = done.stdout.splitlines()
     assert lines[0] == f"in {dataset.stored_in()[0]}"
-    assert lines[1] == (
+    assert lines[1].startswith("read: 3 files, 4 documents, ")
+    assert lines[2].startswith("splits: train 4 documents, ")
+    assert lines[3] == (
         f"train: {len(rows):,} rows of 17, {content['tokens']:,} tokens, "
         f"{content['bytes']:,} bytes of text"
     )
-    assert lines[2].startswith("validation: ")
+    assert lines[4].startswith("validation: ")
     assert "tokenising train" in done.stderr  # a line a stage, where there is no terminal
     assert door(*flags).stderr == ""  # nothing is left to do
 

@@ -130,3 +130,19 @@ def test_ids_below_zero(door, tiny, tmp_path):
     file.write_text(config.replace('config.name = "tiny"', 'config.data.kind = "memmap"'))
     argv = [f"--config={file}", f"--workdir={tmp_path / 'run'}", *data]
     assert_refused(door("train", *argv, "--config.data.tokenizer.vocab_size=259"), "the id -1")
+
+
+def test_a_bpe_sets_the_vocabulary(door, tiny, tmp_path):
+    """Without model.vocab_size; the number is in config.json, and the run goes on with it."""
+    flags = ("--config.data.tokenizer.kind=bpe", "--config.data.tokenizer.vocab_size=301")
+    flags += ("--config.optimizer.schedule.warmup_steps=1", "--allow_changes")
+    for steps in (2, 4):
+        argv = (f"--config={tiny}", f"--workdir={tmp_path / 'r'}", f"--config.steps={steps}")
+        code, out, err = door("train", *argv, *flags)
+        assert code == 0, err
+    assert "resuming at step 2" in out
+    assert "  data: 40 files, 40 documents, " in out
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["model"]["vocab_size"] == 304
+    code, _, err = door("evaluate", f"--workdir={tmp_path / 'r'}")
+    assert code == 0, err

@@ -1115,4 +1115,51 @@ LABORATORY = (
     ),
 )
 
-FAULTS = CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS + LABORATORY
+FILES = (
+    _fault(
+        "folder: validation files are trained on",
+        "moe_jax/data/folder.py",
+        "(held if same_file(file) in names else kept)",
+        "(held if file.name in names else kept)",
+        "tests/data/test_sources.py::test_validation_below_the_path_is_not_trained_on",
+    ),
+    _fault(
+        "folder: a cut at the very end of a text",
+        "moe_jax/data/folder.py",
+        "len(text) - share / 2, last)",
+        "len(text) - share / 2, len(text))",
+        "tests/data/test_splits.py::test_every_short_text_is_cut_inside",
+    ),
+    _fault(
+        "readers: line ends become others",
+        "moe_jax/data/readers.py",
+        'text = content.decode("utf-8-sig")',
+        'text = content.decode("utf-8-sig").replace("\\r\\n", "\\n")',
+        "tests/data/test_formats.py::test_line_ends_are_kept_in_every_format",
+    ),
+    _fault(
+        "readers: a .zst that is cut off ends there",
+        "moe_jax/data/readers.py",
+        "if self._frame is not None:",
+        "if False:",
+        "tests/data/test_damage.py::test_a_packed_file_that_is_cut_off",
+    ),
+    _fault(
+        "columns: what no one has looked at is taken as it is",
+        "moe_jax/data/columns.py",
+        "column.validate(full=True)",
+        "column.validate()",
+        "tests/data/test_damage.py::test_a_broken_batch_is_named_and_the_others_are_read",
+    ),
+    _fault(
+        "memmap: the second file begins at the first's length",
+        "moe_jax/data/memmap.py",
+        "stream[max(start - first, 0) : stop - first]",
+        "stream[max(start - first, 0) : stop]",
+        "tests/data/test_sources.py::test_ids_of_several_files",
+    ),
+)
+
+FAULTS = (
+    CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS + LABORATORY + FILES
+)

@@ -153,9 +153,9 @@ def test_lists_of_lists_have_names():
 
 
 def test_quotes_around_a_value_are_not_part_of_it():
-    assert points("data.validation='a,b'", FOLDER)[0].experiment.data.validation == "a,b"
-    found = points("(data.validation, seed) = ('a,b', 0), (\"c;d\", 1)", FOLDER)
-    assert [point.experiment.data.validation for point in found] == ["a,b", "c;d"]
+    assert points("data.field='a,b'", FOLDER)[0].experiment.data.field == "a,b"
+    found = points("(data.field, seed) = ('a,b', 0), (\"c;d\", 1)", FOLDER)
+    assert [point.experiment.data.field for point in found] == ["a,b", "c;d"]
 
 
 def test_a_width_that_is_swept_is_not_solved_for():
