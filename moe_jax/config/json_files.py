@@ -39,6 +39,14 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
+def last_step(file: Path) -> int:
+    """The largest "step" of a file of metrics; 0 where there is no file, or none in it."""
+    if not file.is_file():
+        return 0
+    steps = (line.get("step") for line in read_lines(file))
+    return max((step for step in steps if type(step) is int), default=0)
+
+
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of lines; what is torn or none is passed over. OSError."""
     with file.open("rb") as stream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_jax.config.activity import doing, heard, told_by
+from moe_jax.config.json_files import parsed
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
@@ -256,7 +256,7 @@ def _tail(file: Path) -> list[dict[str, Any]]:
     found = []
     for text in lines:
         try:
-            line = json.loads(text)
+            line = parsed(text)
         except ValueError:
             continue
         if isinstance(line, dict) and "step" in line:

@@ -21,7 +21,7 @@ from moe_jax.models.network import Network, abstract_with, replicated
 from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
-from moe_jax.parallel.placement import local_rows, put_rows
+from moe_jax.parallel.placement import local_rows, put, put_rows
 from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
@@ -81,6 +81,11 @@ class Program:
     def _state_shapes(self) -> TrainState:
         rest = jax.eval_shape(self._rest_of_state, self.network.abstract)
         return TrainState(params=self.network.abstract, **rest)
+
+    def fresh_probe(self) -> jax.Array:
+        """The routes before the first probe: none."""
+        none = np.full(self.probe_shape, -1, np.int32)
+        return put(none, self.state_shardings.probe)
 
     @cached_property
     def state_shardings(self) -> TrainState:

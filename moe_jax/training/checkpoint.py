@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -268,24 +268,29 @@ class Checkpoints:
         return f"checkpoint {self.directory / str(step)} is bad: {self._bad[step]}"
 
     def restore(
-        self, abstract_state: Any, step: int | None = None, *, partial: bool = False
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        *,
+        partial: bool = False,
+        without: Sequence[str] = (),
     ) -> Restored | None:
         """The state of `step`, or of the newest good one; None where there is none.
 
         abstract_state: ShapeDtypeStructs with shardings, on any mesh. partial: arrays that it does
-        not name are left in the file. UserError where the step is not there or bad, or where
-        stored and wanted arrays differ.
+        not name are left in the file; without: these alone are. UserError where the step is not
+        there or bad, or where stored and wanted arrays differ.
         """
         self.wait()
         if step is not None:
             from_primary(functools.partial(self._require, step))
             try:
-                return self._load(step, abstract_state, partial)
+                return self._load(step, abstract_state, partial, without)
             except Unreadable as error:
                 raise UserError(str(error)) from error
         for good in self._good_steps():
             try:
-                return self._load(good, abstract_state, partial)
+                return self._load(good, abstract_state, partial, without)
             except Unreadable as error:
                 self._set_bad(good, str(error))
         return None
@@ -298,12 +303,14 @@ class Checkpoints:
         if problem := self.problem(step):
             raise UserError(f"checkpoint {self.directory / str(step)} is bad: {problem}")
 
-    def _load(self, step: int, abstract_state: Any, partial: bool) -> Restored:
+    def _load(
+        self, step: int, abstract_state: Any, partial: bool, without: Sequence[str]
+    ) -> Restored:
         folder, meta = self.directory / str(step), self._metadata(step)
         wanted, structure = flatten(abstract_state)
-        _compare(meta, wanted, folder, partial)
+        _compare(meta, wanted, folder, partial, without)
         context = ocp.Context()
-        context.pytree.loading.partial_load = partial
+        context.pytree.loading.partial_load = partial or bool(without)
         try:
             with context:
                 loaded = together(
@@ -536,12 +543,17 @@ def _free_name(path: Path) -> Path:
 
 
 def _compare(
-    stored: Metadata, wanted: Mapping[str, Any], where: Path, partial: bool = False
+    stored: Metadata,
+    wanted: Mapping[str, Any],
+    where: Path,
+    partial: bool = False,
+    without: Sequence[str] = (),
 ) -> None:
     """UserError with every array that is missing, left over (but for `partial`), of another shape
     or another dtype (Orbax would cast silently)."""
     lines = []
-    for name in sorted(set(wanted) if partial else set(stored.shapes) | set(wanted)):
+    left = set() if partial else set(stored.shapes) - set(without)
+    for name in sorted(left | set(wanted)):
         if name not in wanted:
             shape = tuple(stored.shapes[name])
             lines.append(f"{name}: stored with shape {shape}, not in the model")

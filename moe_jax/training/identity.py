@@ -14,6 +14,7 @@ from moe_jax.training.experiment import Experiment
 # Parts of a config that do not change what is computed: they may differ when a run goes on.
 FREE = (
     "name",
+    "max_bad_steps",
     "mesh",
     "logging",
     "checkpoint",
@@ -31,7 +32,7 @@ FREE = (
     "model.unrolled_layers",
     "moe.layout",
     "moe.transport",
-    "moe.receive_factor",
+    "moe.overlap_chunks",
     "moe.matmul",
 )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
+    from_primary,
     primary_first,
     say,
 )
@@ -39,8 +41,10 @@ from moe_jax.training.rules import warnings
 from moe_jax.training.signals import StopSignals, signal_name
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import StepResult
-from moe_jax.training.workdir import add_history, claimed, write_facts
+from moe_jax.training.workdir import add_history, claimed, set_aside, write_facts
 from moe_jax.training.writers import MetricWriter, Profile
+
+PROBE = "probe"  # of a state, the routes of the last probe: what depends on how a run is watched
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def train(
         if read := getattr(rows, "read", ""):
             say(f"  data: {read}")
         if restored is None:
+            from_primary(functools.partial(set_aside, folder, experiment.checkpoint.every))
             with doing("initialising the parameters"):
                 state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0
         else:
@@ -139,6 +144,8 @@ def resume(
     known = checkpoints.read_metadata()
     if known is None:
         return None, []
+    wanted = program.abstract_state
+    new_probe = known.shapes.get(PROBE) != list(wanted.probe.shape)
     lines = config_changes(known.config, program.experiment)
     lines += data_changes(known.fingerprint, data)
     if lines and not allow:
@@ -148,7 +155,14 @@ def resume(
             f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
     with doing("loading the checkpoint"):
-        return checkpoints.restore(program.abstract_state), lines
+        if not new_probe:
+            return checkpoints.restore(wanted), lines
+        absent: dict[str, Any] = {PROBE: None}
+        restored = checkpoints.restore(replace(wanted, **absent), without=(PROBE,))
+    if restored is None:
+        return None, []
+    say("  the probe watches other rows, or other choices, than before: it starts anew")
+    return replace(restored, state=replace(restored.state, probe=program.fresh_probe())), lines
 
 
 def describe(program: Program, workdir: Path, restored: Restored | None) -> None:
@@ -180,6 +194,7 @@ class Run:
     signals: StopSignals
     lock: FolderLock
     profile: Profile | None = None
+    overflowed: bool = False
 
     def until_done(self, state: TrainState, workdir: Path) -> Outcome:
         experiment = self.program.experiment
@@ -266,7 +281,21 @@ class Run:
         self.writer.write(step, metrics, split="train")
         shown = ("tokens_per_s", "moe/max_violation", "moe/dropped_fraction")
         found = {name: metrics[name] for name in shown if name in metrics}
+        if overflow := metrics.get("moe/overflow_fraction", 0.0):
+            found["moe/overflow_fraction"] = overflow
+            self._tell_overflow(step, overflow)
         self.progress.update(step, {"loss": metrics["loss"], **found})
+
+    def _tell_overflow(self, step: int, share: float) -> None:
+        """Once: it is a loss that no capacity factor has asked for."""
+        if not self.overflowed:
+            self.overflowed = True
+            factor = self.program.experiment.moe.receive_factor
+            self.progress.message(
+                f"warning: step {step}: {share:.1%} of the assignments found no room at their "
+                f"expert's device (moe.receive_factor = {factor:g}); their rows are zeros. A "
+                "larger factor has room for them (docs/transports.md)"
+            )
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         program, config = self.program, self.program.experiment.evaluation

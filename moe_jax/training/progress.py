@@ -22,6 +22,7 @@ SHOWN = {
     "tokens_per_s": ("tokens/s", "{:,.0f}"),
     "moe/max_violation": ("MaxVio", "{:.2f}"),
     "moe/dropped_fraction": ("dropped", "{:.1%}"),
+    "moe/overflow_fraction": ("overflow", "{:.1%}"),
 }
 REFRESH = 0.25  # seconds between two drawings of the bar
 PLAIN_EVERY = EVERY  # seconds between two plain lines

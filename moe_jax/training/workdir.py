@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from moe_jax.config.environment import environment
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import last_step
 from moe_jax.config.lock import FILE, FolderLock
 from moe_jax.config.paths import (
     Lines,
@@ -26,12 +28,13 @@ from moe_jax.config.tree import to_json_dict
 from moe_jax.data.tokenizer import carried_tokenizer, carry_tokenizer
 from moe_jax.data.types import Tokenizer
 from moe_jax.models.counts import summary
-from moe_jax.parallel.agreement import from_primary, together
+from moe_jax.parallel.agreement import from_primary, say, together
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training.build import Program
 from moe_jax.training.experiment import Experiment
 
 HISTORY = "history.jsonl"
+METRICS = "metrics.jsonl"
 TOKENIZER = "tokenizer"
 
 
@@ -125,3 +128,22 @@ def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str
     history = Lines(workdir / HISTORY)
     history.add(json.dumps(line))
     history.close()
+
+
+def set_aside(workdir: Path, every: int) -> None:
+    """Keeps the metrics of a run whose checkpoints are gone, which begins anew: it went beyond its
+    first checkpoint (one `every` so many steps), so that they are more than a false start."""
+    file = workdir / METRICS
+    last = last_step(file)
+    if last < every:
+        return
+    kept = next(
+        name
+        for number in itertools.count(1)
+        if not (name := workdir / f"metrics.before{number}.jsonl").exists()
+    )
+    file.rename(kept)
+    say(
+        f"  warning: {workdir} has metrics up to step {last:,} and no checkpoint: the run begins "
+        f"anew, and they are kept in {kept.name}"
+    )

@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.json_files import parsed
 from moe_jax.config.paths import Lines, Staged, folder_of, write_whole
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training.tracking import Tracker
@@ -192,7 +193,7 @@ def drop_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            if json.loads(line)["step"] <= step:
+            if parsed(line)["step"] <= step:
                 kept.append(line + b"\n")
         except (ValueError, TypeError, KeyError):
             continue

@@ -146,3 +146,52 @@ def test_a_bpe_sets_the_vocabulary(door, tiny, tmp_path):
     assert config["model"]["vocab_size"] == 304
     code, _, err = door("evaluate", f"--workdir={tmp_path / 'r'}")
     assert code == 0, err
+
+
+def test_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(door, tiny, trained, tmp_path):
+    """The same command began at step 0 and emptied them, without a word."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_text()
+    code, out, err = door("train", f"--config={tiny}", f"--workdir={workdir}")
+    assert code == 0, err
+    assert "metrics up to step 12 and no checkpoint" in out and "metrics.before1.jsonl" in out
+    assert (workdir / "metrics.before1.jsonl").read_text() == before
+    assert lines(workdir, "train")[-1]["step"] == 12
+
+
+def test_a_false_start_is_not_kept(door, tiny, tmp_path):
+    """Less than the first checkpoint: what a run that is killed early leaves."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text('{"step": 2, "split": "train", "loss": 1.0}\n')
+    code, _, err = door("train", f"--config={tiny}", f"--workdir={workdir}", "--config.steps=1")
+    assert code == 0, err
+    assert not list(workdir.glob("metrics.before*"))
+
+
+def test_overflow_is_told_and_its_factor_belongs_to_the_run(door, tiny, tmp_path):
+    """53 % of the rows became zeros where the line said "dropped 0.0 %"."""
+    mesh = ("--config.mesh.data=2", "--config.mesh.expert=4", "--config.logging.every=1")
+    argv = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}", "--config.steps=5", *mesh]
+    code, out, err = door("train", *argv, "--config.moe.receive_factor=0.25")
+    assert code == 0, err
+    assert out.count("of the assignments found no room") == 1 and "overflow" in out
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "5")
+    assert_refused(door("train", *argv), "moe.receive_factor", "--allow_changes")
+
+
+def test_other_sizes_with_allow_changes(door, tiny, trained, tmp_path):
+    """The probe of the old run is of another shape: it starts anew."""
+    changes = {"batch_size": 16, "data.sequence_length": 16, "moe.router.k": 1}
+    for path, value in changes.items():
+        workdir = tmp_path / path
+        shutil.copytree(trained, workdir)
+        shutil.rmtree(workdir / "checkpoints" / "12")
+        argv = [f"--config={tiny}", f"--workdir={workdir}", f"--config.{path}={value}"]
+        assert_refused(door("train", *argv), path, "--allow_changes")
+        code, out, err = door("train", *argv, "--allow_changes")
+        assert code == 0, err
+        assert lines(workdir, "train")[-1]["step"] == 12
+        assert path in (workdir / "history.jsonl").read_text()
