@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import expanded
 
 if TYPE_CHECKING:
     from moe_jax.analysis.report.routing import RoutingView
@@ -82,7 +82,7 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
 
 def _folders(given: str) -> list[str]:
     """The folders of one --workdir; a folder with a comma in its name stays whole."""
-    return [given] if Path(given).expanduser().is_dir() else given.split(",")
+    return [given] if expanded(given).is_dir() else given.split(",")
 
 
 if __name__ == "__main__":

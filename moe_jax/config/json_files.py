@@ -11,11 +11,17 @@ from moe_jax.config.errors import UserError
 
 
 def parsed(text: str | bytes) -> Any:
-    """The value of a JSON text. ValueError for whatever is wrong with it, its depth included."""
+    """The value of a JSON text. ValueError for whatever is wrong with it, its depth included. Half
+    a surrogate pair, which JSON may hold and no UTF-8 text, becomes a question mark."""
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+            value = json.loads(whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    return value
 
 
 def read_value(file: Path) -> Any:

@@ -36,6 +36,15 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text}: there is no home folder {Path(text).parts[0]}") from error
 
 
+def cache_folder() -> Path:
+    """~/.cache/moe_jax; of a user without a home folder, as in some containers, one among the
+    temporary files."""
+    try:
+        return Path.home() / ".cache" / "moe_jax"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"moe_jax-{os.getuid()}"
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is in an object store: "gs://bucket/run"."""
     return SCHEME.match(str(path)) is not None

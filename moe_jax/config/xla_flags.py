@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import cache_folder
 
 VARIABLE = "XLA_FLAGS"
 _PROBE = "from jaxlib import xla_client; xla_client.make_cpu_client()"
@@ -94,7 +95,7 @@ def _ask(flags: Sequence[str]) -> list[str]:
 
 
 def _file() -> Path:
-    return Path("~/.cache/moe_jax/xla_flags.json").expanduser()
+    return cache_folder() / "xla_flags.json"
 
 
 def _answers() -> dict[str, bool]:

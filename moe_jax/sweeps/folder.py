@@ -56,7 +56,13 @@ class SweepFolder:
         file = self.path / SWEEP
         if not file.is_file():
             raise UserError(f"{self.path}: holds no sweep (no {SWEEP})")
-        return [SweepPoint.from_json(tree) for tree in _read(file)]
+        points = _read(file)
+        try:
+            if not isinstance(points, list):
+                raise ValueError("it is no list")
+            return [SweepPoint.from_json(tree) for tree in points]
+        except ValueError as error:
+            raise UserError(f"{file}: holds no points of a sweep ({error})") from error
 
     def known(self) -> list[SweepPoint]:
         """The points of earlier sweeps, none where the folder is new."""
@@ -66,7 +72,12 @@ class SweepFolder:
         """{"asked", "git"}: what the folder was made for, and the commit at which it was. None
         where it does not say."""
         file = self.path / QUESTION
-        return _read(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        question = _read(file)
+        if not isinstance(question, dict) or not {"asked", "git"} <= question.keys():
+            raise UserError(f"{file}: does not say what was asked; remove it, or use another --out")
+        return question
 
     def remember(self, asked: Mapping[str, Any]) -> None:
         """Writes what is asked, once. UserError where the folder was made for something else: its

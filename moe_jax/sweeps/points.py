@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from moe_jax.config.errors import ConfigError, UserError
@@ -19,6 +20,7 @@ from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import pinned
 from moe_jax.training.rules import cross_check
 
+POINT_KEYS = ("name", "arm", "overrides", "config")
 LONGEST_NAME = 100  # letters; a longer name is cut, and a hash of all of it appended
 
 
@@ -49,12 +51,19 @@ class SweepPoint:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> SweepPoint:
-        return cls(
-            name=tree["name"],
-            arm=tree["arm"],
-            overrides=dict(tree["overrides"]),
-            experiment=from_json_dict(tree["config"], Experiment),
-        )
+        """ValueError where it is no point; UserError where its config is none of this version."""
+        try:
+            name, arm, overrides, config = (tree[key] for key in POINT_KEYS)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"a point lacks one of {', '.join(POINT_KEYS)}") from error
+        if not (isinstance(name, str) and isinstance(arm, str)):
+            raise ValueError("a point's name and arm must be texts")
+        if name != Path(name).name:
+            raise ValueError(f"a point's name must be that of a folder, not {name!r}")
+        if not (isinstance(overrides, dict) and isinstance(config, dict)):
+            raise ValueError("a point's overrides and config must be objects")
+        experiment = from_json_dict(config, Experiment)
+        return cls(name=name, arm=arm, overrides=overrides, experiment=experiment)
 
 
 def resolve(

@@ -191,7 +191,7 @@ def test_other_sizes_with_allow_changes(door, tiny, trained, tmp_path):
         shutil.rmtree(workdir / "checkpoints" / "12")
         argv = [f"--config={tiny}", f"--workdir={workdir}", f"--config.{path}={value}"]
         assert_refused(door("train", *argv), path, "--allow_changes")
-        code, out, err = door("train", *argv, "--allow_changes")
+        code, _out, err = door("train", *argv, "--allow_changes")
         assert code == 0, err
         assert lines(workdir, "train")[-1]["step"] == 12
         assert path in (workdir / "history.jsonl").read_text()
