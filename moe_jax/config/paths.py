@@ -36,7 +36,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text}: there is no home folder {Path(text).parts[0]}") from error
 
 
-def cache_folder() -> Path:
+def home_cache() -> Path:
     """~/.cache/moe_jax; of a user without a home folder, as in some containers, one among the
     temporary files."""
     try:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.paths import cache_folder
+from moe_jax.config.paths import home_cache
 
 VARIABLE = "XLA_FLAGS"
 _PROBE = "from jaxlib import xla_client; xla_client.make_cpu_client()"
@@ -95,7 +95,7 @@ def _ask(flags: Sequence[str]) -> list[str]:
 
 
 def _file() -> Path:
-    return cache_folder() / "xla_flags.json"
+    return home_cache() / "xla_flags.json"
 
 
 def _answers() -> dict[str, bool]:

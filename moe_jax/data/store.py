@@ -18,7 +18,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
-from moe_jax.config.paths import cache_folder, expanded, write_whole
+from moe_jax.config.paths import home_cache, expanded, write_whole
 from moe_jax.data.faults import Tally
 from moe_jax.data.packing import StreamInfo, write_stream
 from moe_jax.data.progress import Reporter
@@ -34,7 +34,7 @@ SMALL = 64 << 20  # bytes of tokens that are read through at each start: a twent
 
 def resolve_data_dir(data_dir: str | None) -> Path:
     """The folder of prepared data: the argument, else $MOE_JAX_DATA_DIR, else ~/.cache."""
-    chosen = data_dir or os.environ.get(VARIABLE) or cache_folder() / "data"
+    chosen = data_dir or os.environ.get(VARIABLE) or home_cache() / "data"
     return expanded(chosen).absolute()
 
 

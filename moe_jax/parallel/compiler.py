@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe_jax.config import xla_flags
-from moe_jax.config.paths import cache_folder
+from moe_jax.config.paths import home_cache
 
 # Without it the TPU compiler runs every all-to-all alone. It takes more memory, because the buffers
 # of two chunks live at once. Ragged all-to-alls stay synchronous (libtpu 0.0.42.1).
@@ -54,5 +54,5 @@ def keep_compiled_programs() -> None:
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
-        folder = cache_folder() / "programs"
+        folder = home_cache() / "programs"
         config.update("jax_compilation_cache_dir", str(folder))

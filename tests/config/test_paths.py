@@ -9,15 +9,15 @@ import pytest
 
 from moe_jax.config import xla_flags
 from moe_jax.config.errors import UserError
-from moe_jax.config.paths import cache_folder, expanded, folder_of
+from moe_jax.config.paths import home_cache, expanded, folder_of
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
     """A container's user that no file of users knows: ~ was a traceback."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    assert cache_folder().parent == Path(tempfile.gettempdir())
-    assert xla_flags._file().parent == cache_folder()
+    assert home_cache().parent == Path(tempfile.gettempdir())
+    assert xla_flags._file().parent == home_cache()
 
 
 def test_a_home_folder_is_found_or_told():
