@@ -18,7 +18,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
-from moe_jax.config.paths import home_cache, expanded, write_whole
+from moe_jax.config.paths import expanded, home_cache, write_whole
 from moe_jax.data.faults import Tally
 from moe_jax.data.packing import StreamInfo, write_stream
 from moe_jax.data.progress import Reporter

@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax.config import xla_flags
 from moe_jax.config.errors import UserError
-from moe_jax.config.paths import home_cache, expanded, folder_of
+from moe_jax.config.paths import expanded, folder_of, home_cache
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
