@@ -40,7 +40,7 @@ help:
 	@echo "make test-aot      compile for TPUs that are not here (installs libtpu)"
 	@echo "make test-extras   the real Weights & Biases, gcsfs, s3fs, matplotlib (installs them)"
 	@echo "make test-grid     all of the grids of which the suite compares a few"
-	@echo "make test-lab      whole sweeps and searches, killed and taken up again"
+	@echo "make test-lab      whole sweeps and searches, killed and taken up again; the documents' commands"
 	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
 	@echo "make test-mutants  put faults into a copy, one at a time; the tests must catch each"
 	@echo "make lint          ruff and mypy"

@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
             name="mixtral_8x7b",
             steps=100_000,
             batch_size=1024,
+            accumulation=8,
             model=DecoderConfig(
                 vocab_size=32000,
                 num_layers=32,

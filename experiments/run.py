@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
-from rich.console import Console
 
-from experiments.card import LoadedCard, Scale, load_card, names
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
-from moe_jax.sweeps.points import SweepPoint
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.card import LoadedCard, Scale
     from moe_jax.planning.report import Plan
+    from moe_jax.sweeps.points import SweepPoint
 
 DAY = 86_400  # seconds
 
@@ -124,6 +125,8 @@ if __name__ == "__main__":
     name, rest = parts(sys.argv[1:])
 
     def door(arguments: Arguments) -> int:
+        from experiments.card import load_card, names
+
         if not name:
             raise UserError(f"name a card: {', '.join(names())}")
         return main(arguments, load_card(name))

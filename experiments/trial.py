@@ -11,21 +11,23 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.card import load_card
 from moe_jax.config.cli import Arguments, door_flags, run_door
-from moe_jax.config.kinds import trusted
-from moe_jax.config.paths import write_whole
-from moe_jax.notebook import config_of, load
-from moe_jax.parallel.compiler import keep_compiled_programs
-from moe_jax.parallel.host_memory import keep_freed_memory
-from moe_jax.sweeps.table import MEASURES
-from moe_jax.training.loop import train
 
 FLAGS = door_flags("workdir")
 flags.DEFINE_string("card", None, "a folder of experiments/", required=True, flag_values=FLAGS)
 
 
 def main(arguments: Arguments) -> int:
+    # Imported here: --help and a misspelt flag need no JAX.
+    from experiments.card import load_card
+    from moe_jax.config.kinds import trusted
+    from moe_jax.config.paths import write_whole
+    from moe_jax.notebook import config_of, load
+    from moe_jax.parallel.compiler import keep_compiled_programs
+    from moe_jax.parallel.host_memory import keep_freed_memory
+    from moe_jax.sweeps.table import MEASURES
+    from moe_jax.training.loop import train
+
     keep_freed_memory()
     keep_compiled_programs()
     card = load_card(FLAGS.card).card

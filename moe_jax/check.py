@@ -43,12 +43,15 @@ def main(arguments: Arguments) -> int:
     if problems:
         raise UserError("\n  ".join(problems))
     # Imported here: --help and a misspelt flag need no JAX.
-    devices = ask_for_devices(FLAGS.devices)
-    from moe_jax.checking import invariance, table
+    ask_for_devices(FLAGS.devices)
     from moe_jax.config.overrides import load_config
     from moe_jax.training.experiment import Experiment
 
+    # Before JAX starts, which takes its time: a mistake in the config is told at once.
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+    from moe_jax.checking import invariance, table
+
+    devices = start_devices(FLAGS.devices)
     plan = invariance.plan(
         experiment,
         devices,
@@ -72,18 +75,21 @@ def main(arguments: Arguments) -> int:
     return 0 if report.equal else 1
 
 
-def ask_for_devices(count: int) -> Sequence[Any]:
-    """`count` devices: real ones where there are as many, else as many parts of the CPU.
-
-    To be called before anything uses JAX: the parts are made when it starts. Raises UserError where
-    it has started with fewer.
-    """
+def ask_for_devices(count: int) -> None:
+    """JAX is to make `count` parts of the CPU when it starts. To be called before it does."""
     # Many device threads on few cores may wait long for each other.
     xla_flags.add("--xla_cpu_collective_call_terminate_timeout_seconds=600")
     import jax
 
     with contextlib.suppress(RuntimeError):  # JAX runs already; what it has is seen below
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def start_devices(count: int) -> Sequence[Any]:
+    """`count` devices: real ones where there are as many, else as many parts of the CPU. Raises
+    UserError where JAX has started with fewer."""
+    import jax
+
     try:
         real = jax.devices()
         if real[0].platform != "cpu" and len(real) >= count:

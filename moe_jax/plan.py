@@ -66,6 +66,8 @@ def main(arguments: Arguments) -> int:
     for one in chosen:
         plans.append(_plan(report, topology, one, devices))
         print(report.text(plans[-1]), "\n", flush=True)
+        if not FLAGS.search and (told := report.advice(plans[-1])):
+            print(told, "\n", flush=True)
     if FLAGS.json:
         try:
             with open(FLAGS.json, "w") as file:

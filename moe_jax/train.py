@@ -36,7 +36,6 @@ def main(arguments: Arguments) -> int:
     from moe_jax.parallel.host_memory import keep_freed_memory
     from moe_jax.parallel.hosts import joined
     from moe_jax.training.experiment import Experiment
-    from moe_jax.training.loop import train
 
     keep_freed_memory()
     keep_compiled_programs()
@@ -48,6 +47,9 @@ def main(arguments: Arguments) -> int:
         debug=FLAGS.debug,
     ):
         experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
+        # Behind the config, whose mistakes are told without waiting for it.
+        from moe_jax.training.loop import train
+
         outcome = train(
             experiment,
             FLAGS.workdir,

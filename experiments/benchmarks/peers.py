@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # Eager experts of Hugging Face take E^2 time in the backward pass: each of them adds a gradient of
 # the size of all.
 MOST_EAGER = 32
@@ -85,6 +83,7 @@ def available() -> bool:
 
 
 def main(folder: str, case_json: str) -> None:
+    import numpy as np
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

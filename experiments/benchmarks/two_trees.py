@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from experiments.benchmarks.train_step import SIZES
@@ -37,7 +36,11 @@ SERVE = """
 import os, sys, time
 sys.path.insert(0, os.getcwd())
 import jax, numpy as np
-from experiments.benchmarks.train_step import SIZES, program_of
+from experiments.benchmarks.train_step import SIZES
+try:
+    from experiments.benchmarks.steps import program_of
+except ImportError:  # an earlier tree
+    from experiments.benchmarks.train_step import program_of
 from moe_jax.parallel.host_memory import keep_freed_memory
 keep_freed_memory()
 size = SIZES[sys.argv[1]]
@@ -84,6 +87,8 @@ def answer(process: subprocess.Popen[str]) -> str:
 
 
 def main(arguments: Arguments) -> int:
+    import numpy as np
+
     trees = FLAGS.tree
     if len(trees) != 2:
         raise UserError("give two trees: --tree=EARLIER --tree=NOW")

@@ -11,11 +11,14 @@ A door declares its flags on a FlagValues of its own and hands its main to `run_
 
     if __name__ == "__main__":
         sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+
+A door's module imports nothing that takes long: main does, or it is the `body` of another module.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import sys
@@ -135,6 +138,12 @@ def run_door(
         if told is None:
             raise
         return told
+
+
+def body(module: str) -> Callable[[Arguments], int | None]:
+    """The `main` of another module, which is imported when the door is entered: --help and a
+    misspelt flag do not wait for what it needs."""
+    return lambda arguments: importlib.import_module(module).main(arguments)
 
 
 def tell(error: BaseException, debug: bool) -> int | None:

@@ -18,7 +18,8 @@ class Chip:
     flops: FLOP/s. memory: bytes. memory_bandwidth: bytes/s. link: bytes/s that a device can send to
     its neighbours over all its links together; torus_dims: dimensions of the TPU torus that share
     them, 0 behind a switch. host: devices behind one switch; slow_link: bytes/s of one device to
-    other hosts. ragged: whether the compiler has ragged all-to-alls for it.
+    other hosts. ragged: whether the compiler has ragged all-to-alls for it. most: devices of the
+    largest slice that is one torus.
     """
 
     platform: str
@@ -30,6 +31,7 @@ class Chip:
     host: int | None = None
     slow_link: float | None = None
     ragged: bool = True
+    most: int | None = None
 
 
 # TPU: cloud.google.com/tpu/docs, "System architecture" pages (half of the bidirectional ICI
@@ -43,6 +45,7 @@ CHIPS = {
         memory_bandwidth=1228 * GB,
         link=300 * GB,
         torus_dims=3,
+        most=4096,
     ),
     "v5e": Chip(
         platform="tpu",
@@ -52,6 +55,7 @@ CHIPS = {
         link=200 * GB,
         torus_dims=2,
         ragged=False,
+        most=256,
     ),
     "v5p": Chip(
         platform="tpu",
@@ -60,6 +64,7 @@ CHIPS = {
         memory_bandwidth=2765 * GB,
         link=600 * GB,
         torus_dims=3,
+        most=6144,
     ),
     "v6e": Chip(
         platform="tpu",
@@ -68,6 +73,7 @@ CHIPS = {
         memory_bandwidth=1640 * GB,
         link=400 * GB,
         torus_dims=2,
+        most=256,
     ),
     "h100": Chip(
         platform="cuda",
@@ -118,3 +124,15 @@ def topology_of(name: str) -> Topology:
     if chip.host and topology.devices > chip.host and topology.devices % chip.host:
         raise UserError(f"--topology={name}: must fill hosts of {chip.host} devices")
     return topology
+
+
+def larger(topology: Topology) -> Topology | None:
+    """Twice as many devices: of a torus, the last of its shortest dimensions is twice as long. None
+    where there is no such slice."""
+    shape, most = list(topology.shape), topology.chip.most
+    if most is not None and 2 * topology.devices > most:
+        return None
+    shortest = max(i for i, size in enumerate(shape) if size == min(shape))
+    shape[shortest] *= 2
+    kind = topology.name.partition(":")[0]
+    return topology_of(f"{kind}:{'x'.join(map(str, shape))}")

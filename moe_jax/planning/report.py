@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_jax.planning.advice import would_fit
 from moe_jax.planning.compiled import Compiled
 from moe_jax.planning.estimate import mesh_name
 from moe_jax.planning.hardware import Topology
 from moe_jax.planning.roofline import EFFICIENCY, Roofline, roofline
-from moe_jax.planning.search import Candidate
+from moe_jax.planning.search import FILLED, Candidate
 
 GIB = 2**30
 
@@ -155,6 +156,23 @@ def ranking(candidates: Sequence[Candidate], shown: int = 10) -> str:
             f"{i:<4}{name:44}{transport:12}{remat:15}{c.experiment.accumulation:13}"
             f"{c.estimate.peak / GIB:8.1f}{c.roofline.expected_mfu:8.1%}  {c.roofline.binds}"
         )
+    return "\n".join(lines)
+
+
+def advice(plan: Plan) -> str:
+    """What would fit in place of a plan that takes too much memory; "" for any other plan."""
+    if not math.isfinite(plan.peak) or plan.peak <= plan.limit:
+        return ""
+    # A compiler that took more than a search allows for has shown by how much.
+    room = plan.limit * min(FILLED, plan.candidate.estimate.peak / plan.peak)
+    changes = would_fit(plan.candidate, plan.topology, filled=room / plan.topology.chip.memory)
+    if not changes:
+        return "nothing was found that fits: not in other layouts, nor on more devices of this kind"
+    lines = ["what would fit, and the memory that it is estimated to take:"]
+    told = [" ".join(change.flags) for change in changes]
+    for flags, change in zip(told, changes, strict=True):
+        peak = change.candidate.estimate.peak / GIB
+        lines.append(f"  {flags:{max(map(len, told))}}  {peak:9.2f} GiB")
     return "\n".join(lines)
 
 

@@ -30,9 +30,9 @@ class Candidate:
     estimate: Estimate
     roofline: Roofline
 
-    def fits(self, topology: Topology) -> bool:
-        """Whether the estimate leaves the compiler some room."""
-        return self.estimate.peak <= FILLED * topology.chip.memory
+    def fits(self, topology: Topology, filled: float = FILLED) -> bool:
+        """Whether the estimate leaves the compiler some room: all but `filled` of the memory."""
+        return self.estimate.peak <= filled * topology.chip.memory
 
 
 def candidate(experiment: Experiment, topology: Topology) -> Candidate:

@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, one_of
@@ -306,6 +305,9 @@ class Checkpoints:
     def _load(
         self, step: int, abstract_state: Any, partial: bool, without: Sequence[str]
     ) -> Restored:
+        # Not above: who only reads a config does not wait for it.
+        from orbax.checkpoint import v1 as ocp
+
         folder, meta = self.directory / str(step), self._metadata(step)
         wanted, structure = flatten(abstract_state)
         _compare(meta, wanted, folder, partial, without)
@@ -371,6 +373,8 @@ class Checkpoints:
 
     def _start(self, step: int, arrays: Mapping[str, Any]) -> Any:
         """Starts writing the arrays. UserError at all processes where one of them cannot."""
+        from orbax.checkpoint import v1 as ocp
+
         try:
             together(self._try_folder)  # before Orbax, in which the processes wait for each other
             folder = for_orbax(self._unpublished(step))

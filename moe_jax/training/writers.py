@@ -9,20 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import parsed
 from moe_jax.config.paths import Lines, Staged, folder_of, write_whole
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training.tracking import Tracker
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 HISTOGRAM_BINS = 30  # as many as TensorBoard shows
 FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
@@ -132,6 +131,10 @@ class Board:
     """
 
     def __init__(self, folder: Path, start_step: int):
+        # Imported where it writes: it imports torch, where that is installed, for over a second.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         folder.mkdir(exist_ok=True)
         self._folder = Staged(folder)
         self._unsent = False
@@ -142,6 +145,10 @@ class Board:
         self._add(Event(session_log=later_steps_are_void, step=start_step + 1))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values: list[Summary.Value] = []
         for name, value in metrics.items():
             if np.ndim(value) == 0:

@@ -275,7 +275,10 @@ ROW_OF_36 = "--config.data.sequence_length=36"
 
 def test_a_fresh_process_has_its_devices(one_device_flags):
     """Nothing asks for 3 devices but the door."""
-    code = "from moe_jax.check import ask_for_devices; print(len(ask_for_devices(3)))"
+    code = (
+        "from moe_jax.check import ask_for_devices, start_devices; "
+        "ask_for_devices(3); print(len(start_devices(3)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,5 +1,5 @@
 """What bad input gets: one clear message, exit code 2 (1 for the machine's faults), no traceback,
-nothing lost. The README's table lists these."""
+nothing lost. The table of docs/running.md lists these."""
 
 from __future__ import annotations
 

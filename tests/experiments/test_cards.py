@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from experiments import index, record
+from experiments import pages, record
 from experiments.card import NULL, NULL_SEEDS, Comparison, LoadedCard, load_card, names
 from experiments.judge import Verdict, decide, find, judge, together
 from experiments.run import plans
@@ -147,11 +147,11 @@ def test_a_card_tells_its_claim(name: str):
     for word in ("**Claim", "**Published.**", "**Kept.**", "**Scaled down.**", "**Band"):
         assert word in readme
     assert f"python -m experiments.run {name} --scale=tiny" in readme
-    assert index.BEGIN in readme and index.END in readme
+    assert pages.BEGIN in readme and pages.END in readme
 
 
 def test_the_pages_are_those_of_the_committed_tables():
-    for file, content in index.pages():
+    for file, content in pages.pages():
         assert file.read_text("utf-8") == content, f"python -m experiments.index writes {file}"
 
 

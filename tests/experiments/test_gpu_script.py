@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import correctness, tables
+from experiments.benchmarks import exact, tables
 from experiments.benchmarks.gpu import __main__ as script
 from experiments.benchmarks.gpu import kernels, unpack
 
@@ -260,27 +260,27 @@ def test_only_wheels_of_what_is_missing_are_unpacked(tmp_path):
 
 
 def test_the_exact_figures_are_those_carried_and_layers_agree_with_them():
-    expected = correctness.expected_norms(correctness.TINY)
+    expected = exact.expected_norms(exact.TINY)
     seen = set()
-    for _, check in correctness.every_check(correctness.TINY):
-        seen.add(correctness.reference_name(check.name))
-        norms = expected[correctness.reference_name(check.name)]
-        assert correctness.drift(check.exact, norms) < correctness.DRIFT, check.name
+    for _, check in exact.every_check(exact.TINY):
+        seen.add(exact.reference_name(check.name))
+        norms = expected[exact.reference_name(check.name)]
+        assert exact.drift(check.exact, norms) < exact.DRIFT, check.name
         if check.name in (
             "float32/product/blocks/skewed",
             "float32/experts/blocks/skewed",
             "float32/layer/rows/dropless",
             "float32/layer/slots_scatter/capacity 1.25",
         ):
-            found = correctness.errors(check.run(), check.exact)
+            found = exact.errors(check.run(), check.exact)
             assert max(found.values()) < 1e-5, (check.name, found)
             # A wrong array is beyond tolerance, whatever the type.
             wrong = {name: value * 1.03 for name, value in check.exact.items()}
-            assert min(correctness.errors(wrong, check.exact).values()) > 0.02
+            assert min(exact.errors(wrong, check.exact).values()) > 0.02
     assert seen == set(expected)
 
 
 def test_an_error_that_is_nan_does_not_pass():
-    exact = {"y": correctness.np.ones(3)}
-    found = correctness.errors({"y": correctness.np.array([1, float("nan"), 1])}, exact)
-    assert not found["y"] <= correctness.TOLERANCE["bfloat16"]
+    right = {"y": exact.np.ones(3)}
+    found = exact.errors({"y": exact.np.array([1, float("nan"), 1])}, right)
+    assert not found["y"] <= exact.TOLERANCE["bfloat16"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import index, record, run
+from experiments import index, pages, record, run
 from experiments.card import LoadedCard, load_card
 from experiments.judge import Finding, Verdict
 from moe_jax.config.cli import run_door
@@ -121,7 +121,7 @@ def test_every_verdict_is_shown_with_its_n():
     kept = record.records(CARD)[0]
     lines = [line for line in record.text(CARD, kept).splitlines() if line.startswith("- **")]
     assert len(lines) == 3 and all("(n = 6)" in line for line in lines)
-    results, overview = index.results([CARD]), index.overview([CARD])
+    results, overview = pages.results([CARD]), pages.overview([CARD])
     rows = [line for line in results.splitlines() if line.startswith("| [")]
     assert all(f"** {WHERE} (n = 6) |" in row for row in rows)
     assert f"tiny: {WHERE.removeprefix('at ')})" in overview
@@ -135,8 +135,8 @@ def test_verdicts_are_by_the_bands_that_stood_before_the_runs():
         changed = with_band(band)
         assert record.judgements(changed, kept)[0].verdict == Verdict.HOLDS
         with pytest.raises(UserError, match=rf"balance.tests.0.band: 1.6\d+ -> {band}"):
-            index.require_registered([changed])
-    index.require_registered([CARD])
+            pages.require_registered([changed])
+    pages.require_registered([CARD])
 
 
 def test_a_folder_refuses_claims_that_came_after_its_runs(tmp_path: Path):
@@ -170,12 +170,12 @@ def test_the_door_tells_verdicts_of_runs_that_ended(tmp_path: Path, capsys):
 
 
 BROKEN = {
-    "no end": f"a\n{index.BEGIN}b\nc\n",
-    "no begin": f"a\nb\n{index.END}c\n",
-    "the wrong way round": f"a\n{index.END}b\n{index.BEGIN}c\n",
-    "two ends": f"a\n{index.BEGIN}b\n{index.END}c\n{index.END}",
-    "two begins": f"a\n{index.BEGIN}{index.BEGIN}b\n{index.END}c\n",
-    "a broken end": f"a\n{index.BEGIN}b\n<!-- /resul -->\nc\n",
+    "no end": f"a\n{pages.BEGIN}b\nc\n",
+    "no begin": f"a\nb\n{pages.END}c\n",
+    "the wrong way round": f"a\n{pages.END}b\n{pages.BEGIN}c\n",
+    "two ends": f"a\n{pages.BEGIN}b\n{pages.END}c\n{pages.END}",
+    "two begins": f"a\n{pages.BEGIN}{pages.BEGIN}b\n{pages.END}c\n",
+    "a broken end": f"a\n{pages.BEGIN}b\n<!-- /resul -->\nc\n",
 }
 
 
@@ -185,8 +185,8 @@ def test_pages_without_two_intact_marks_are_left_alone(
 ):
     readme, results = tmp_path / "README.md", tmp_path / "results.md"
     readme.write_text(text)
-    monkeypatch.setattr(index, "README", readme)
-    monkeypatch.setattr(index, "RESULTS", results)
+    monkeypatch.setattr(pages, "README", readme)
+    monkeypatch.setattr(pages, "RESULTS", results)
     assert run_door(index.main, usage="", flags=index.FLAGS, argv=[]) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert readme.read_text() == text and not results.exists()
@@ -194,8 +194,8 @@ def test_pages_without_two_intact_marks_are_left_alone(
 
 def test_what_stands_outside_of_the_marks_stays(tmp_path: Path):
     file = tmp_path / "README.md"
-    file.write_text(f"a\n{index.BEGIN}b\n{index.END}c\n")
-    assert index.between(file, "new\n") == f"a\n{index.BEGIN}new\n{index.END}c\n"
+    file.write_text(f"a\n{pages.BEGIN}b\n{pages.END}c\n")
+    assert pages.between(file, "new\n") == f"a\n{pages.BEGIN}new\n{pages.END}c\n"
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "is no JSON"), ('{"card": "x"}', "lacks scale")])

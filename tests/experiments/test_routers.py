@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.routers import run
+from experiments.routers import table
 from experiments.routers.arms import ARMS
 from experiments.routers.trial import experiment_of
 from moe_jax.routing import ROUTERS
@@ -21,6 +21,6 @@ def test_arms_are_configs_that_hold(name):
 
 
 def test_the_table_in_docs_is_that_of_the_results():
-    text = run.DOCS.read_text("utf-8")
-    shown = text.split(run.BEGIN)[1].split(run.END)[0]
-    assert shown == run.table(run.read_results())
+    text = table.DOCS.read_text("utf-8")
+    shown = text.split(table.BEGIN)[1].split(table.END)[0]
+    assert shown == table.table(table.read_results())

@@ -1113,6 +1113,28 @@ LABORATORY = (
         "[]",
         "tests/sweeps/test_points.py::test_all_problems_of_all_points_are_told_at_once",
     ),
+    _fault(
+        "plan: what would fit is not held to the memory that is left",
+        "moe_jax/planning/advice.py",
+        "one.fits(hardware, filled)",
+        "one.fits(hardware)",
+        "tests/planning/test_advice.py::test_suggestions_fit_and_are_the_smallest[0.9]",
+    ),
+    _fault(
+        "plan: what would fit is asked of another number of micro-batches, of fewer too",
+        "moe_jax/planning/advice.py",
+        "if variant.accumulation > experiment.accumulation:",
+        "if variant.accumulation < experiment.accumulation:",
+        "tests/planning/test_advice.py::test_each_suggestion_is_a_command_line_that_fits",
+    ),
+    _fault(
+        "train: the loop is imported before the config is read",
+        "moe_jax/train.py",
+        "    from moe_jax.parallel.host_memory import keep_freed_memory\n",
+        "    from moe_jax.parallel.host_memory import keep_freed_memory\n"
+        "    from moe_jax.training.loop import train\n",
+        "tests/doors/test_start.py::test_a_mistake_in_the_config_does_not_wait_for_what_trains",
+    ),
 )
 
 FILES = (

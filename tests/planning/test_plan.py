@@ -245,8 +245,7 @@ def test_door(tmp_path, capsys):
         return run_door(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
 
     file = tmp_path / "plan.json"
-    options = ("--config.accumulation=8", f"--json={file}")
-    assert door("--topology=v5p:4x4x8", *options) == 0
+    assert door("--topology=v5p:4x4x8", f"--json={file}") == 0
     assert "compute binds" in capsys.readouterr().out
     (told,) = json.loads(file.read_text())
     assert told["fits"] and told["estimate"]["counts"]["total"] == 46_702_792_704
@@ -256,7 +255,8 @@ def test_door(tmp_path, capsys):
     assert door("--topology=v7:4") == 2
     assert "no hardware 'v7'" in capsys.readouterr().err
     assert door("--topology=h200:12") == 2
-    assert door("--topology=h200:128", "--config.batch_size=2048") == 1  # no micro-batches
+    whole = ("--config.batch_size=2048", "--config.accumulation=1")
+    assert door("--topology=h200:128", *whole) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 

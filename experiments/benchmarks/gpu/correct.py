@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-from experiments.benchmarks.correctness import (
+from experiments.benchmarks.exact import (
     DRIFT,
     FULL,
     TINY,

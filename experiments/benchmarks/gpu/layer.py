@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.gpu.stage import Report, profiled
-from experiments.benchmarks.moe_layer import (
+from experiments.benchmarks.layers import (
     LAYOUTS,
     Arm,
     Arrays,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.gpu.stage import Report, profiled
-from experiments.benchmarks.train_step import program_of
+from experiments.benchmarks.steps import program_of
 from moe_jax.training.build import Program
 from moe_jax.training.peaks import peak_flops
 
