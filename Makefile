@@ -13,6 +13,9 @@ TORCH   ?= torch==2.13.0
 TESTS   ?=
 # A part of a target's tests, drawn by a word: DRAWN=--drawn=4:word (tests/drawn.py).
 DRAWN   ?=
+# Of `make test-fuzz`: how many cases of each test. The suite draws 25.
+EXAMPLES ?= 2000
+FUZZED  := tests/doors/test_fuzz_files.py tests/data/test_fuzz_corpora.py
 # The pythons of `make test-oldest` and `make test-latest`.
 OLDEST  ?= python3.11
 NEWEST  ?= python3.13
@@ -29,7 +32,7 @@ PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
 .PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-extras \
-        test-grid test-lab test-browser test-mutants lint locks clean
+        test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
@@ -42,6 +45,7 @@ help:
 	@echo "make test-grid     all of the grids of which the suite compares a few"
 	@echo "make test-lab      whole sweeps and searches, killed and taken up again; the documents' commands"
 	@echo "make test-browser  look at reports in headless Chromium, which must be installed"
+	@echo "make test-fuzz     drawn damage of files, flags and corpora: $(EXAMPLES) cases of each test"
 	@echo "make test-mutants  put faults into a copy, one at a time; the tests must catch each"
 	@echo "make lint          ruff and mypy"
 	@echo "make locks         write the exact versions of launch/locks anew"
@@ -78,6 +82,9 @@ test-grid: $(VENV)/test.stamp
 
 test-browser: $(VENV)/test.stamp
 	$(RUN) -m pytest -m browser
+
+test-fuzz: $(VENV)/test.stamp
+	MOE_JAX_FUZZ_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest -n $(WORKERS) $(FUZZED)
 
 test-mutants: $(VENV)/test.stamp
 	$(RUN) -m tests.mutants.run --workers=$(WORKERS) $(DRAWN)

@@ -1,27 +1,19 @@
-"""Drawn bytes in the name of each format: documents or one message, never another exception.
-
-MOE_JAX_FUZZ_EXAMPLES says how many examples of each (25), MOE_JAX_FUZZ_SEED which (new ones each
-time; a failure shows the seed).
-"""
+"""Drawn bytes in the name of each format: documents or one message, never another exception."""
 
 from __future__ import annotations
 
 import functools
-import os
-import random
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from moe_jax.config.errors import UserError
 from tests.data.corpora import COLUMNS, LINES, PACKERS, TEXTS, documents_of, write, write_array
+from tests.fuzz import drawn
 
-EXAMPLES = int(os.environ.get("MOE_JAX_FUZZ_EXAMPLES", "25"))
-SEED = int(os.environ.get("MOE_JAX_FUZZ_SEED") or random.SystemRandom().getrandbits(32))
 SUFFIXES = [".txt", *(suffix + packing for suffix in LINES for packing in PACKERS), *COLUMNS]
 # What the formats are made of.
 PIECES = [b'{"text": "', b'"}', b"\n", b"\r\n", b'"', b",", b"\t", b"[", b"]", b"{", b"null", b"\\"]
@@ -74,21 +66,18 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 def contents(suffix: str) -> st.SearchStrategy[bytes]:
     made = st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join)
-    drawn = [st.binary(max_size=200), made, *map(damaged, good(suffix))]
+    found = [st.binary(max_size=200), made, *map(damaged, good(suffix))]
     pack = PACKERS.get(Path(suffix).suffix if suffix.count(".") == 2 else "", bytes)
     if pack is not bytes:
-        drawn += [made.map(pack), damaged(good(Path(suffix).stem or suffix)[0]).map(pack)]
-    return st.one_of(drawn)
+        found += [made.map(pack), damaged(good(Path(suffix).stem or suffix)[0]).map(pack)]
+    return st.one_of(found)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_documents_or_one_message(suffix, tmp_path_factory):
-    print(f"MOE_JAX_FUZZ_SEED={SEED}")
-    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))  # else it leaves one here
     file = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
 
-    @seed(SEED)
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, print_blob=True)
+    @drawn
     @given(contents(suffix), st.sampled_from(["text", "meta.text", ""]))
     def read(content: bytes, field: str) -> None:
         file.write_bytes(content)
