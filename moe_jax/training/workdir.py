@@ -142,7 +142,8 @@ def set_aside(workdir: Path, every: int) -> None:
         for number in itertools.count(1)
         if not (name := workdir / f"metrics.before{number}.jsonl").exists()
     )
-    file.rename(kept)
+    write_whole(kept, file.read_text("utf-8"))  # an object cannot be renamed
+    file.unlink()
     say(
         f"  warning: {workdir} has metrics up to step {last:,} and no checkpoint: the run begins "
         f"anew, and they are kept in {kept.name}"

@@ -39,6 +39,7 @@ def outcomes(report):
     return {outcome.variant.name: outcome for outcome in report.outcomes}
 
 
+@pytest.mark.grid
 def test_quickstart_is_equal_in_all_variants(capsys, tmp_path):
     """Every mesh axis, a transport, micro-batches and recomputation, through the door."""
     file = tmp_path / "report.json"

@@ -85,6 +85,7 @@ class Narrow(Mixtral):
         return self.decide(softmax(best_TK), expert_TK, inputs, logits_TE, prob_TE)
 
 
+@pytest.mark.grid
 def test_a_narrow_sum_of_a_router_from_outside_is_named():
     """With its file, its function and how many terms it has, where gradients do not show it."""
     report, planned = arm(("moe.router.kind", f"{__name__}:Narrow"))

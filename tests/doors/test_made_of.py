@@ -67,7 +67,9 @@ def test_another_text_is_refused_and_the_tokenizer_is_the_runs(door, tiny, tmp_p
     assert loaded.rows.tokenizer.describe() == loaded.tokenizer.describe() == own
 
 
-@pytest.mark.parametrize("flags", [BPE, ()], ids=["bpe", "bytes"])
+@pytest.mark.parametrize(
+    "flags", [BPE, pytest.param((), marks=pytest.mark.grid)], ids=["bpe", "bytes"]
+)
 def test_a_sample_needs_no_text(flags, door, tiny, tmp_path):
     run = Made(door, tiny, tmp_path, *flags)
     shutil.rmtree(run.texts)
@@ -182,16 +184,22 @@ def test_overflow_is_told_and_its_factor_belongs_to_the_run(door, tiny, tmp_path
     assert_refused(door("train", *argv), "moe.receive_factor", "--allow_changes")
 
 
-def test_other_sizes_with_allow_changes(door, tiny, trained, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("batch_size=16", marks=pytest.mark.grid),
+        pytest.param("data.sequence_length=16", marks=pytest.mark.grid),
+        "moe.router.k=1",
+    ],
+)
+def test_other_sizes_with_allow_changes(change, door, tiny, trained, tmp_path):
     """The probe of the old run is of another shape: it starts anew."""
-    changes = {"batch_size": 16, "data.sequence_length": 16, "moe.router.k": 1}
-    for path, value in changes.items():
-        workdir = tmp_path / path
-        shutil.copytree(trained, workdir)
-        shutil.rmtree(workdir / "checkpoints" / "12")
-        argv = [f"--config={tiny}", f"--workdir={workdir}", f"--config.{path}={value}"]
-        assert_refused(door("train", *argv), path, "--allow_changes")
-        code, _out, err = door("train", *argv, "--allow_changes")
-        assert code == 0, err
-        assert lines(workdir, "train")[-1]["step"] == 12
-        assert path in (workdir / "history.jsonl").read_text()
+    path, workdir = change.partition("=")[0], tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    argv = [f"--config={tiny}", f"--workdir={workdir}", f"--config.{change}"]
+    assert_refused(door("train", *argv), path, "--allow_changes")
+    code, _, err = door("train", *argv, "--allow_changes")
+    assert code == 0, err
+    assert lines(workdir, "train")[-1]["step"] == 12
+    assert path in (workdir / "history.jsonl").read_text()

@@ -178,7 +178,9 @@ def test_generate_is_seeded_and_shows_routing(door, trained):
     assert door("generate", *argv, "--seed=1")[1] != first[1]
     code, out, _ = door("generate", *argv, "--show_routing")
     assert code == 0
-    table = out.splitlines()
+    text, _, table = out.partition("\n\n")
+    assert text + "\n" == first[1]
+    table = table.splitlines()
     assert "layer 00" in table[0] and "layer 01" in table[0]
     weights = [float(cell.split(":")[1]) for cell in table[1].split() if ":" in cell]
     np.testing.assert_allclose(sum(weights), 2.0, atol=0.03)  # 2 layers, each sums to 1

@@ -74,6 +74,7 @@ def test_two_at_once(door, tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.lab
 def test_a_lock_ends_with_its_process(door, tiny, tmp_path):
     workdir = tmp_path / "run"
     first = start(tiny, workdir, "--config.steps=400")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
 from moe_jax.training import checkpoint as module
@@ -368,7 +369,7 @@ def test_folder_that_takes_no_folders(tmp_path, monkeypatch, number, exit_code):
 
     with opened(tmp_path) as checkpoints:
         monkeypatch.setattr(Path, "mkdir", mkdir)
-        monkeypatch.setattr(module.ocp, "save_checkpointables_async", started)
+        monkeypatch.setattr(ocp, "save_checkpointables_async", started)
         with pytest.raises(UserError, match=str(tmp_path)) as error:
             save(checkpoints, 1)
         assert error.value.exit_code == 1

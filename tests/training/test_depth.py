@@ -79,6 +79,7 @@ def test_mesh(name, on_one_device):
     np.testing.assert_array_equal(traffic.accepted_E, on_one_device[3].accepted_E)
 
 
+@pytest.mark.grid
 def test_accumulation_and_recomputation(on_one_device):
     for options in (dict(accumulation=4), dict(remat="full")):
         params, loss, depth, _ = one_step(**options)

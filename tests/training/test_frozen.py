@@ -51,6 +51,7 @@ def test_the_norm_is_of_what_is_trained(alone):
     assert float(result.grad_norm) == pytest.approx(np.sqrt(sum(squares)) / 0.1, rel=1e-5)
 
 
+@pytest.mark.grid
 def test_the_norm_is_what_is_clipped():
     """Reported 2 c and clipped at c: Adam's first moment is half of what it was."""
     free = trained_program("router")

@@ -45,6 +45,7 @@ def test_mesh(mesh, on_one_device):
     assert {name: w.shape[1:] for name, w in latent.items()} == {"down": (16, 8), "up": (8, 16)}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "mesh", some(["data 2, expert 4", "fsdp 2, expert 2, tensor 2"], ["fsdp 2, expert 2, tensor 2"])
 )

@@ -52,6 +52,7 @@ def test_of_four_times_as_many_experts(settings: tuple[str, ...]):
     assert temporaries(256, *settings) < 1.2 * temporaries(64, *settings)
 
 
+@pytest.mark.grid
 def test_histograms_are_summed_in_their_layer():
     """Of 64 groups, 6 layers, 64 experts and 1,024 marks: by group they would be 100 MB."""
     own = ("model.num_layers=6", "model.model_dim=64", "moe.group_size=16")

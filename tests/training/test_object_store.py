@@ -7,6 +7,7 @@ object stores by itself (TensorStore), which only a real one can show: here it i
 from __future__ import annotations
 
 import json
+import sys
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,7 @@ def test_lines_are_sent_seldom_and_all_of_them_at_the_end(bucket: Path, monkeypa
 def test_what_cannot_be_reached_is_told(door, tiny, monkeypatch):  # noqa: F811
     with pytest.raises(UserError, match="folders are local, or gs://, s3://"):
         paths.folder_of("hdfs://cluster/run")
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it was not installed
     code, _, err = door("train", f"--config={tiny}", "--workdir=s3://bucket/run")
     assert code == 2 and "needs pip install s3fs" in err
     code, _, err = door(

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from moe_jax.config.errors import UserError
-from moe_jax.training import checkpoint, read_back
+from moe_jax.training import read_back
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from tests.training.test_checkpoint import abstract, restore, state
 
@@ -101,7 +102,7 @@ FAULTS = {
 def test_what_is_not_in_the_files_is_not_published(fault, tmp_path, monkeypatch):
     """A library that says it has written, and has not."""
     spoil, told = FAULTS[fault]
-    honest = checkpoint.ocp.save_checkpointables_async
+    honest = ocp.save_checkpointables_async
 
     def forgetful(folder, trees):
         tree = dict(trees["state"])
@@ -109,7 +110,7 @@ def test_what_is_not_in_the_files_is_not_published(fault, tmp_path, monkeypatch)
         return honest(folder, {"state": tree})
 
     save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", forgetful)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", forgetful)
     with pytest.raises(UserError, match=f"cannot be read back: .*{told}"):
         save(tmp_path, 2, read_back="values")
     assert not list((tmp_path).glob("2*"))

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -109,24 +108,6 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     with MetricWriter(tmp_path, LoggingConfig(wandb=True)) as writer:
         writer.write(1, {"loss": 1.0}, split="train")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_wandb_goes_on_with_the_run_of_the_folder(tmp_path, monkeypatch):
-    ids, logged = [], []
-
-    def init(**kwargs):
-        ids.append(kwargs["id"])
-        return types.SimpleNamespace(
-            log=lambda metrics, step: logged.append((step, metrics)), finish=lambda: None
-        )
-
-    util = types.SimpleNamespace(generate_id=lambda: f"id{len(ids)}")
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, util=util))
-    for step in (1, 2):
-        config = LoggingConfig(tensorboard=False, wandb=True)
-        with MetricWriter(tmp_path, config, start_step=step) as writer:
-            writer.write(step, {"loss": math.nan}, split="eval")
-    assert ids == ["id0", "id0"] and logged == [(1, {"eval/loss": None}), (2, {"eval/loss": None})]
 
 
 def test_wandb_that_is_not_installed_is_a_mistake_of_the_user(tmp_path, monkeypatch):
