@@ -7,8 +7,8 @@ object stores by itself (TensorStore), which only a real one can show: here it i
 from __future__ import annotations
 
 import json
-import sys
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
