@@ -202,6 +202,7 @@ def _is_loss(error: Exception) -> bool:
 def _meet(meeting: Meeting, timeout: float) -> None:
     """Initialises jax.distributed. In a thread, because the library, where it gives up, ends the
     process with a stack of C++ calls."""
+    _require_free_port(meeting)
     # Its handler of SIGTERM, in C++, would keep the signal from ending a run that starts.
     jax.config.update("jax_enable_preemption_service", False)
     failed: list[Exception] = []
@@ -229,6 +230,23 @@ def _meet(meeting: Meeting, timeout: float) -> None:
         if isinstance(failed[0], ValueError) and not meeting.certain:
             return  # a single host after all
         raise UserError(f"the processes cannot join: {failed[0]}\n{ALONE}") from failed[0]
+
+
+def _require_free_port(meeting: Meeting) -> None:
+    """UserError where process 0's port is taken: the library says so in a line of its log, after
+    it has tried for twenty seconds."""
+    _, colon, port = (meeting.coordinator or "").rpartition(":")
+    if meeting.process != 0 or not (colon and port.isdigit()):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"--coordinator={meeting.coordinator}: process 0 cannot listen on port {port} of "
+                f"this machine ({getattr(error, 'strerror', None) or error}); take another"
+            ) from error
 
 
 def _nobody(meeting: Meeting, timeout: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 
 import pytest
 
 from moe_jax.config.errors import UserError
+from moe_jax.parallel import hosts
 from moe_jax.parallel.hosts import Meeting, find_meeting, joined
 
 SLURM = {
@@ -126,3 +128,15 @@ def test_pods_of_an_indexed_job(installed):
     assert find_meeting(environ=POD | VARIABLES).processes == 4
     installed("kubernetes")
     assert find_meeting(environ=POD) == Meeting(method=None)
+
+
+def test_a_port_that_is_taken_is_told_at_once():
+    """It was a line of another library's log, after 20 seconds."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--coordinator={address}.*in use"):
+            hosts._meet(Meeting(coordinator=address, processes=2, process=0), timeout=60.0)
+    with pytest.raises(UserError, match="port 99999999"):
+        hosts._meet(Meeting(coordinator="127.0.0.1:99999999", processes=2, process=0), timeout=60.0)
