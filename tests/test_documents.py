@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import experiments.run
@@ -286,6 +287,10 @@ def test_the_commands_of_a_document_run(document, tmp_path, prepared, one_device
     for n in range(40):
         words = " ".join(f"line {n} of poem {n * i}" for i in range(100))
         (tmp_path / f"texts/poems/{n}.txt").write_text(words)
+    (tmp_path / "ids").mkdir()
+    for name in ("train-0", "train-1", "val"):
+        ids = np.random.default_rng(0).integers(200, size=20_000, dtype=np.uint32)
+        ids.tofile(tmp_path / f"ids/{name}.bin")
     (tmp_path / "commands.txt").write_text(
         "python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/one\n"
     )
