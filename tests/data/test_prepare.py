@@ -54,7 +54,7 @@ def test_the_door_prepares_and_says_where(texts, tmp_path):
     )
     assert lines[4].startswith("validation: ")
     assert "tokenising train" in done.stderr  # a line a stage, where there is no terminal
-    assert door(*flags).stderr == ""  # nothing is left to do
+    assert "tokenising" not in door(*flags).stderr  # nothing is left to do
 
 
 @pytest.mark.parametrize(
