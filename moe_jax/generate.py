@@ -79,7 +79,11 @@ def written(run: Any) -> list[Any]:
 def show(run: Any, tokens: list[Any]) -> None:
     """A line for each token: its experts and their weights. UserError for a dense model."""
     layers = run.program.layout.moe_layers
-    print("\ntoken    " + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers))
+    print(
+        "\ntoken    "
+        + "  ".join(f"layer {layer:02d}".ljust(17) for layer in layers)
+        + "  (expert:weight)"
+    )
     for token in tokens:
         if token.expert_LK is None or token.weight_LK is None:
             raise UserError("this is a dense model: it has no routing to show")

@@ -119,6 +119,13 @@ class LoadedRun:
     tokenizer: Tokenizer
     data: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        counts = self.program.counts
+        return (
+            f"LoadedRun({str(self.workdir)!r}, step {self.step:,}, {counts.total:,} parameters, "
+            f"{counts.active:,} active per token)"
+        )
+
     @cached_property
     def rows(self) -> Any:
         """The evaluation split. UserError where it is not what the run had."""

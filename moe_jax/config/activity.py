@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 
 EVERY = 5.0  # seconds of silence
+LEAST = 1.0  # seconds that something has taken before it is said: of quick steps none is news
 TICK = 0.25  # seconds between two looks
 
 Teller = Callable[[str], None]
@@ -22,11 +23,13 @@ Teller = Callable[[str], None]
 
 @dataclass
 class Doing:
-    """One thing that is being done. total: of how many parts it is made."""
+    """One thing that is being done. total: of how many parts it is made. first: what is to be said
+    of the first of them."""
 
     what: str
     total: int | None = None
     unit: str = ""
+    first: str = ""
     done: int = 0
     since: float = field(default_factory=time.monotonic)
 
@@ -39,6 +42,8 @@ class Doing:
             parts = f", {self.done} of {self.total}{self.unit and ' '}{self.unit}"
         elif self.done:
             parts = f", {self.done}{self.unit and ' '}{self.unit}"
+        if self.first and not self.done:
+            parts += f", {self.first}"
         return f"{self.what}{parts} ({now - self.since:.0f} s) ..."
 
 
@@ -57,6 +62,8 @@ class _Watch:
         with self.lock:
             now = time.monotonic()
             if not (self.speaks and self.stack) or now - self.said < self._pause():
+                return
+            if now - self.stack[-1].since < min(LEAST, EVERY):
                 return
             self.said = now
             text = self.stack[-1].told(now)
@@ -85,9 +92,9 @@ _watch = _Watch()
 
 
 @contextlib.contextmanager
-def doing(what: str, total: int | None = None, unit: str = "") -> Iterator[Doing]:
+def doing(what: str, total: int | None = None, unit: str = "", first: str = "") -> Iterator[Doing]:
     """Says `what` while the body takes long, and how many of `total` parts are done."""
-    one = Doing(what, total, unit)
+    one = Doing(what, total, unit, first)
     with _watch.lock:
         _watch.wipe()
         _watch.stack.append(one)

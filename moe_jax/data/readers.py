@@ -88,7 +88,9 @@ def _text_of_line(line: str, field: str) -> str | Fault:
     try:
         return text_in(parsed(line), field)
     except json.JSONDecodeError as error:
-        return Fault(NOT_JSON, f"not JSON ({error.msg}, at character {error.pos + 1})")
+        return Fault(
+            NOT_JSON, f"not JSON ({error.msg.removesuffix(' at')}, at character {error.pos + 1})"
+        )
     except ValueError as error:
         return Fault(NOT_JSON, f"not JSON ({error})")
 

@@ -16,6 +16,7 @@ from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import BatchSums
 
+FIRST = "the first compiles"
 # Where layers differ, the worst is what matters for these; the mean for the others.
 WORST = frozenset({"max_violation", "largest_logit"})
 
@@ -36,7 +37,7 @@ def evaluate(
     knobs = program.knobs(int(state.step))
     size = program.eval_batch_size
     routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
-    with doing("evaluating", length_of(batches), "batches") as evaluating:
+    with doing("evaluating", length_of(batches), "batches", FIRST) as evaluating:
         for number, (raw, replayed) in enumerate(zip(batches, routes, strict=False)):
             batch = program.put(raw, first_row=number * size, batch_size=size)
             sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)

@@ -212,7 +212,7 @@ class Run:
             if step % experiment.logging.every == 0 or last:
                 self._log(step, result, clock)
             if probe is not None and step % experiment.logging.probe_every == 0:
-                with doing("probing the routes"):
+                with clock.paused(), doing("probing the routes (the first time it compiles)"):
                     state, metrics = probe(state)
                 self.writer.write(step, metrics, split="train")
             if last or (experiment.evaluation.every and step % experiment.evaluation.every == 0):

@@ -129,7 +129,7 @@ def leak(
 
 def _told(what: str, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, and how many of them are done."""
-    with doing(what, length_of(batches), "batches") as one:
+    with doing(what, length_of(batches), "batches", "the first compiles") as one:
         for batch in batches:
             yield batch
             one.advance()

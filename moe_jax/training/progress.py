@@ -25,7 +25,7 @@ SHOWN = {
     "moe/overflow_fraction": ("overflow", "{:.1%}"),
 }
 REFRESH = 0.25  # seconds between two drawings of the bar
-PLAIN_EVERY = EVERY  # seconds between two plain lines
+PLAIN_EVERY = EVERY - 1  # seconds between two plain lines: before others say what is going on
 
 
 class Progress:

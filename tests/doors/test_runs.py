@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -203,6 +204,16 @@ def test_load_for_notebooks(trained):
     chosen = np.argsort(-routes[1].prob_BSE, axis=-1, kind="stable")[..., :2]
     assert np.array_equal(chosen[valid], routes[1].expert_BSK[valid])
     assert run.metrics[-1]["split"] == "eval"
+
+
+def test_a_loaded_run_shows_itself_in_a_line(trained):
+    """A notebook printed all weights of it."""
+    import moe_jax
+
+    assert re.fullmatch(
+        r"LoadedRun\('.*trained', step 12, 16,848 parameters, 13,776 active per token\)",
+        repr(moe_jax.load(trained)),
+    )
 
 
 def test_a_prompt_is_the_start_of_a_document(trained):

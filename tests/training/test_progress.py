@@ -33,8 +33,8 @@ def test_not_a_line_for_each_step_but_one_for_the_last(capsys, monkeypatch):
             progress.update(step, {"loss": float(step)})
     lines = capsys.readouterr().out.splitlines()
     steps = [int(re.search(r"step (\d+)/1000", line)[1]) for line in lines]
-    assert steps == [*range(50, 1000, 50), 995]
-    assert "ETA 01:35" in lines[0] and "loss 995.000" in lines[-1]
+    assert steps == [*range(40, 995, 40), 995]
+    assert "ETA 01:36" in lines[0] and "loss 995.000" in lines[-1]
 
 
 def pretend_terminal(monkeypatch):
