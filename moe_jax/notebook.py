@@ -27,6 +27,7 @@ from moe_jax.data.tokenizer import BPE_FILE, Bpe
 from moe_jax.data.types import Tokenizer
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
+from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.hosts import several
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.counterfactual import Counterfactual, Replay
@@ -61,8 +62,10 @@ def load(
     overrides of the data mean the same. The data are opened when they are first asked for.
     trust: import classes from outside of moe_jax (a router of one's own) that the run's config
     names and that are not imported already, which runs their module's code.
-    Raises UserError where there is no run or no good checkpoint.
+    Compiled programs are kept as by the commands (parallel/compiler.py), unless JAX's own settings
+    say where, or not to. Raises UserError where there is no run or no good checkpoint.
     """
+    keep_compiled_programs()
     folder = folder_of(workdir)
     with trusted(trust):
         experiment = config_of(folder)
