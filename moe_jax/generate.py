@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.config.activity import doing
+from moe_jax.config.activity import counted
 from moe_jax.config.cli import Arguments, door_flags, run_door
 from moe_jax.config.errors import UserError
 
@@ -68,12 +68,7 @@ def written(run: Any) -> list[Any]:
         top_p=FLAGS.top_p,
         show_routing=FLAGS.show_routing,
     )
-    found = []
-    with doing("writing", unit="tokens") as writing:
-        for token in tokens:
-            found.append(token)
-            writing.advance()
-    return found
+    return list(counted("writing", tokens, "tokens"))
 
 
 def show(run: Any, tokens: list[Any]) -> None:

@@ -13,15 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 EVERY = 5.0  # seconds of silence
 LEAST = 1.0  # seconds that something has taken before it is said: of quick steps none is news
 TICK = 0.25  # seconds between two looks
 
+T = TypeVar("T")
 Teller = Callable[[str], None]
 
 
-@dataclass
+@dataclass(eq=False)  # the stack removes this one, not one like it
 class Doing:
     """One thing that is being done. total: of how many parts it is made. first: what is to be said
     of the first of them."""
@@ -106,9 +108,13 @@ def doing(what: str, total: int | None = None, unit: str = "", first: str = "") 
             _watch.stack.remove(one)
 
 
-def length_of(parts: Iterable[object]) -> int | None:
-    """How many there are, where that is known."""
-    return len(parts) if isinstance(parts, Sized) else None
+def counted(what: str, parts: Iterable[T], unit: str, first: str = "") -> Iterator[T]:
+    """The parts, one after the other; says `what` and how many of them are done."""
+    total = len(parts) if isinstance(parts, Sized) else None
+    with doing(what, total, unit, first) as one:
+        for part in parts:
+            yield part
+            one.advance()
 
 
 def heard() -> None:

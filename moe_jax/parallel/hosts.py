@@ -225,7 +225,7 @@ def _meet(meeting: Meeting, timeout: float) -> None:
     thread.join(timeout)
     if thread.is_alive():
         raise UserError(_nobody(meeting, timeout), exit_code=1)  # another try may find them
-    activity.speak(_global_state().process_id == 0)
+    activity.speak(is_first())
     if failed:
         if isinstance(failed[0], ValueError) and not meeting.certain:
             return  # a single host after all

@@ -61,7 +61,7 @@ class Program:
             "router_state": self.network.module(params).router_state(),
             "bad_steps": zero,
             "skipped": zero,
-            "probe": jnp.full(self.probe_shape, -1, jnp.int32),
+            "probe": jnp.asarray(self._no_probe),
         }
 
     @cached_property
@@ -83,9 +83,12 @@ class Program:
         return TrainState(params=self.network.abstract, **rest)
 
     def fresh_probe(self) -> jax.Array:
-        """The routes before the first probe: none."""
-        none = np.full(self.probe_shape, -1, np.int32)
-        return put(none, self.state_shardings.probe)
+        """The routes before the first probe."""
+        return put(self._no_probe, self.state_shardings.probe)
+
+    @property
+    def _no_probe(self) -> np.ndarray:
+        return np.full(self.probe_shape, -1, np.int32)
 
     @cached_property
     def state_shardings(self) -> TrainState:

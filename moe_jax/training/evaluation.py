@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from moe_jax.config.activity import doing, length_of
+from moe_jax.config.activity import counted
 from moe_jax.routing.counterfactual import Recorded
 from moe_jax.routing.plan import add_sums
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import BatchSums
 
-FIRST = "the first compiles"
 # Where layers differ, the worst is what matters for these; the mean for the others.
 WORST = frozenset({"max_violation", "largest_logit"})
 
@@ -37,13 +36,12 @@ def evaluate(
     knobs = program.knobs(int(state.step))
     size = program.eval_batch_size
     routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
-    with doing("evaluating", length_of(batches), "batches", FIRST) as evaluating:
-        for number, (raw, replayed) in enumerate(zip(batches, routes, strict=False)):
-            batch = program.put(raw, first_row=number * size, batch_size=size)
-            sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
-            wide = jax.tree.map(_widen, jax.device_get(sums))
-            total = wide if total is None else add_sums(total, wide)
-            evaluating.advance()
+    raws = told_batches("evaluating", batches)
+    for number, (raw, replayed) in enumerate(zip(raws, routes, strict=False)):
+        batch = program.put(raw, first_row=number * size, batch_size=size)
+        sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
+        wide = jax.tree.map(_widen, jax.device_get(sums))
+        total = wide if total is None else add_sums(total, wide)
     if total is None:
         raise ValueError("an evaluation needs at least one batch")
     metrics: dict[str, Any] = dict(program.step.task.metrics(vars(total.task)))
@@ -53,6 +51,11 @@ def evaluate(
     metrics |= load_report(program, total)
     metrics |= depth_report(program, total)
     return metrics
+
+
+def told_batches(what: str, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; says, where that takes long, `what` and how many are done."""
+    return counted(what, batches, "batches", "the first compiles")
 
 
 def _widen(leaf: np.ndarray) -> np.ndarray:

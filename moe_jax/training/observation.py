@@ -11,10 +11,10 @@ import numpy as np
 
 from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
-from moe_jax.config.activity import doing, length_of
 from moe_jax.config.errors import UserError
 from moe_jax.routing.counterfactual import Recorded
 from moe_jax.training.build import Program
+from moe_jax.training.evaluation import told_batches
 from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, np.ndarray]
@@ -29,7 +29,7 @@ def trace(
         raise UserError("a dense model has no routes")
     parts: list[dict[str, np.ndarray]] = []
     unused = 0
-    for number, raw in enumerate(_told("tracing", batches)):
+    for number, raw in enumerate(told_batches("tracing", batches)):
         seen = _observe(program, state, raw, number)
         routes, unused = seen.routes, seen.routes.unused
         part = {
@@ -116,7 +116,7 @@ def leak(
     if not program.layout.moe_layers:
         raise UserError("a dense model has no routes")
     sums = LeakSums()
-    for number, raw in enumerate(_told("measuring the leak", batches)):
+    for number, raw in enumerate(told_batches("measuring the leak", batches)):
         before = _on_host(program, state, raw, number, train)
         S = raw["tokens"].shape[1] - 1
         for i, part in enumerate(cuts):
@@ -125,14 +125,6 @@ def leak(
             after = _on_host(program, state, {**raw, "tokens": other}, number, train)
             sums.add(before, after, cut, program.layout.moe_layers)
     return sums.metrics()
-
-
-def _told(what: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, and how many of them are done."""
-    with doing(what, length_of(batches), "batches", "the first compiles") as one:
-        for batch in batches:
-            yield batch
-            one.advance()
 
 
 def _observe(

@@ -97,10 +97,13 @@ def warm_start(
     What comes from `old` alone is numpy. new_like, old_like: how the two are stacked; None: the
     leaves of a path are one tensor.
     """
+    if grow not in GROW:
+        raise ValueError(f"grow = {grow!r}: must be one of {', '.join(GROW)}")
     fresh, structure = flatten(new)
-    match = _Match(_by_layer(flatten(old)[0], old_like), same_tokens, grow, seed)
+    experts = None
     if new_like is not None and old_like is not None:
-        match.experts = (old_like.num_experts, new_like.num_experts)
+        experts = (old_like.num_experts, new_like.num_experts)
+    match = _Match(_by_layer(flatten(old)[0], old_like), experts, same_tokens, grow, seed)
     values = []
     for name, leaf in fresh.items():
         names = _layer_names(name, new_like)
@@ -133,11 +136,18 @@ def growth_warnings(
 class _Match:
     """Finds for each tensor, by its name, what it takes over, and keeps account of it."""
 
-    def __init__(self, old: Mapping[str, np.ndarray], same_tokens: bool, grow: str, seed: int):
-        self._old, self._same_tokens, self._grow, self._seed = old, same_tokens, grow, seed
+    def __init__(
+        self,
+        old: Mapping[str, np.ndarray],
+        experts: tuple[int, int] | None,  # old, new
+        same_tokens: bool,
+        grow: str,
+        seed: int,
+    ):
+        self._old, self._experts, self._same_tokens = old, experts, same_tokens
+        self._grow, self._seed = grow, seed
         self._done: set[str] = set()  # of the old ones: used, or told to be unused
         self.report = WarmStartReport()
-        self.experts: tuple[int, int] | None = None  # old, new
 
     def take(self, name: str, shape: tuple[int, ...]) -> Taken | None:
         """None: newly initialised."""
@@ -175,14 +185,14 @@ class _Match:
         if "experts" in name.split("."):
             return EXPERT_AXIS if differ == [EXPERT_AXIS] else None
         (axis,) = differ
-        more = None if self.experts is None else self.experts[1] - self.experts[0]
+        more = None if self._experts is None else self._experts[1] - self._experts[0]
         of_router = any(part.startswith("router") for part in name.split("."))
         return axis if of_router and more in (None, new[axis] - old[axis]) else None
 
     def _grown(self, name: str, before: np.ndarray, axis: int, shape: tuple[int, ...]) -> Taken:
         """Copies along the axis of the experts; behind those, a router may have outputs that are
         no experts, which stay as they are."""
-        experts = before.shape[axis] if self.experts is None else self.experts[0]
+        experts = before.shape[axis] if self._experts is None else self._experts[0]
         others = before.shape[axis] - experts
         index = np.arange(shape[axis] - others) % experts
         index = np.concatenate([index, experts + np.arange(others)])
