@@ -336,7 +336,7 @@ def grad_norm_report(program: Program, norm_LE: np.ndarray | None) -> dict[str, 
 
 
 class Clock:
-    """Rates between two logged steps, without the time of evaluations and saves, and without the
+    """Rates between two logged steps, without evaluations, probes and saves, and without the
     first step, which compiles."""
 
     def __init__(self, program: Program, step: int):
