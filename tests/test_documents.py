@@ -144,6 +144,19 @@ def helped() -> list[Command]:
     return found
 
 
+def inline() -> list[Command]:
+    """Commands within a sentence: `make lint`. Their FILE and DIR are the reader's."""
+    found = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text("utf-8")
+        text = re.sub(r"^(```.*?^```| {4}.*?$)", "", text, flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`]+)`", text):
+            code = " ".join(code.split())
+            if COMMAND.match(code) and len(code.split()) > 1:
+                found.append(Command.of(name, code))
+    return found
+
+
 def readable(commands: Sequence[Command]) -> dict[str, Command]:
     """One of each that is no placeholder."""
     return {c.text: c for c in reversed(commands) if c.text not in PLACEHOLDERS}
@@ -200,6 +213,35 @@ def test_each_command_is_understood(text, capsys):
     elif command.module is not None:
         devices = int(command.environment.get("JAX_NUM_CPU_DEVICES", "1"))
         understand(command.module, list(command.words[3:]), devices, capsys)
+
+
+@pytest.mark.parametrize("text", readable(inline()))
+def test_commands_within_sentences_are_understood(text):
+    """Their programs, targets and flags are there."""
+    command = readable(inline())[text]
+    if command.words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert {word for word in command.words[1:] if word.islower()} <= {*targets, "..."}
+        return
+    if command.module is None:  # pytest, pip
+        paths = [word for word in command.words if word.startswith("tests/")]
+        extras = re.findall(r'^    "([\w-]+)": ', (ROOT / "setup.py").read_text("utf-8"), re.M)
+        assert all((ROOT / path).exists() for path in paths)
+        assert set(re.findall(r"moe_jax\[([\w-]+)\]", text)) <= set(extras)
+        return
+    module = importlib.import_module(command.module)
+    flags = [word.strip("[]").partition("=")[0] for word in command.words if word[:1] in "-["]
+    own = [flag for flag in flags if flag.startswith("--") and not flag.startswith("--config.")]
+    if hasattr(module, "FLAGS"):
+        assert {flag.removeprefix("--") for flag in own} <= set(module.FLAGS), text
+    elif own:
+        told = subprocess.run(
+            [sys.executable, "-m", command.module, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert all(flag in told for flag in own), text
 
 
 def understand(name: str, argv: list[str], devices: int, capsys) -> None:

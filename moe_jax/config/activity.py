@@ -2,11 +2,13 @@
 
 `with doing("restoring the checkpoint"):` costs nothing and says nothing where that is quick. Where
 it is not, a thread says so on stderr, again and again: a line in a terminal that is written over,
-else a line each time. Only doors say anything (`watched`), not a program that imports this one.
+else a line each time. Commands say it (`watched`), and a person's own Python does, at a prompt or
+in a notebook; a program that imports this one says nothing.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import sys
 import threading
@@ -57,6 +59,7 @@ class _Watch:
         self.tellers: list[Teller] = []
         self.said = time.monotonic()
         self.speaks = False
+        self.watched = False
         self.line = False  # whether an unfinished line stands in the terminal
         self.lock = threading.RLock()
 
@@ -100,6 +103,14 @@ def doing(what: str, total: int | None = None, unit: str = "", first: str = "") 
     with _watch.lock:
         _watch.wipe()
         _watch.stack.append(one)
+    if is_interactive() and not _watch.watched:
+        with watched():
+            yield from _within(one)
+    else:
+        yield from _within(one)
+
+
+def _within(one: Doing) -> Iterator[Doing]:
     try:
         yield one
     finally:
@@ -145,8 +156,8 @@ def speak(speaks: bool) -> None:
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
     """Within the body what is being done is said."""
-    end, before = threading.Event(), _watch.speaks
-    _watch.speaks, _watch.said = True, time.monotonic()
+    end, before = threading.Event(), (_watch.speaks, _watch.watched)
+    _watch.speaks, _watch.watched, _watch.said = True, True, time.monotonic()
 
     def watch() -> None:
         while not end.wait(min(TICK, EVERY / 4)):
@@ -159,4 +170,9 @@ def watched() -> Iterator[None]:
     finally:
         end.set()
         thread.join()
-        _watch.speaks = before
+        _watch.speaks, _watch.watched = before
+
+
+def is_interactive() -> bool:
+    """Whether a person types into this Python: a prompt, IPython or a notebook."""
+    return hasattr(sys, "ps1") or "get_ipython" in vars(builtins)

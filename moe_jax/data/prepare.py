@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from absl import flags
@@ -100,9 +101,14 @@ def chosen(
 
 
 def main(arguments: Arguments) -> int:
-    dataset = chosen(FLAGS.dataset, FLAGS.config, arguments.overrides)
-    with ConsoleReporter() as reporter:
-        lines = prepare(dataset, reporter)
+    try:
+        dataset = chosen(FLAGS.dataset, FLAGS.config, arguments.overrides)
+        with ConsoleReporter() as reporter:
+            lines = prepare(dataset, reporter)
+    except UserError as error:
+        if FLAGS.dataset is None:
+            raise
+        raise UserError(in_flags(str(error)), exit_code=error.exit_code) from error
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for line in lines:
         console.print(line)
@@ -113,6 +119,13 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
     """--dataset.x=VALUE as --config.data.x=VALUE, which the command line of every door knows."""
     old, new = "--dataset.", "--config.data."
     return [new + text.removeprefix(old) if text.startswith(old) else text for text in argv]
+
+
+def in_flags(message: str) -> str:
+    """A message on settings of a config, in the flags of who gave --dataset."""
+    names = {field.name for row in DATASETS.values() for field in fields(row)}
+    settings = rf"\bconfig\.data\.|(?<![\w./-])data\.(?=({'|'.join(sorted(names))})\b)"
+    return re.sub(settings, "--dataset.", message).replace("the config has", "--dataset has")
 
 
 if __name__ == "__main__":

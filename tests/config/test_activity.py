@@ -76,3 +76,17 @@ def test_another_may_tell_it_and_a_silent_process_tells_nothing(soon, monkeypatc
         speak(False)
         time.sleep(0.2)
     assert said.getvalue() == ""
+
+
+def test_at_a_prompt_it_is_told_without_a_command(soon, monkeypatch):
+    """In a program, and behind the body, nothing is."""
+    monkeypatch.setattr("sys.stderr", said := io.StringIO())
+    with doing("in a program"):
+        time.sleep(0.2)
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    with doing("loading"), doing("building the model"):
+        wait_for(said.getvalue, "building the model (0 s) ...\n")
+    monkeypatch.delattr("sys.ps1")
+    end = len(said.getvalue())
+    time.sleep(0.2)
+    assert "in a program" not in said.getvalue() and len(said.getvalue()) == end

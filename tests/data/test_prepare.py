@@ -63,9 +63,13 @@ def test_the_door_prepares_and_says_where(texts, tmp_path):
         ((), "give either --dataset=KIND or --config=FILE"),
         (("--dataset=planted", "--config=x.py"), "give either"),
         (("--dataset=plnted",), "did you mean planted?"),
-        (("--dataset=planted", "--dataset.rosw=3"), "did you mean config.data.rows?"),
-        (("--dataset=folder", "--dataset.path=/nowhere/at/all"), "no file or folder"),
-        (("--dataset=memmap",), "data.train names no file"),
+        (("--dataset=planted", "--dataset.rosw=3"), "did you mean --dataset.rows?"),
+        (("--dataset=folder",), "  --dataset.path = '': must name"),
+        (
+            ("--dataset=folder", "--dataset.path=/no/data.txt"),
+            "--dataset.path: no file or folder /no/data.txt",
+        ),
+        (("--dataset=memmap",), "--dataset.train names no file"),
         (("--config=nowhere.py",), "no config file nowhere.py"),
     ],
 )

@@ -95,6 +95,28 @@ def test_several_at_once(rng, tiny, trained, tmp_path):
     assert results(workdir) == results(trained)
 
 
+def test_reports_and_evaluations_beside_a_run(tiny, trained, tmp_path):
+    """They read whole files and replace whole files: none waits, none is disturbed."""
+    workdir = tmp_path / "run"
+    training = start(tiny, workdir)
+    with Checkpoints(workdir / "checkpoints", CheckpointConfig(), read_only=True) as saved:
+        while training.poll() is None and not saved.steps():
+            time.sleep(0.05)
+    command = [sys.executable, "-m"]
+    others = [
+        subprocess.Popen([*command, *words, f"--workdir={workdir}"], stderr=subprocess.PIPE)
+        for words in (["moe_jax.report"], ["moe_jax.report"], ["moe_jax.evaluate", "--batches=1"])
+    ]
+    for process in others:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    _, err = training.communicate(timeout=300)
+    assert training.returncode == 0, err
+    assert results(workdir) == results(trained)
+    page = (workdir / "report.html").read_text("utf-8")
+    assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
+
+
 @pytest.mark.parametrize("place", range(2))
 def test_a_full_disk(place, rng, tiny, trained, tmp_path):
     """No file may grow beyond a drawn size: a message, and with room the run goes on."""
