@@ -31,11 +31,13 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
+	@echo "make sentiment     train a small sparse encoder on rated sentences, write its report"
+	@echo "make vision        train a small V-MoE on handwritten digits, write its report"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
 	@echo "make test-latest   the suite on the newest versions that there are ($(NEWEST))"
@@ -55,6 +57,14 @@ quickstart: $(VENV)/core.stamp
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(RUN) -m moe_jax.report --workdir=$(WORKDIR)
 	$(RUN) -m moe_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_tokens=200
+
+sentiment: $(VENV)/text.stamp
+	$(RUN) -m moe_jax.train --config=configs/sentiment.py --workdir=runs/sentiment
+	$(RUN) -m moe_jax.report --workdir=runs/sentiment --routing
+
+vision: $(VENV)/vision.stamp
+	$(RUN) -m moe_jax.train --config=configs/vision.py --workdir=runs/vision
+	$(RUN) -m moe_jax.report --workdir=runs/vision --routing
 
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(DRAWN) $(TESTS)
@@ -129,6 +139,14 @@ $(VENV)/core.stamp: $(VENV)/venv.stamp setup.py $(LOCK)
 
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/text.stamp: $(VENV)/core.stamp
+	$(PIP) -e ".[text]"
+	@touch $@
+
+$(VENV)/vision.stamp: $(VENV)/core.stamp
+	$(PIP) -e ".[vision]"
 	@touch $@
 
 $(VENV)/hf.stamp: $(VENV)/test.stamp

@@ -35,6 +35,7 @@ CORE = [
 
 TEXT = ["tokenizers>=0.22"]
 DATA = ["pyarrow>=18.0", "zstandard>=0.22"]
+VISION = ["scikit-learn>=1.6", "pillow>=11.0"]
 SWEEP = ["optuna>=5.0"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
@@ -54,12 +55,14 @@ TEST = [
     *KUBERNETES,
     *TEXT,
     *DATA,
+    *VISION,
 ]
 
 EXTRAS = {
     "test": TEST,
     "text": TEXT,
     "data": DATA,  # .parquet, .arrow and .zst of a folder of text
+    "vision": VISION,  # handwritten digits, images in files
     "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],

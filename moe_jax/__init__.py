@@ -1,18 +1,55 @@
-"""A JAX research framework for sparse Mixture-of-Experts models."""
+"""A JAX research framework for sparse Mixture-of-Experts models.
+
+    layer = moe_jax.MoE(512, experts=8, hidden=1024, rngs=nnx.Rngs(0))   # in a model of your own
+    run = moe_jax.load("runs/quickstart")                                # a trained run
+
+`routers` are the routers, `MeshAxes` says what a mesh's axes are for. What is not named here may
+move between versions.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_jax import routing as routers
+    from moe_jax.nn.moe import MoE, Report, updated
+    from moe_jax.notebook import load
+    from moe_jax.parallel.axes import MeshAxes
+    from moe_jax.routing.losses import RoutingLosses
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load"]
+# Lazy, so that `import moe_jax` is instant and does not start the JAX backend.
+_WHERE = {
+    "MeshAxes": "moe_jax.parallel.axes",
+    "MoE": "moe_jax.nn.moe",
+    "Report": "moe_jax.nn.moe",
+    "RoutingLosses": "moe_jax.routing.losses",
+    "load": "moe_jax.notebook",
+    "routers": "moe_jax.routing",
+    "updated": "moe_jax.nn.moe",
+}
+
+__all__ = [
+    "MeshAxes",
+    "MoE",
+    "Report",
+    "RoutingLosses",
+    "__version__",
+    "load",
+    "routers",
+    "updated",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import moe_jax` is instant and does not start the JAX backend.
-    if name == "load":
-        from moe_jax.notebook import load
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_WHERE[name])
+    return module if name == "routers" else getattr(module, name)
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -125,7 +125,7 @@ def routing_of(config: Any) -> str:
     say nothing of the other."""
     if not config.moe.every:
         return "a dense model"
-    if getattr(config.moe.router, "own_capacity", False):
+    if config.moe.router.own_capacity:
         return "the router's own capacity"
     here, training = config.evaluation.capacity_factor, config.moe.capacity_factor
     if here == training:
@@ -219,7 +219,7 @@ def _write(results: list[dict[str, Any]]) -> None:
 def points(config: Any, alone: bool) -> list[Point]:
     """Every combination of other values, then each counterfactual. alone: other flags ask for
     something too, so that without these flags there is nothing to evaluate here."""
-    own = getattr(config.moe.router, "own_capacity", False)
+    own = config.moe.router.own_capacity
     factor = "moe.router.capacity_factor" if own else "evaluation.capacity_factor"
     flag_of = {
         factor: FLAGS.capacity_factor,
@@ -249,7 +249,7 @@ def _counterfactuals(config: Any) -> Iterable[Point]:
         yield Point(f"mask_best={text}", counterfactual=MaskBest(n=int(text)))
     for name in FLAGS.route_by or ():
         router_class = Kinds(ROUTERS, Router).load(name)
-        k = round(config.moe.experts_per_token(config.data.sequence_length))
+        k = round(config.moe.experts_per_token(config.row_length))
         options = {"k": k} if "k" in router_class.__dataclass_fields__ else {}
         router = router_class(**options)
         if router.params(D, E) or not router.causal_choice:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.analysis.report.pictures import Picture
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
@@ -24,7 +25,7 @@ from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
 from moe_jax.data.tokenizer import BPE_FILE, Bpe
-from moe_jax.data.types import Tokenizer
+from moe_jax.data.types import DataInfo, Tokenizer
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.compiler import keep_compiled_programs
@@ -38,7 +39,7 @@ from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import data_changes
 from moe_jax.training.state import TrainState
-from moe_jax.training.workdir import TOKENIZER, tokenizer_of
+from moe_jax.training.workdir import TOKENIZER, info_of
 
 
 def load(
@@ -77,9 +78,9 @@ def load(
         experiment = apply_overrides(experiment, dict(overrides))
     require(experiment)
     devices = jax.devices()[:1] if devices is None else devices
-    tokenizer = tokenizer_of(folder, experiment)
+    info = info_of(folder, experiment)
     with doing("building the model"):
-        program = build(experiment, tokenizer, devices=devices)
+        program = build(experiment, info, devices=devices)
     saved = Checkpoints(folder / "checkpoints", experiment.checkpoint, read_only=True)
     with saved as checkpoints, doing("loading the checkpoint"):
         restored = checkpoints.restore(program.abstract_model, step=step, partial=True)
@@ -87,7 +88,7 @@ def load(
         raise UserError(f"{folder}: no checkpoint to load")
     others = allow_changes or any(path.startswith("data.") for path in overrides or ())
     data = None if others else restored.fingerprint
-    return LoadedRun(folder, program, restored.state, tokenizer, data)
+    return LoadedRun(folder, program, restored.state, info, data)
 
 
 def _fits(mesh: MeshConfig) -> bool:
@@ -112,14 +113,15 @@ class LoadedRun:
     """A checkpoint with its model, tokenizer and evaluation data.
 
     program: mesh, network and compiled steps. state: step, parameters and router state; what
-    belongs to training alone (optimizer, counters, probe) is None. tokenizer: the run's own. data:
+    belongs to training alone (optimizer, counters, probe) is None. info: tokenizer, classes and
+    domains of the run. data:
     fingerprints of the run's splits, to which what is opened is held; None: it may be other data.
     """
 
     workdir: Path
     program: Program
     state: TrainState
-    tokenizer: Tokenizer
+    info: DataInfo
     data: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -142,7 +144,8 @@ class LoadedRun:
                     f"{self.workdir}: the data are not those of the run:\n  {told}\n"
                     "--allow_changes evaluates on them all the same, with the run's own tokenizer."
                 )
-        if rows.tokenizer.describe() != self.tokenizer.describe():
+        own = self.info.tokenizer
+        if own is not None and rows.tokenizer.describe() != own.describe():
             rows = self._with_own_tokenizer(data).open(split)
         return rows
 
@@ -152,6 +155,13 @@ class LoadedRun:
         if not hasattr(data, "tokenizer") or not file.exists():
             raise UserError(f"{self.workdir}: the data have another tokenizer than the run")
         return replace(data, tokenizer=Bpe(file=str(file)))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own. UserError where its data are no text."""
+        if self.info.tokenizer is None:
+            raise UserError(f"{self.workdir}: the run's data are no text")
+        return self.info.tokenizer
 
     @property
     def config(self) -> Experiment:
@@ -188,6 +198,18 @@ class LoadedRun:
 
         return list(read_metrics(self.workdir))
 
+    def picture(self, row: int) -> Picture:
+        """The image of a row of the evaluation split, with its patches and its class."""
+        found, config = self.rows[row], self.config
+        grid = config.model.grid(config.io)
+        label = int(found.get("label", -1))
+        return Picture(
+            pixels=found["image"],
+            grid=grid,
+            ahead=config.row_length - grid[0] * grid[1],
+            name=self.info.classes[label] if 0 <= label < len(self.info.classes) else "",
+        )
+
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the evaluation split, in order; of each, the rows that this process needs.
         count: None for as many as the run evaluates itself on, -1 for all."""
@@ -196,7 +218,7 @@ class LoadedRun:
     def _batches(self, count: int | None) -> EvaluationBatches:
         size = self.program.eval_batch_size
         local = self.program.local_rows(size).tolist()
-        return EvaluationBatches(self.rows, size, self._limit(count), local)
+        return EvaluationBatches(self.rows, size, self._limit(count), local, self.program.columns)
 
     def _limit(self, count: int | None) -> int | None:
         count = self.config.evaluation.batches if count is None else count
@@ -224,7 +246,7 @@ class LoadedRun:
         """Where every token of `batches` evaluation batches goes; `trace.save(file)` keeps it."""
         self._alone("a trace")
         return observation.trace(
-            self.program, self.state, self._batches(batches), self.rows.domains
+            self.program, self.state, self._batches(batches), DataInfo.of(self.rows)
         )
 
     def replay(self, trace: Trace) -> dict[str, Any]:
@@ -241,6 +263,8 @@ class LoadedRun:
         """How much later tokens decide of earlier ones (analysis/leak.py), over `batches`
         evaluation batches; train: with the routing and the capacity of training."""
         self._alone("the leak")
+        if self.config.io.classes is not None:
+            raise UserError("the leak is of models that predict the next token (config.task)")
         return observation.leak(self.program, self.state, self._batches(batches), train=train)
 
     def _alone(self, what: str) -> None:
@@ -276,6 +300,8 @@ class LoadedRun:
     ) -> Iterator[Token]:
         """Tokens of the prompt, which is taken as the start of a document, and its continuation.
         UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
+        if self.config.io.classes is not None:
+            raise UserError("this model gives one class a row, no text (config.task)")
         moe, tokenizer = self.config.moe, self.tokenizer
         if not self.config.model.causal:
             raise UserError(
@@ -290,7 +316,7 @@ class LoadedRun:
         ids = list(tokenizer.encode(prompt))
         if not ids:
             raise UserError("--prompt is empty: give at least one character to go on from")
-        usable_V = np.zeros(self.config.model.vocab_size, bool)
+        usable_V = np.zeros(self.config.vocabulary or 0, bool)
         usable_V[: tokenizer.vocab_size] = True
         usable_V[list(tokenizer.special_ids)] = False
         if tokenizer.eos_id is not None:

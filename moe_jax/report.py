@@ -74,10 +74,11 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
             steps[n * (len(steps) - 1) // (MOST_CHECKPOINTS - 1)] for n in range(MOST_CHECKPOINTS)
         ]
     traces = [run.at(step).trace(batches) for step in steps if step != run.step]
+    traces.append(run.trace(batches))
+    if run.config.io.image is not None:
+        return RoutingView(traces, str, functools.cache(run.picture))
     decode = run.tokenizer.decode
-    return RoutingView(
-        [*traces, run.trace(batches)], functools.cache(lambda token: decode([token]))
-    )
+    return RoutingView(traces, functools.cache(lambda token: decode([token])))
 
 
 def _folders(given: str) -> list[str]:

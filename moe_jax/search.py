@@ -36,7 +36,9 @@ text = "PATH=log(LOW,HIGH) | uniform(LOW,HIGH) | int(LOW,HIGH,STEP) | VALUE,VALU
 flags.DEFINE_string("space", None, text, flag_values=FLAGS, required=True)
 flags.DEFINE_integer("trials", 20, "of the whole search", 1, flag_values=FLAGS)
 flags.DEFINE_integer("workers", 1, "trials at a time, on this machine", 1, flag_values=FLAGS)
-flags.DEFINE_string("metric", "bits_per_byte", "of evaluations", flag_values=FLAGS)
+flags.DEFINE_string(
+    "metric", None, "of evaluations (default: the task's headline)", flag_values=FLAGS
+)
 flags.DEFINE_enum("sampler", "tpe", ["tpe", "random"], "of values", flag_values=FLAGS)
 flags.DEFINE_enum(
     "pruner",
@@ -58,7 +60,7 @@ def main(arguments: Arguments) -> int:
     from moe_jax.sweeps.points import SweepPoint, build_point
     from moe_jax.sweeps.search import Search
     from moe_jax.sweeps.search_space import distributions, parse_space
-    from moe_jax.sweeps.table import require_metric
+    from moe_jax.sweeps.table import headlines_of, require_metric
     from moe_jax.sweeps.view import LiveTable, wide_console
     from moe_jax.training.experiment import Experiment
 
@@ -77,16 +79,17 @@ def main(arguments: Arguments) -> int:
         return build_point(FLAGS.config, parameters, arm=name, name=name, common=common)
 
     build({path: domain.first for path, domain in space.items()}, "trial")  # the paths exist
-    require_metric(FLAGS.metric, [base])
+    metric = FLAGS.metric or headlines_of([base])[0]
+    require_metric(metric, [base])
     folder = SweepFolder(FLAGS.out)
-    study = _study(folder, base, space)
+    study = _study(folder, base, space, metric)
     search = Search(
         study=study,
         folder=folder,
         distributions=distributions(space),
         build=build,
         job_of=folder.job,
-        metric=FLAGS.metric,
+        metric=metric,
         prunes=FLAGS.pruner != "none",
     )
     console = wide_console()
@@ -97,18 +100,18 @@ def main(arguments: Arguments) -> int:
     return _tell(search, console, arguments.overrides)
 
 
-def _study(folder: SweepFolder, base: Experiment, space: Space) -> Any:
+def _study(folder: SweepFolder, base: Experiment, space: Space, metric: str) -> Any:
     """The study of the folder, which is held to what was asked first."""
     from moe_jax.sweeps.points import question_of
     from moe_jax.sweeps.search import hold_to, open_study
     from moe_jax.sweeps.search_space import to_json
-    from moe_jax.sweeps.table import HIGHER_IS_BETTER
+    from moe_jax.sweeps.table import higher_is_better
 
-    maximize = FLAGS.metric in HIGHER_IS_BETTER
+    maximize = higher_is_better(metric)
     asked = question_of(
         base,
         kind="search",
-        metric=FLAGS.metric,
+        metric=metric,
         direction="maximize" if maximize else "minimize",
         space=to_json(space),
         storage=_storage_name(FLAGS.storage),
@@ -141,17 +144,17 @@ def _tell(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -
 
     points = search.points()
     search.folder.write_points(points)
-    rows = search.folder.write_results(points, FLAGS.metric, None)
+    rows = search.folder.write_results(points, search.metric, None)
     for problem in row_problems(rows):
         console.print(problem, soft_wrap=True)
     shares = importances(search.study)
-    console.print(trials_table(search.study, FLAGS.metric, shares))
+    console.print(trials_table(search.study, search.metric, shares))
     best = best_trials(search.study, 1)
     if not best:
         console.print("no trial was completed")
         return 1
-    arms = arms_of(rows, FLAGS.metric)
-    report = write_report(search.folder.path, rows, arms, FLAGS.metric, shares)
+    arms = arms_of(rows, search.metric)
+    report = write_report(search.folder.path, rows, arms, search.metric, shares)
     console.print(f"wrote {report}", soft_wrap=True)
     command = command_of(FLAGS.config, common, best[0].params)
     console.print(f"the best again: {command}", soft_wrap=True, highlight=False)

@@ -18,7 +18,13 @@ LAYERS = (
 ).split()
 PURE = ("routing", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
 # Where it is not the package's.
-IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "absl_py": "absl",
+    "orbax_checkpoint": "orbax",
+    "pyyaml": "yaml",
+    "scikit_learn": "sklearn",
+    "pillow": "PIL",
+}
 MAX_LINES = 60
 
 SOURCES = {
@@ -109,7 +115,7 @@ def test_only_declared_packages_are_imported(module: str):
         *(third_party(node) for node in top_level if isinstance(node, ast.Import | ast.ImportFrom))
     )
     assert at_import <= requirements("CORE")
-    extras = requirements("EXTRAS").union(*map(requirements, ("TEXT", "DATA", "SWEEP")))
+    extras = requirements("EXTRAS").union(*map(requirements, ("TEXT", "DATA", "VISION", "SWEEP")))
     assert third_party(TREES[module]) <= requirements("CORE") | extras
 
 
@@ -123,7 +129,9 @@ FOLDERS = {
 def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
     usual = requirements("CORE") | requirements("TEST") | {"experiments"}
-    usual = usual.union(*map(requirements, ("TEXT", "DATA", "SWEEP", "SLURM", "KUBERNETES")))
+    usual = usual.union(
+        *map(requirements, ("TEXT", "DATA", "VISION", "SWEEP", "SLURM", "KUBERNETES"))
+    )
     for path in sorted((ROOT / "tests").rglob("*.py")):
         allowed = usual.union(*(more for folder, more in FOLDERS.items() if folder in path.parts))
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path

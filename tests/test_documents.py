@@ -164,19 +164,25 @@ def readable(commands: Sequence[Command]) -> dict[str, Command]:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    """In the clone, beside the reader's module of docs/own_router.md."""
+    """In the clone, beside the reader's own modules."""
     monkeypatch.chdir(ROOT)
-    write_my_module(tmp_path)
+    write_my_modules(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    sys.modules.pop("my_module", None)
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
-def write_my_module(folder: Path) -> None:
-    text = (ROOT / "docs/own_router.md").read_text("utf-8")
-    (folder / "my_module.py").write_text(
-        re.search(r"```python\n(# my_module.*?)```", text, re.S)[1]
-    )
+# The reader's own modules, by the page that has them.
+MODULES = {"my_module": "own_router", "my_task": "own_task", "my_model": "own_task"}
+
+
+def write_my_modules(folder: Path) -> None:
+    for name, page in MODULES.items():
+        text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+        (folder / f"{name}.py").write_text(
+            re.search(rf"```python\n(# {name}.*?)```", text, re.S)[1]
+        )
 
 
 def test_commands_are_found():
@@ -324,7 +330,7 @@ def test_the_commands_of_a_document_run(document, tmp_path, prepared, one_device
     """One after the other, as they stand there, with fewer steps; each ends with exit code 0."""
     for part in ("configs", "docs", "experiments", "launch", "moe_jax", "README.md"):
         (tmp_path / part).symlink_to(ROOT / part)
-    write_my_module(tmp_path)
+    write_my_modules(tmp_path)
     (tmp_path / "texts/poems").mkdir(parents=True)
     for n in range(40):
         words = " ".join(f"line {n} of poem {n * i}" for i in range(100))

@@ -99,7 +99,7 @@ def pair(experiment: Experiment) -> dict[str, Any]:
 def one_step(program: Program, state: Any, batch: Any, step: int) -> tuple[Any, float]:
     state, result = program.train_step(state, program.put(batch), program.knobs(step))
     task = result.sums.task
-    return state, float(task.nats) / max(int(task.tokens), 1)
+    return state, float(task["nats"]) / max(int(task["tokens"]), 1)
 
 
 def cosines(wide: Any, narrow: Any) -> dict[str, float]:

@@ -10,7 +10,8 @@ from moe_jax.analysis.trace import Trace
 def domain_counts(trace: Trace, by: str = "auto") -> tuple[np.ndarray, tuple[str, ...]]:
     """(L, Domains, E) kept assignments of each domain to each expert, and the domains' names.
 
-    by: "source" (of each token, planted), "domain" (of each row) or "auto": sources where known.
+    by: "source" (of each token, planted), "domain" or "class" (of each row) or "auto": sources
+    where they are known, else domains.
     """
     use_source = by == "source" or (by == "auto" and trace.source_NS is not None)
     if use_source:
@@ -18,8 +19,11 @@ def domain_counts(trace: Trace, by: str = "auto") -> tuple[np.ndarray, tuple[str
         domain_NS = trace.source_NS
         names = tuple(f"source {i}" for i in range(int(domain_NS.max()) + 1))
     else:
-        domain_NS = np.broadcast_to(trace.domain_N[:, None], trace.token_NS.shape)
-        names = trace.domains
+        row_N, names = trace.domain_N, trace.domains
+        if by == "class":
+            assert trace.label_N is not None and trace.classes, "these rows have no class"
+            row_N, names = np.maximum(trace.label_N, 0), trace.classes  # padding is not counted
+        domain_NS = np.broadcast_to(row_N[:, None], trace.token_NS.shape)
     L, E = len(trace.layers_L), trace.num_experts
     counts = np.zeros((L, len(names), E), np.int64)
     taken = trace.kept_LNSK & (trace.expert_LNSK < E) & (trace.segment_NS > 0)[None, :, :, None]

@@ -17,6 +17,10 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     domain          int32 (N,)    index into `domains`
     domains         str (D,)
     source          int32 (N, S)  only where it is known (the planted corpus)
+    label           int32 (N,)    index into `classes`, -1: none; only of rows with a class
+    classes         str (C,)      with it
+
+Of images, token is the place of the patch and nats is the loss of the row.
 """
 
 from __future__ import annotations
@@ -52,6 +56,8 @@ class Trace:
     domain_N: np.ndarray
     domains: tuple[str, ...]
     source_NS: np.ndarray | None = None
+    label_N: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the file, under exactly this name."""
@@ -84,6 +90,8 @@ class Trace:
         values |= {name: int(found[name]) for name in ("step", "num_experts", "unused")}
         values["capacity_factor"] = None if np.isnan(factor) else factor
         values["domains"] = tuple(str(name) for name in found["domains"])
+        if "classes" in found:
+            values["classes"] = tuple(str(name) for name in found["classes"])
         return cls(**values)
 
     @property

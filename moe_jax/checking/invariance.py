@@ -297,7 +297,7 @@ class _Check:
 
 def with_tokens(small: Experiment, tokens: int) -> Experiment:
     """As many rows as have so many tokens; the state keeps its shapes."""
-    rows = max(tokens // small.data.sequence_length // ROWS, 1) * ROWS
+    rows = max(tokens // small.row_length // ROWS, 1) * ROWS
     probed = dataclasses.replace(
         small.evaluation, batch_size=small.evaluation.batch_size or small.batch_size
     )

@@ -77,7 +77,8 @@ def _changes(experiment: Experiment, steps: int, keep: Collection[str]) -> Itera
         return change(path, value if value is None else min(value, most))
 
     yield from _layers(e)
-    yield at_most("model.vocab_size", 64)
+    if e.vocabulary is not None:
+        yield at_most("model.vocab_size", 64)
     yield at_most("model.model_dim", 16)
     heads, kv_heads = e.model.num_heads, e.model.num_kv_heads
     yield at_most("model.num_heads", 4)
@@ -153,10 +154,11 @@ def _choices(moe: MoEConfig, E: int) -> Iterator[Change]:
 
 
 def _batch(e: Experiment, keep_length: bool) -> Iterator[Change]:
-    S = e.data.sequence_length
-    length = min(S, LENGTH) if S % 4 == 0 else LENGTH
-    yield Change("data.sequence_length", S, length)
-    length = S if keep_length else length
+    S = length = e.row_length
+    if hasattr(e.data, "sequence_length"):
+        shorter = min(S, LENGTH) if S % 4 == 0 else LENGTH
+        yield Change("data.sequence_length", S, shorter)
+        length = S if keep_length else shorter
     rows, group, why = ROWS, None, ""
     if e.moe.every:
         T = e.moe.group_size or S

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moe_jax.data.tokenizer import IdTokenizer
+from moe_jax.data.types import ArraySpec
 from moe_jax.models.network import path_name, replicated
 from moe_jax.parallel.compiler import quick_options
+from moe_jax.tasks.types import Objective, Sums
 from moe_jax.training.build import Program, build, data_seed
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.state import TrainState
@@ -48,31 +49,53 @@ class Trial:
 
 
 def synthetic_rows(experiment: Experiment, steps: int) -> list[Arrays]:
-    """Batches of packed rows: several segments a row, padding at the end of most, one row empty.
+    """Batches of the columns that the task reads.
 
-    Tokens are unevenly frequent, and later rows have more padding, so that devices differ in load
-    and in their number of tokens: a mean taken on one device is then not the mean of the batch.
+    Text: several segments a row, padding at the end of most, one row empty; ids are unevenly
+    frequent, and later rows have more padding, so that devices differ in load and in their number
+    of tokens: a mean taken on one device is then not the mean of the batch. Of other columns one
+    row in eight is padding.
     """
-    B, S, V = experiment.batch_size, experiment.data.sequence_length, experiment.model.vocab_size
     random = np.random.default_rng([data_seed(experiment), 3])
-    frequency_V = 1 / np.arange(1, V + 1)
     batches = []
     for _ in range(steps):
-        tokens = random.choice(V, (B, S + 1), p=frequency_V / frequency_V.sum())
-        cuts = np.sort(random.integers(1, S, (B, 2)), axis=1)
-        place = np.arange(S + 1)[None]
-        segments = 1 + (place >= cuts[:, :1]) + (place >= cuts[:, 1:])
-        padding = np.arange(B) * S // (2 * B) + random.integers(0, 4, B)
-        padding[B // 2] = S + 1
-        segments[place >= S + 1 - padding[:, None]] = 0
-        batches.append({"tokens": tokens.astype(np.int32), "segments": segments.astype(np.int32)})
+        batch = {}
+        for name, spec in experiment.columns.items():
+            if name not in ("tokens", "segments"):
+                batch[name] = _column(random, spec, experiment)
+        if "tokens" in experiment.columns:
+            length = experiment.columns["tokens"].shape[0]
+            batch |= _text(random, experiment.batch_size, length, experiment.vocabulary or 2)
+        batches.append(batch)
     return batches
+
+
+def _text(random: np.random.Generator, B: int, length: int, V: int) -> Arrays:
+    frequency_V = 1 / np.arange(1, V + 1)
+    tokens = random.choice(V, (B, length), p=frequency_V / frequency_V.sum())
+    cuts = np.sort(random.integers(1, length - 1, (B, 2)), axis=1)
+    place = np.arange(length)[None]
+    segments = 1 + (place >= cuts[:, :1]) + (place >= cuts[:, 1:])
+    padding = np.arange(B) * (length - 1) // (2 * B) + random.integers(0, 4, B)
+    padding[B // 2] = length
+    segments[place >= length - padding[:, None]] = 0
+    return {"tokens": tokens.astype(np.int32), "segments": segments.astype(np.int32)}
+
+
+def _column(random: np.random.Generator, spec: ArraySpec, experiment: Experiment) -> np.ndarray:
+    B = experiment.batch_size
+    if np.issubdtype(np.dtype(spec.dtype), np.integer):
+        below = spec.below or experiment.io.classes or 2
+        values: np.ndarray = random.integers(0, below, (B, *spec.shape))
+    else:
+        values = random.normal(size=(B, *spec.shape))
+    values[B // 2 :: 8] = spec.padding
+    return values.astype(spec.dtype)
 
 
 def program_of(experiment: Experiment, devices: Sequence[jax.Device]) -> Program:
     """The program whose optimizer state also holds the last gradients."""
-    tokenizer = IdTokenizer(experiment.model.vocab_size, bytes_per_id=1)
-    program = build(experiment, tokenizer, devices)
+    program = build(experiment, experiment.stand_in(), devices)
     step = dataclasses.replace(program.step, optimizer=_recording(program.step.optimizer))
     return dataclasses.replace(program, step=step)
 
@@ -127,20 +150,20 @@ def run(
     records = []
     for batch, values in zip(batches, knobs, strict=True):
         placed, result = step(placed, program.put(batch), values)
-        records.append(_record(jax.device_get(result), placed))
+        records.append(_record(jax.device_get(result), placed, program.step.task))
     return Trial(steps=tuple(records), start=start, params=_by_name(placed.params))
 
 
-def _record(result: StepResult, state: TrainState) -> StepRecord:
-    task = result.sums.task
+def _record(result: StepResult, state: TrainState, task: Objective) -> StepRecord:
+    added = result.sums.task
     numbers = {
         "loss": float(result.loss),
-        "cross_entropy": float(task.nats) / max(int(task.tokens), 1),
+        **_losses(task, added),
         "gradient norm": float(result.grad_norm),
     }
     if "load_balance_loss" in result.layers:
         numbers["load_balance_loss"] = float(np.mean(result.layers["load_balance_loss"]))
-    counts: Arrays = {"targets": np.asarray(task.tokens)}
+    counts: Arrays = {name: np.asarray(added[name]) for name in task.counters if name in added}
     sums: Arrays = {}
     for part in (result.sums.routing, result.sums.traffic):
         for path, leaf in jax.tree.leaves_with_path(part):
@@ -154,6 +177,12 @@ def _record(result: StepResult, state: TrainState) -> StepRecord:
         gradients=_by_name(state.opt_state.gradients),
         router_state=_by_name(state.router_state),
     )
+
+
+def _losses(task: Objective, added: Sums) -> dict[str, float]:
+    """What the task itself loses, without the routing losses."""
+    metrics = task.metrics(added)
+    return {name: metrics[name] for name in task.losses}
 
 
 def _by_name(tree: Any) -> Arrays:

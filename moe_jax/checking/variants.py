@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
-from moe_jax.models.decoder import REMAT_POLICIES
+from moe_jax.models.transformer import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES, MeshConfig
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
@@ -129,7 +129,7 @@ def _wanted(experiment: Experiment, num_devices: int) -> Iterator[Variant]:
         return
     own, transport = moe.layout, moe.transport
     if own == "dense":
-        own = "slots_einsum" if getattr(moe.router, "soft", False) else "rows"
+        own = "slots_einsum" if moe.router.soft else "rows"
     if transport == "local":
         transport = "all_to_all"
     usual = Variant(layout=own)

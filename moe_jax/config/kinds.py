@@ -86,16 +86,23 @@ class Kinds:
         fields = dataclasses.fields(cls)
         if bare := [f.name for f in fields if not has_default(f)]:
             yield f"needs a default for each field, has none for {', '.join(bare)}"
+        base = None if _is_protocol(self.type) else self.type
+        if isinstance(base, type) and not issubclass(cls, base):
+            yield f"must extend {base.__module__}.{base.__name__}"
         if missing := self._missing_members(cls):
             yield f"is no {self.type.__name__}: it has no {', '.join(missing)}"
 
     def _missing_members(self, cls: type) -> list[str]:
         """What the Protocol asks for and the class has not."""
-        if not getattr(self.type, "_is_protocol", False):
+        if not _is_protocol(self.type):
             return []
         asked = {name for name in vars(self.type) if not name.startswith("_")}
         asked |= set(getattr(self.type, "__annotations__", {}))
         return sorted(asked - set(dir(cls)) - set(cls.__dataclass_fields__))  # type: ignore[attr-defined]
+
+
+def _is_protocol(type_: Any) -> bool:
+    return bool(getattr(type_, "_is_protocol", False))
 
 
 def has_default(field: dataclasses.Field) -> bool:

@@ -10,7 +10,7 @@ from moe_jax.data.types import Dataset, Rows
 
 DATASETS: dict[str, type] = {**SOURCES, "mixture": Mixture}
 
-__all__ = ["DATASETS", "Dataset", "Rows", "StdlibText", "vocabulary_of"]
+__all__ = ["DATASETS", "Dataset", "Rows", "StdlibText", "classes_of", "vocabulary_of"]
 
 
 def vocabulary_of(dataset: Dataset) -> int | None:
@@ -20,3 +20,9 @@ def vocabulary_of(dataset: Dataset) -> int | None:
         return None if tell is None else tell()
     except UserError:  # which opening the dataset tells
         return None
+
+
+def classes_of(dataset: Dataset) -> tuple[str, ...]:
+    """The names of its classes as its settings say them; () where they do not."""
+    tell = getattr(dataset, "class_names", None)
+    return () if tell is None else tuple(tell())

@@ -21,7 +21,7 @@ from moe_jax.config.tree import settings as fields_of
 from moe_jax.config.values import one_or_several, split_elements
 from moe_jax.data.order import scattered
 from moe_jax.data.progress import Reporter
-from moe_jax.data.sources import SOURCES
+from moe_jax.data.sources import PARTS
 from moe_jax.data.types import Dataset, Rows, require_split
 
 PART = re.compile(
@@ -95,7 +95,7 @@ class Mixture:
         return Part(match["label"] or match["kind"], dataset, weight)
 
     def _dataset(self, kind: str, settings: str) -> Dataset:
-        cls = Kinds(SOURCES, Dataset).load(kind)
+        cls = Kinds(PARTS, Dataset).load(kind)
         # Where several may stand, quotes say that a comma is part of one.
         several = [name for name, field in fields_of(cls).items() if one_or_several(field.hint)]
         pairs = []

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grain
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.order import Order
-from moe_jax.data.types import Rows
+from moe_jax.data.types import Columns, Rows
 
 Batch = dict[str, np.ndarray]
 BATCHES_AHEAD = 4
@@ -48,7 +48,7 @@ class Pipeline:
         parts = getattr(rows, "mixture", ((len(rows), 1.0),))
         order = Order(parts, seed=seed, shuffle=shuffle)
         places = range(batch_size) if local_rows is None else [int(row) for row in local_rows]
-        batches = _Batches(rows, order, start, batch_size, places)
+        batches = _Batches(rows, order, start, batch_size, places, seed)
         # One thread: Python's lock lets no two of them read at once.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD)
         self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
@@ -75,13 +75,21 @@ class _Batches:
     start: int
     batch_size: int
     places: Sequence[int]
+    seed: int
 
     def __len__(self) -> int:
         return sys.maxsize  # endless
 
     def __getitem__(self, b: int) -> Batch:
         first = self.start + b * self.batch_size
-        return stack([self.rows[self.order(first + place)] for place in self.places])
+        return stack([self._row(first + place) for place in self.places])
+
+    def _row(self, position: int) -> Mapping[str, np.ndarray]:
+        """Rows that training varies are a function of the seed and the position alone."""
+        augmented, index = getattr(self.rows, "augmented", None), self.order(position)
+        if augmented is None:
+            return self.rows[index]
+        return augmented(index, np.random.default_rng([self.seed, position, 1]))
 
 
 def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
@@ -96,14 +104,16 @@ def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
 class EvaluationBatches:
     """The rows in their order, each exactly once; at most `limit` batches.
 
-    The last batch is filled up with rows of segment 0, which no loss and no statistic counts.
-    local_rows: which rows of each batch to read and give, as in `Pipeline`.
+    The last batch is filled up with rows of padding, which no loss and no statistic counts: of the
+    columns' own, else of zeros. local_rows: which rows of each batch to read and give, as in
+    `Pipeline`.
     """
 
     rows: Rows
     batch_size: int
     limit: int | None = None
     local_rows: Sequence[int] | None = None
+    columns: Columns = field(default_factory=dict)
 
     def __len__(self) -> int:
         batches = -(-len(self.rows) // self.batch_size)
@@ -112,7 +122,10 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[Batch]:
         rows, local = self.rows, self.local_rows
         places = range(self.batch_size) if local is None else [int(row) for row in local]
-        padding = {name: np.zeros_like(value) for name, value in rows[0].items()}
+        filling = {name: spec.padding for name, spec in self.columns.items()}
+        padding = {
+            name: np.full_like(value, filling.get(name, 0)) for name, value in rows[0].items()
+        }
         for b in range(len(self)):
             numbers = [b * self.batch_size + place for place in places]
             yield stack([rows[i] if i < len(rows) else padding for i in numbers])

@@ -28,6 +28,11 @@ PIECE = 256  # bytes of zstd that are unpacked at a time: of text that repeats i
 LONGEST_FIELD = 1 << 30  # characters of a .csv's field: an open quote takes in all that follows
 ABSENT = object()
 
+
+class LabelField(str):
+    """The name of a field whose whole numbers are names: 0, 1, ... of classes."""
+
+
 Reader = Callable[[Path, str], Iterator[Item]]
 
 
@@ -178,6 +183,8 @@ def text_in(content: Any, field: str) -> str | Fault:
         return no_field(field, content if isinstance(content, dict) else ())
     if value is None:
         return ""
+    if isinstance(field, LabelField) and isinstance(value, bool | int):
+        return str(value)
     if not isinstance(value, str):
         return not_text(field, type(value).__name__)
     return value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate

@@ -1,17 +1,32 @@
-"""The datasets that stand alone, and may be parts of a mixture."""
+"""The datasets that stand alone."""
 
 from __future__ import annotations
 
+from moe_jax.data.digits import Digits
 from moe_jax.data.folder import Folder
+from moe_jax.data.image_folder import ImageFolder, TfdsImages
+from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.planted import Planted
+from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
 from moe_jax.data.tfds_text import Tfds
 
-SOURCES: dict[str, type] = {
+# Rows for the next token, which a mixture can draw from.
+PARTS: dict[str, type] = {
     "stdlib_text": StdlibText,
     "tfds": Tfds,
     "folder": Folder,
     "memmap": Memmap,
     "planted": Planted,
+}
+
+SOURCES: dict[str, type] = {
+    **PARTS,
+    "sentiment": Sentiment,
+    "labelled": LabelledFolder,
+    "labelled_tfds": LabelledTfds,
+    "digits": Digits,
+    "images": ImageFolder,
+    "tfds_images": TfdsImages,
 }

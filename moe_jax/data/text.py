@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +14,12 @@ from moe_jax.config.fields import Rule, at_least, kind
 from moe_jax.config.tree import leaves, to_json_dict
 from moe_jax.config.values import written
 from moe_jax.data.faults import EMPTY_TEXT, Tally
-from moe_jax.data.packing import PackedRows, StreamInfo, packed_rows
+from moe_jax.data.packing import StreamInfo, packed_rows
 from moe_jax.data.progress import ConsoleReporter, Reporter, Silent
 from moe_jax.data.store import (
     FORMAT,
     TOKENS,
+    TokenFolder,
     build_once,
     digest,
     open_tokens,
@@ -86,12 +87,8 @@ class TextDataset:
 
     # What all have
 
-    def open(self, split: str) -> PackedRows:
-        require_split(split)
-        folder = self._tokens_folder()
-        if not folder.exists():
-            self._prepare_or_refuse()
-        tokens = open_tokens(folder)
+    def open(self, split: str) -> Any:
+        tokens = self.opened(split)
         return packed_rows(
             tokens.stream(split),
             sequence_length=self.sequence_length,
@@ -103,6 +100,14 @@ class TextDataset:
             read=tokens.read.in_short(),
             remedy=self.remedy(split),
         )
+
+    def opened(self, split: str) -> TokenFolder:
+        """The prepared folder; UserError where it is not there and not to be prepared."""
+        require_split(split)
+        folder = self._tokens_folder()
+        if not folder.exists():
+            self._prepare_or_refuse()
+        return open_tokens(folder)
 
     def vocabulary(self) -> int | None:
         """Ids of the tokenizer; a BPE that is trained may end up with fewer."""
@@ -139,17 +144,24 @@ class TextDataset:
         """Tokenises the documents into a folder, unless that is done."""
         self.prepare_source(reporter)
         identity = self.identity()
+        build_once(self._tokens_folder(), lambda folder: self.write(folder, identity, reporter))
 
+    def write(self, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> None:
+        """Fills the folder of tokens."""
+        self.write_documents(folder, identity, self.tallied, reporter)
+
+    def write_documents(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        tallied: Callable[[str, Tally], Iterator[str]],
+        reporter: Reporter,
+    ) -> None:
         def make_tokenizer() -> Tokenizer:
             reporter.stage("making the tokenizer")
             return self.tokenizer.make(self.documents("train"))
 
-        def write(folder: Path) -> None:
-            write_tokens(
-                folder, identity, make_tokenizer, self.tallied, self.count, self._require, reporter
-            )
-
-        build_once(self._tokens_folder(), write)
+        write_tokens(folder, identity, make_tokenizer, tallied, self.count, self._require, reporter)
 
     def _require(self, split: str, info: StreamInfo, tally: Tally) -> None:
         """UserError for an empty split."""

@@ -1,8 +1,9 @@
-"""What stands between a dataset and whoever reads it: `Dataset`, `Rows`, `Tokenizer`."""
+"""What stands between a dataset and whoever reads it: `Dataset`, `Rows`, `Tokenizer`, columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,19 +46,76 @@ class Tokenizer(Protocol):
         ...
 
 
-class Rows(Protocol):
-    """An opened split: fixed rows of S + 1 tokens with random access.
+@dataclass(frozen=True)
+class ArraySpec:
+    """A column of a batch, whose first axis are the rows: what a row has of it.
 
-    ``rows[i]`` is a dict of numpy arrays: tokens int32 (S+1,); segments int32 (S+1,): 1, 2, ...
-    within a row, 0 for padding; domain int32 (): index in `domains`; and, where it is known,
-    source int32 (S+1,): the planted source of every token.
+    padding: stands in rows that fill up a last batch, which nothing counts. below: integers lie
+    in 0 .. below - 1; None: of any size, or no integers.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: str = "int32"
+    padding: float = 0
+    below: int | None = None
+
+    def filled(self, rows: int) -> np.ndarray:
+        """So many rows of padding."""
+        return np.full((rows, *self.shape), self.padding, self.dtype)
+
+
+Columns = Mapping[str, ArraySpec]
+
+
+def text_columns(length: int) -> dict[str, ArraySpec]:
+    """Packed rows of so many ids: segments count from 1 within a row, 0 is padding."""
+    return {
+        "tokens": ArraySpec((length,)),
+        "segments": ArraySpec((length,)),
+        "domain": ArraySpec(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a model and a task must know of opened data, beside its columns.
+
+    tokenizer: of text; None: no text. classes: the names of what `label` counts. domains: of what
+    `domain` counts.
+    """
+
+    tokenizer: Tokenizer | None = None
+    classes: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Any) -> DataInfo:
+        """Of an opened split, or of a tokenizer alone."""
+        if isinstance(rows, DataInfo):
+            return rows
+        if hasattr(rows, "fingerprint"):
+            return cls(
+                tokenizer=getattr(rows, "tokenizer", None),
+                classes=tuple(getattr(rows, "classes", ())),
+                domains=tuple(rows.domains),
+            )
+        return cls(tokenizer=rows)
+
+
+class Rows(Protocol):
+    """An opened split: fixed rows with random access.
+
+    ``rows[i]`` is a dict of numpy arrays, as the dataset's `columns_of` says; of text for the next
+    token: tokens int32 (S+1,); segments int32 (S+1,): 1, 2, ... within a row, 0 for padding;
+    domain int32 (): index in `domains`; and, where it is known, source int32 (S+1,): the planted
+    source of every token. Rows with a ``label`` have, besides, `classes`, the labels' names.
 
     A split other than "train" gives its rows in a fixed scattered order, so that the first ones
     are a fair sample. Rows of a mixture have, besides, ``mixture``: (rows, weight) of each part,
     which lie one after the other; `Pipeline` draws from them by weight.
     """
 
-    tokenizer: Any  # a Tokenizer
+    tokenizer: Any  # a Tokenizer; None where there is no text
     fingerprint: Mapping[str, Any]  # JSON: what must not change between a run and its resumption
     domains: tuple[str, ...]
 
@@ -69,12 +127,12 @@ class Rows(Protocol):
 class Dataset(Protocol):
     """A dataset's config: a frozen, keyword-only dataclass.
 
-    It may have ``vocabulary()``, how many ids its tokenizer has, for model.vocab_size = 0. A
-    dataset that is prepared before use has also ``prepare(progress)``, which does nothing where
-    that is done, and ``stored_in()``, the folders that it fills.
+    Rows that are not the packed text of `text_columns(sequence_length + 1)` are told by a method
+    ``columns()``. It may have ``vocabulary()``, how many ids its tokenizer has, for
+    model.vocab_size = 0, and ``class_names()``. A dataset that is prepared before use has also
+    ``prepare(progress)``, which does nothing where that is done, and ``stored_in()``, the folders
+    that it fills.
     """
-
-    sequence_length: int
 
     def open(self, split: str) -> Rows:
         """Opens "train" or "validation"; raises UserError where it is not prepared or empty."""
@@ -85,3 +143,9 @@ def require_split(split: str, splits: Sequence[str] = SPLITS) -> None:
     """UserError for a split that is not there."""
     if split not in splits:
         raise UserError(f"no split {split!r}; the dataset has {', '.join(splits)}")
+
+
+def columns_of(dataset: Any) -> Columns:
+    """What each row of a dataset has, by its settings alone."""
+    own = getattr(dataset, "columns", None)
+    return text_columns(dataset.sequence_length + 1) if own is None else own()

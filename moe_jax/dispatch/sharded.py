@@ -1,7 +1,7 @@
 """`dispatch` on every axis of the mesh: what each device does inside the layer's shard_map.
 
-Experts lie with E over `expert`, F over `tensor` and D over `fsdp`; tokens over `data`, `fsdp`,
-`expert` and `sequence`, and are the same along `tensor`.
+Experts lie with E over `expert`, F over `tensor` and D over `fsdp`; tokens over the rows' axes and
+`sequence`, and are the same along `tensor`. The names are those of `MeshAxes`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.dispatch import dispatch
 from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.parallel.axes import OURS, MeshAxes, axis_size
 from moe_jax.routing.types import Plan, SoftPlan
 
 
@@ -28,6 +29,7 @@ def sharded_dispatch(
     transport: str,
     receive_factor: float,
     chunks: int = 1,
+    axes: MeshAxes = OURS,
 ) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
     """`dispatch` of this device's groups to the experts of its mesh.
 
@@ -42,35 +44,36 @@ def sharded_dispatch(
               buffer) and an all-gather of the outputs' columns; the bytes of the transport's
               docstring are divided by t.
     """
-    experts = _gather_over_fsdp(experts, x_gTD.dtype)
-    t = jax.lax.axis_size("tensor")
-    spread = jax.lax.axis_size("expert") > 1
+    experts = _gather_over_fsdp(experts, x_gTD.dtype, axes.fsdp)
+    tensor, t = axes.tensor, axis_size(axes.tensor)
+    spread = axis_size(axes.expert) > 1
     run = functools.partial(
         dispatch,
         layout=layout,
         transport=transport,
-        axis="expert" if spread else None,
+        axis=axes.expert if spread else None,
         receive_factor=receive_factor,
         chunks=chunks,
     )
-    if t == 1:
+    if tensor is None or t == 1:
         return run(x_gTD, plan_g, experts)
     if not spread:
         y_gTD, lost_g = run(x_gTD, plan_g, experts)
-        return jax.lax.psum(y_gTD, "tensor"), lost_g
+        return jax.lax.psum(y_gTD, tensor), lost_g
     d = x_gTD.shape[-1] // t
-    first = jax.lax.axis_index("tensor") * d
+    first = jax.lax.axis_index(tensor) * d
     x_gTd = jax.lax.dynamic_slice_in_dim(x_gTD, first, d, axis=2)
-    y_gTd, lost_g = run(x_gTd, plan_g, ColumnExperts(experts, "tensor"))
-    return jax.lax.all_gather(y_gTd, "tensor", axis=2, tiled=True), lost_g
+    y_gTd, lost_g = run(x_gTd, plan_g, ColumnExperts(experts, tensor))
+    return jax.lax.all_gather(y_gTd, tensor, axis=2, tiled=True), lost_g
 
 
-def _gather_over_fsdp(experts: ExpertWeights, dtype: jnp.dtype) -> ExpertWeights:
+def _gather_over_fsdp(experts: ExpertWeights, dtype: jnp.dtype, fsdp: str | None) -> ExpertWeights:
     """Whole along D and in the type of the activations, just before use."""
-    split = jax.lax.axis_size("fsdp") > 1
 
     def whole(w: Array, axis: int) -> Array:
-        return _gathered(w, axis, dtype) if split else w.astype(dtype)
+        if fsdp is None or axis_size(fsdp) == 1:
+            return w.astype(dtype)
+        return _gathered(w, axis, dtype, fsdp)
 
     gate = experts.w_gate_EDF
     return dataclasses.replace(
@@ -81,20 +84,22 @@ def _gather_over_fsdp(experts: ExpertWeights, dtype: jnp.dtype) -> ExpertWeights
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(w: Array, axis: int, dtype: jnp.dtype) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(w: Array, axis: int, dtype: jnp.dtype, fsdp: str) -> Array:
     """All-gather over fsdp in the type of the activations; the gradient is summed in w's own."""
-    return jax.lax.all_gather(w.astype(dtype), "fsdp", axis=axis, tiled=True)
+    return jax.lax.all_gather(w.astype(dtype), fsdp, axis=axis, tiled=True)
 
 
-def _gathered_forward(w: Array, axis: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+def _gathered_forward(w: Array, axis: int, dtype: jnp.dtype, fsdp: str) -> tuple[Array, Array]:
     # Of w only its type is needed.
-    return _gathered(w, axis, dtype), jnp.zeros((0,), w.dtype)
+    return _gathered(w, axis, dtype, fsdp), jnp.zeros((0,), w.dtype)
 
 
-def _gathered_backward(axis: int, dtype: jnp.dtype, like: Array, dw: Array) -> tuple[Array]:
+def _gathered_backward(
+    axis: int, dtype: jnp.dtype, fsdp: str, like: Array, dw: Array
+) -> tuple[Array]:
     dw = dw.astype(like.dtype)
-    return (jax.lax.psum_scatter(dw, "fsdp", scatter_dimension=axis, tiled=True),)
+    return (jax.lax.psum_scatter(dw, fsdp, scatter_dimension=axis, tiled=True),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -1,11 +1,12 @@
-"""Parameters and FLOPs of a decoder, by formula."""
+"""Parameters and FLOPs of a model, by formula."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from moe_jax.models.decoder import DecoderConfig, layout_of
+from moe_jax.models.transformer import TransformerConfig
+from moe_jax.models.types import IO
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.ops.expert_ffn import GATED
 
@@ -29,11 +30,11 @@ class Counts:
 
 
 def count(  # long: one formula, term by term
-    config: DecoderConfig, moe: MoEConfig, sequence_length: int
+    config: TransformerConfig, moe: MoEConfig, io: IO
 ) -> Counts:
     """Counts of one model.
 
-    Training FLOPs per token = 6 * (active matrix parameters, with router and head, without the
+    Training FLOPs per token = 6 * (active matrix parameters, with router and head, without an
     embedding's look-up) + 12 * layers * heads * head_dim * S for non-causal attention; k experts
     per token, no padding, no recomputation. Mixtral 8x7B at S=4096: 76.49 + 6.44 = 82.93 GFLOP.
     iso_flop_dense_dim: hidden width of a dense layer with the arithmetic of the sparse one
@@ -42,9 +43,10 @@ def count(  # long: one formula, term by term
     In a layer where c of S tokens take part (mixture of depths) a token uses c / S of the layer's
     parameters on average, and attention, c queries on c keys, takes (c / S)^2 of its FLOPs.
     """
-    D, V = config.model_dim, config.vocab_size
+    D, sequence_length = config.model_dim, config.row_length(io)
+    ends = config.ends(io)
     matrices = 3 if config.activation in GATED else 2
-    layout = layout_of(config.num_layers, moe, config.depth)
+    layout = config.layout(moe)
     sparse = len(layout.moe_layers)
     c = config.depth.tokens(sequence_length)
 
@@ -59,9 +61,8 @@ def count(  # long: one formula, term by term
     shared = matrices * D * moe.num_shared * (moe.shared_dim or moe.expert_dim)
     depth = D * len(layout.depth_layers)
     used = round(moe.experts_per_token(sequence_length) * expert)
-    embedding = V * D * (1 if config.tie_embeddings else 2)
 
-    common = config.num_layers * (attention + norms) + D + embedding + depth
+    common = config.num_layers * (attention + norms) + D + ends.parameters + depth
     common += (config.num_layers - sparse) * matrices * D * config.mlp_dim
     total = common + sparse * (router + moe.num_experts * expert + shared + latent)
     active = common + sparse * (router + used + shared + latent)
@@ -74,7 +75,7 @@ def count(  # long: one formula, term by term
             of_chosen = of_all - used + round(moe.experts_per_token(c) * expert)
         passed += attention + of_all - (attention + of_chosen) * c / sequence_length
     matmul = active - passed - config.num_layers * norms - D
-    matmul -= 0 if config.tie_embeddings else V * D
+    matmul += ends.multiplied - ends.parameters
     # From the first sparse layer on an ensemble computes every token M times.
     M = moe.ensemble if sparse else 1
     once = len(layout.before_sparse)
@@ -86,7 +87,7 @@ def count(  # long: one formula, term by term
         total=total,
         active=round(active - passed),
         router=sparse * router + depth,
-        embedding=embedding,
+        embedding=ends.parameters,
         matmul_flops=6.0 * matmul,
         attention_flops=12.0
         * (M * attended - (M - 1) * once)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
-from moe_jax.ops.attention import attend, attend_causally, query_block
+from moe_jax.ops.attention import attend, attend_rows, query_block
 from moe_jax.ops.attention_splash import attend_splash, splash_fits
 from moe_jax.ops.linear import linear
 from moe_jax.ops.precision import accumulator
@@ -76,7 +76,10 @@ def rotate(
 
 
 class Attention(nnx.Module):
-    """Causal self-attention within segments. N query heads share M key/value heads.
+    """Self-attention within segments. N query heads share M key/value heads.
+
+    causal: a token sees itself and the earlier ones, else all of its segment. rope_theta: of
+    rotary positions; None: attention knows no positions.
 
     `qk_norm` normalises queries and keys before the rotation, each head by itself with one scale of
     head_dim for all, as Qwen3 does. (OLMoE's norm spans all heads at once.)
@@ -91,13 +94,14 @@ class Attention(nnx.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        rope_theta: float,
+        rope_theta: float | None,
         qk_norm: bool,
         init_scale: float,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
         mesh: Mesh,
         kernel: str = "auto",
+        causal: bool = True,
     ):
         D, N, M, H = model_dim, num_heads, num_kv_heads, head_dim
         inward = fan_in(init_scale, in_axis=0, out_axis=(1, 2))
@@ -112,6 +116,7 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.key_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
         self.rope_theta, self.mesh, self.kernel = rope_theta, mesh, kernel
+        self.causal = causal
 
     def __call__(
         self,
@@ -134,8 +139,9 @@ class Attention(nnx.Module):
         S = x_BSD.shape[1]
         if span is None:
             span = S if cache is None else cache.key_BPMH.shape[1]
-        turns = rotations(position_BS, span, query.shape[-1], self.rope_theta)
-        query, key = rotate(query, turns), rotate(key, turns)
+        if self.rope_theta is not None:
+            turns = rotations(position_BS, span, query.shape[-1], self.rope_theta)
+            query, key = rotate(query, turns), rotate(key, turns)
         if cache is None:
             out_BSNH = self._over_rows(query, key, value, jnp.asarray(segment_BS))
         else:
@@ -152,10 +158,10 @@ class Attention(nnx.Module):
         return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True), cache
 
     def _over_rows(self, query: Array, key: Array, value: Array, segment_BS: Array) -> Array:
-        """Every token to itself and the earlier ones of its segment, by the kernel that fits."""
+        """Every token to those of its segment that it sees, by the kernel that fits."""
         S, split = query.shape[1], mesh_size(self.mesh, RULES["position"]) > 1
         platform = self.mesh.devices.flat[0].platform
-        if attention_kernel(self.kernel, platform, S, split) == "splash":
+        if self.causal and attention_kernel(self.kernel, platform, S, split) == "splash":
             rows, heads = RULES["batch"], RULES["heads"]
             spec = PartitionSpec(rows, None, heads)
             return jax.shard_map(
@@ -165,7 +171,8 @@ class Attention(nnx.Module):
                 out_specs=spec,
                 check_vma=False,
             )(query, key, value, segment_BS)
-        return attend_causally(query, key, value, segment_BS, query_block(S, split))
+        block = query_block(S, split)
+        return attend_rows(query, key, value, segment_BS, block, self.causal)
 
 
 def _heads_first(x_BSNH: Array) -> Array:

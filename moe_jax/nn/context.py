@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax
-from jaxtyping import Array, Float, Int, Key, Shaped
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.types import Sums, Traffic
@@ -17,13 +18,44 @@ from moe_jax.routing.types import Sums, Traffic
 class TokenBatch:
     """A batch of packed rows. segment 0 is padding; positions count from each segment's start."""
 
-    token_BS: Int[Array, "B S"]
+    token_BS: Int[Array, "B S"] | None  # ids; None: tokens are no ids (patches of an image)
     position_BS: Int[Array, "B S"]
     segment_BS: Int[Array, "B S"]
     row_B: Int[Array, "B"]  # the row's number in the global batch: routing keys hang on it
     member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
     # Which of the routing.types.PLACES parts of its row each token is in; None: as they stand.
     place_BS: Int[Array, "B S"] | None = None
+
+    def told(self, S: int) -> tuple[Array, Array]:
+        """(id, segment) of each of the S tokens that the layers see, for who looks on."""
+        assert self.token_BS is not None
+        return self.token_BS, self.segment_BS
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """A batch of images, a row each. A row that is not valid fills up a batch."""
+
+    image_BHWC: Float[Array, "B H W C"]
+    valid_B: Bool[Array, "B"]
+    row_B: Int[Array, "B"]
+
+    def told(self, S: int) -> tuple[Array, Array]:
+        """(id, segment) of each of the S tokens that the layers see: a patch's place is its id."""
+        shape = (self.valid_B.shape[0], S)
+        place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], shape)
+        return place_BS, jnp.broadcast_to(self.valid_B[:, None], shape).astype(jnp.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """The static switches of a sparse layer; see `Context`."""
+
+    train: bool = False
+    capacity_factor: float | None = None
+    capture: bool = False
+    counterfactual: Counterfactual | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +81,16 @@ class Context:
     capture: bool = field(default=False, metadata={"static": True})
     apart: bool = field(default=False, metadata={"static": True})
     counterfactual: Counterfactual | None = field(default=None, metadata={"static": True})
+
+    @property
+    def switches(self) -> Switches:
+        """What of it is static inside a sparse layer."""
+        return Switches(
+            train=self.train,
+            capacity_factor=self.capacity_factor,
+            capture=self.capture,
+            counterfactual=self.counterfactual,
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -152,7 +152,7 @@ class DepthRouter(nnx.Module):
         weight_bc = jnp.where(valid_bc, weight_bc, 0)
         batch = dataclasses.replace(
             batch,
-            token_BS=take(batch.token_BS),
+            token_BS=None if batch.token_BS is None else take(batch.token_BS),
             position_BS=take(batch.position_BS),
             segment_BS=take(batch.segment_BS),
             place_BS=place_bc * PLACES // x_bsD.shape[1],

@@ -92,11 +92,11 @@ class Merged:
         return jnp.pad(joined, ((0, 0), (0, self.members - 1), (0, 0))).reshape(-1)
 
 
-def mean_prediction(logits_NSV: Float[Array, "N S V"], members: int) -> Float[Array, "B S V"]:
+def mean_prediction(logits_N: Float[Array, "N *S V"], members: int) -> Float[Array, "B *S V"]:
     """log of the mean of the members' probabilities, N = B M: normalised logits."""
-    log_prob_NSV = jax.nn.log_softmax(logits_NSV, axis=-1)
-    log_prob_BMSV = log_prob_NSV.reshape(-1, members, *logits_NSV.shape[1:])
-    return jax.nn.logsumexp(log_prob_BMSV, axis=1) - math.log(members)
+    log_prob_N = jax.nn.log_softmax(logits_N, axis=-1)
+    log_prob_BM = log_prob_N.reshape(-1, members, *logits_N.shape[1:])
+    return jax.nn.logsumexp(log_prob_BM, axis=1) - math.log(members)
 
 
 def join_members(report: LayerReport | None, members: int) -> LayerReport | None:

@@ -55,6 +55,14 @@ class GivenLogits:
         return nats_and_best(self.logits_BSV, target_BS)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ClassLogits:
+    """One prediction a row, float32."""
+
+    logits_BC: Float[Array, "B C"]
+
+
 def chunks_of(V: int, tokens: int, shards: int, wanted: int | None) -> int:
     """Chunks of the vocabulary for so many tokens a device: `wanted`, or the fewest that divide
     V / shards and keep a chunk's logits within MOST_LOGITS."""

@@ -1,4 +1,4 @@
-"""Causal attention within segments, a block of positions at a time.
+"""Attention within segments, causal or not, a block of positions at a time.
 
 No logits are kept for the backward pass, which computes them again from the logarithm of each
 query's sum (Dao et al., 2205.14135): reading them would take as long on CPU, and more memory.
@@ -45,17 +45,19 @@ def attend(
     )
 
 
-def attend_causally(
+def attend_rows(
     query_BSNH: Float[Array, "B S N H"],
     key_BSMH: Float[Array, "B S M H"],
     value_BSMH: Float[Array, "B S M H"],
     segment_BS: Int[Array, "B S"],
     block: int,
+    causal: bool = True,
 ) -> Float[Array, "B S N H"]:
-    """`attend` of every token to itself and the earlier ones of its segment, positions first.
+    """`attend` of every token to all of its segment, or to itself and the earlier ones of it;
+    positions first.
 
-    A block of queries meets only the blocks of keys up to its own: with n blocks (n + 1) / 2n of
-    the logits are computed.
+    causal: a block of queries meets only the blocks of keys up to its own: with n blocks
+    (n + 1) / 2n of the logits are computed.
     """
     (_, S, N, _), M = query_BSNH.shape, key_BSMH.shape[2]
     sizes = [min(block, S - start) for start in range(0, S, block)]
@@ -65,7 +67,8 @@ def attend_causally(
 
     queries = [_to_rows(query_BNSH, M) for query_BNSH in blocks(query_BSNH)]
     segments = jax.lax.split(segment_BS, sizes, axis=1)
-    outs = _causal(N // M, queries, blocks(key_BSMH), blocks(value_BSMH), segments)
+    keys, values = blocks(key_BSMH), blocks(value_BSMH)
+    outs = _by_blocks(N // M, causal, queries, keys, values, segments)
     outs = [_from_rows(out_BMRH, N).swapaxes(1, 2) for out_BMRH in outs]
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
 
@@ -123,10 +126,10 @@ def _softmax_times(
     return (out_BMRH / total_BMR1).astype(dtype), log_BMR
 
 
-def _seen(segments: list[Array], i: int, j: int, Q: int) -> Array:
+def _seen(segments: list[Array], i: int, j: int, Q: int, causal: bool) -> Array:
     """(B, 1, R, P): which keys of block j the rows of block i see."""
     mask_BSP = segments[i][:, :, None] == segments[j][:, None, :]
-    if i == j:
+    if causal and i == j:
         mask_BSP = jnp.tril(mask_BSP)
     return _of_rows(mask_BSP, Q)
 
@@ -134,24 +137,27 @@ def _seen(segments: list[Array], i: int, j: int, Q: int) -> Array:
 Blocks = list[Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _causal(Q: int, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks) -> Blocks:
-    return _forward(Q, queries, keys, values, segments)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_blocks(
+    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
+) -> Blocks:
+    return _forward(Q, causal, queries, keys, values, segments)[0]
 
 
 def _forward(
-    Q: int, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
+    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
 ) -> tuple[Blocks, tuple[Any, ...]]:
     outs, logs = [], []
     for i, query_BMRH in enumerate(queries):
-        masks = [_seen(segments, i, j, Q) for j in range(i + 1)]
-        out, log = _softmax_times(query_BMRH, keys[: i + 1], values[: i + 1], masks)
+        n = i + 1 if causal else len(keys)
+        masks = [_seen(segments, i, j, Q, causal) for j in range(n)]
+        out, log = _softmax_times(query_BMRH, keys[:n], values[:n], masks)
         outs.append(out)
         logs.append(log)
     return outs, (queries, keys, values, segments, outs, logs)
 
 
-def _backward(Q: int, residuals: tuple[Any, ...], douts: Blocks) -> tuple[Any, ...]:
+def _backward(Q: int, causal: bool, residuals: tuple[Any, ...], douts: Blocks) -> tuple[Any, ...]:
     """With p = exp(l - log), d = p * (<dout, v> - <dout, out>): dq = d k, dk = d q, dv = p dout.
 
     Here the keys are the rows of l, p and d, the queries their columns: so no large matrix has to
@@ -165,8 +171,8 @@ def _backward(Q: int, residuals: tuple[Any, ...], douts: Blocks) -> tuple[Any, .
     dkeys: list[list[Array]] = [[] for _ in range(n)]
     dvalues: list[list[Array]] = [[] for _ in range(n)]
     for i in range(n):
-        for j in range(i + 1):
-            mask_B1PR = _seen(segments, i, j, Q).swapaxes(2, 3)
+        for j in range(i + 1 if causal else n):
+            mask_B1PR = _seen(segments, i, j, Q, causal).swapaxes(2, 3)
             logits_BMPR = _product("BMPH,BMRH->BMPR", keys[j], queries[i])
             power_BMPR = jnp.exp(logits_BMPR - logs[i][:, :, None])
             power_BMPR = jnp.where(mask_B1PR, power_BMPR, 0)
@@ -183,4 +189,4 @@ def _backward(Q: int, residuals: tuple[Any, ...], douts: Blocks) -> tuple[Any, .
     )
 
 
-_causal.defvjp(_forward, _backward)
+_by_blocks.defvjp(_forward, _backward)

@@ -32,7 +32,7 @@ def attend_splash(
     segment_BS: Int[Array, "B S"],
     interpret: bool = False,
 ) -> Float[Array, "B S N H"]:
-    """As `attention.attend_causally`: softmax(q k / sqrt(H)) v over the earlier tokens of the same
+    """As `attention.attend_rows`: softmax(q k / sqrt(H)) v over the earlier tokens of the same
     segment, logits and softmax in float32. S must be a multiple of 128 (ValueError)."""
     _, S, N, H = query_BSNH.shape
     if not splash_fits(S):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
@@ -133,7 +133,7 @@ def _granule(devices: Sequence[Any]) -> str:
     return "slice_index" if len(slices) > 1 else "process_index"
 
 
-def with_trivial_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+def with_trivial_axes(spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The same layout with the mesh's axes of size 1 mentioned, in the first dimension.
 
     The gradient of a `shard_map`'s argument is summed over the axes that its spec leaves out; of a

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from moe_jax.config.activity import doing
-from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.parallel.collectives import Collective, collectives
 from moe_jax.parallel.compat import lowering_for
 from moe_jax.parallel.mesh import AXES
@@ -65,22 +63,17 @@ class Compiled:
 
 def lower_step(program: Program) -> Any:
     """The training step of a program, lowered on shapes alone."""
-    e = program.experiment
-
-    def rows(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
-
-    B, S = e.batch_size, e.data.sequence_length
-    raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
     with lowering_for(program.mesh.devices.flat[0]):
-        return program.train_step.lower(program.abstract_state, raw, program.knobs(0))
+        return program.train_step.lower(
+            program.abstract_state, program.abstract_batch(), program.knobs(0)
+        )
 
 
 def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
     """Builds, lowers and compiles; that the compiler refuses is a result, not an error."""
     start = time.perf_counter()
     with doing("tracing the training step"):
-        program = build(experiment, IdTokenizer(experiment.model.vocab_size), devices=devices)
+        program = build(experiment, experiment.stand_in(), devices=devices)
         lowered = lower_step(program)
     try:
         with doing(f"compiling the training step for {len(devices)} x {devices[0].device_kind}"):

@@ -12,9 +12,9 @@ import jax
 
 from moe_jax.config.errors import ConfigError, Problem
 from moe_jax.config.knobs import parse_schedules
-from moe_jax.data.tokenizer import IdTokenizer
-from moe_jax.models.counts import Counts, count
-from moe_jax.models.decoder import DTYPES, layout_of
+from moe_jax.models.counts import Counts
+from moe_jax.models.text import TextConfig
+from moe_jax.models.transformer import DTYPES
 from moe_jax.nn.attention import attention_kernel
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
@@ -79,7 +79,7 @@ def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") ->
     experts = state_bytes(expert_weights(state.params), shape.sizes)
     layers = state_bytes(state.params["layers"], shape.sizes) - experts
     optimizer = state_bytes(state.opt_state, shape.sizes)
-    counts = count(experiment.model, experiment.moe, experiment.data.sequence_length)
+    counts = experiment.counts
     model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
     gradients = parameters * (2 if experiment.accumulation > 1 else 1)
     saved = sum(part.saved(experiment.model.remat) * part.layers for part in shape.parts)
@@ -134,8 +134,8 @@ def _has_global_terms(moe: MoEConfig, scheduled: frozenset[str]) -> bool:
 @functools.lru_cache(maxsize=4)
 def _abstract_state(experiment: Experiment) -> Any:
     """Shapes and sharding rules of the program's own state."""
-    tokenizer = IdTokenizer(experiment.model.vocab_size)
-    return build(experiment, tokenizer, devices=jax.devices("cpu")[:1]).abstract_state
+    devices = jax.devices("cpu")[:1]
+    return build(experiment, experiment.stand_in(), devices=devices).abstract_state
 
 
 def _on_one_device(experiment: Experiment) -> Experiment:
@@ -168,7 +168,7 @@ class Shape:
     @classmethod
     def of(cls, experiment: Experiment, num_devices: int, platform: str) -> Shape:
         sizes = experiment.mesh.sizes(num_devices)
-        batch = experiment.batch_size * experiment.data.sequence_length
+        batch = experiment.batch_size * experiment.row_length
         shards = num_devices // sizes["tensor"] * experiment.accumulation
         layers = experiment.model.num_layers
         return cls(
@@ -176,16 +176,16 @@ class Shape:
             platform=platform,
             sizes=sizes,
             layers=layers,
-            sparse=len(layout_of(layers, experiment.moe).moe_layers),
+            sparse=len(experiment.model.layout(experiment.moe).moe_layers),
             tokens=batch // shards,
-            row=experiment.data.sequence_length,
+            row=experiment.row_length,
         )
 
     @functools.cached_property
     def parts(self) -> tuple[Shape, ...]:
         """Layers in which all tokens take part, and those of a mixture of depths."""
         model = self.experiment.model
-        layout = layout_of(self.layers, self.experiment.moe, model.depth)
+        layout = model.layout(self.experiment.moe)
         few = layout.depth_layers
         if not few:
             return (self,)
@@ -205,7 +205,7 @@ class Shape:
 
     @property
     def batch_tokens(self) -> int:
-        return self.experiment.batch_size * self.experiment.data.sequence_length
+        return self.experiment.batch_size * self.experiment.row_length
 
     @property
     def extra_passes(self) -> int:
@@ -258,7 +258,7 @@ class Shape:
         """k T rows, or the slots of a capacity, that this device's tokens take."""
         moe = self.experiment.moe
         k = self.experts_per_token
-        own = getattr(moe.router, "own_capacity", False)
+        own = moe.router.own_capacity
         if moe.layout == "rows" or moe.capacity_factor is None or own:
             return k * self.tokens
         T = moe.group_size or self.row
@@ -294,7 +294,7 @@ class Shape:
         if remat in ("none", "dots"):
             return 1.0
         total = counts.flops_per_token
-        head = 6.0 * model.model_dim * model.vocab_size
+        head = 6.0 * model.ends(self.experiment.io).multiplied
         again = (total - head) / 3
         rows = sum(p.experts_per_token * p.sparse * p.tokens / self.tokens for p in self.parts)
         one = 2.0 * self.width * moe.expert_dim * rows
@@ -330,7 +330,8 @@ class Shape:
             return x + projected + hidden
         # Of one block of queries: none are kept, each is computed again.
         split = s["sequence"] > 1
-        splash = attention_kernel(model.attention, self.platform, self.row, split) == "splash"
+        kernel = attention_kernel(model.attention, self.platform, self.row, split)
+        splash = model.in_order and kernel == "splash"
         block = 0 if splash else query_block(self.row, split)
         logits = T * block * model.num_heads / s["tensor"] * (4 + b)
         latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0
@@ -340,6 +341,8 @@ class Shape:
     def logits(self) -> float:
         """Logits of a micro-batch (a chunk of them) and their gradient, float32."""
         model, shards = self.experiment.model, self.sizes["tensor"]
+        if not isinstance(model, TextConfig) or self.experiment.io.classes is not None:
+            return 2.0 * self.tokens / self.row * (self.experiment.io.classes or 0) * 4
         tokens = math.ceil(self.tokens)
         chunks = chunks_of(model.vocab_size, tokens, shards, model.logits_chunks)
         return 2.0 * self.tokens * model.vocab_size / shards * 4 / chunks
@@ -382,7 +385,10 @@ class Shape:
         gradient of the head's input. Latent projections: the input of dispatch, gathered, and
         their weights, thrice (XLA's choice)."""
         sums = sum(part.summed_over_tensor() for part in self.parts)
-        sums += 2 * self.tokens * self.experiment.model.model_dim * self.b
+        e = self.experiment
+        # The embedding of ids, and a head over them.
+        ends = (e.vocabulary is not None) + (e.io.classes is None)
+        sums += ends * self.tokens * e.model.model_dim * self.b
         t = self.sizes["tensor"]
         share = (t - 1) / t
         reduced = 2 * share * sums

@@ -78,7 +78,7 @@ def _head(plan: Plan) -> list[str]:
     return [
         f"{e.name} on {topology.name}: {topology.devices} devices, {mesh_name(estimate.sizes)}",
         f"{e.moe.transport}, {e.moe.layout}; remat {e.model.remat}; {e.batch_size} rows of "
-        f"{e.data.sequence_length} a step, {e.accumulation} micro-batches of {rows}",
+        f"{e.row_length} a step, {e.accumulation} micro-batches of {rows}",
         f"{estimate.counts.total:,} parameters, {estimate.counts.active:,} active; "
         f"{estimate.counts.flops_per_token / 1e9:.2f} GFLOP a token",
     ]
@@ -190,7 +190,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "remat": e.model.remat,
         "batch_size": e.batch_size,
         "accumulation": e.accumulation,
-        "sequence_length": e.data.sequence_length,
+        "sequence_length": e.row_length,
         "estimate": dataclasses.asdict(plan.candidate.estimate)
         | {"peak": plan.candidate.estimate.peak},
         "compiled": compiled,

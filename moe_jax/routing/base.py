@@ -29,12 +29,15 @@ class BaseRouter:
 
     # Whether the router itself gives every expert its number of tokens, so that
     # moe.capacity_factor has nothing to say.
-    own_capacity = False
+    own_capacity: ClassVar[bool] = False
     # Names in `Sums.own` that no loss reads, only `update` and `metrics`: histograms and the like
     # are summed over a device's groups inside their layer, where few of them are in memory.
     pooled: ClassVar[tuple[str, ...]] = ()
     # Whether `route` gives a SoftPlan, which few layouts can carry (dispatch.SOFT_LAYOUTS).
-    soft = False
+    soft: ClassVar[bool] = False
+    # Whether `route` looks at the ids of tokens, which patches of an image have none of.
+    reads_ids: ClassVar[bool] = False
+
     # Whether `route` obeys `RouterInputs.allowed_E`, as ensembles of expert groups need.
     takes_mask = False
 

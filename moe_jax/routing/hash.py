@@ -62,6 +62,7 @@ class Hash(ContentFree):
     """
 
     pooled = ("ids_V",)
+    reads_ids = True
 
     table: str = "random"
     seed: int = 0
@@ -96,6 +97,8 @@ class Hash(ContentFree):
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
+        if inputs.id_T is None:
+            raise ValueError("hash routing is by the ids of tokens, and these have none")
         expert_TK = hash_choice((inputs.id_T,), self.seed, inputs.E, self.k)
         if self.table == "random":
             return self.decide_evenly(expert_TK, inputs)

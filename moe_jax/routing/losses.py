@@ -212,7 +212,7 @@ def scoped_loss(
     for term in losses.terms().values():
         if term.scope not in scopes:
             continue
-        units_LU = _units(term.scope, sums_LG, pieces, getattr(router, "pooled", ()))
+        units_LU = _units(term.scope, sums_LG, pieces, router.pooled)
         if members > 1 and term.scope in OF_ONE_MEMBER:
             units_LU, term = _own_experts(units_LU, members), term.of_member(members)
         per_unit = jax.vmap(jax.vmap(lambda sums, term=term: term.values(router, sums)))

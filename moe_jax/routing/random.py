@@ -27,8 +27,9 @@ class Random(ContentFree):
     ) -> tuple[Assignments, Sums]:
         if inputs.train and inputs.key is not None:
             key = jax.random.fold_in(inputs.key, 0)
-            chance_TE = jax.random.uniform(key, (inputs.id_T.shape[0], inputs.E))
+            chance_TE = jax.random.uniform(key, (inputs.x_TD.shape[0], inputs.E))
             expert_TK = jax.lax.top_k(chance_TE, self.k)[1].astype(jnp.int32)
         else:
-            expert_TK = hash_choice((inputs.id_T, inputs.position_T), 0, inputs.E, self.k)
+            known = [x for x in (inputs.id_T, inputs.position_T) if x is not None]
+            expert_TK = hash_choice(tuple(known), 0, inputs.E, self.k)
         return self.decide_evenly(expert_TK, inputs)

@@ -8,12 +8,14 @@ the vmap every array has a leading G. Shape letters: T tokens of a group, E expe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from moe_jax.config.fields import Rule
 
 # (rows, columns): the axes of one matrix of a parameter. All its other axes hold further matrices.
 Matrix = tuple[tuple[int, ...], tuple[int, ...]]
@@ -129,7 +131,7 @@ class RouterInputs:
 
     x_TD: Float[Array, "*G T D"]
     valid_T: Bool[Array, "*G T"]  # False: padding, which is never routed and never counted
-    id_T: Int[Array, "*G T"]  # token ids
+    id_T: Int[Array, "*G T"] | None  # token ids; None where tokens are no ids
     position_T: Int[Array, "*G T"]
     segment_T: Int[Array, "*G T"]
     # A function of (seed, step, layer, global group id); None: no noise.
@@ -170,8 +172,26 @@ class Router(Protocol):
     `causal`: a token's routing never depends on later tokens of its row, also where capacity
     drops. Routers with causal=False refuse to generate. `causal_choice`: the same of what is
     wanted, before capacity. `routing.base.BaseRouter` has defaults of all but `choices` and
-    `route`.
+    `route`, and says what the class variables mean.
     """
+
+    own_capacity: ClassVar[bool]
+    pooled: ClassVar[tuple[str, ...]]
+    soft: ClassVar[bool]
+    reads_ids: ClassVar[bool]
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether `route` obeys `RouterInputs.allowed_E`, as ensembles of expert groups need."""
+        ...
+
+    def warn(self) -> Iterator[str]:
+        """What is allowed but perhaps not meant, one sentence each."""
+        ...
+
+    def check_experts(self, E: int) -> Iterator[Rule]:
+        """The rules that need the number of experts."""
+        ...
 
     @property
     def causal(self) -> bool: ...

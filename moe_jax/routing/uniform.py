@@ -32,7 +32,7 @@ class Uniform(ContentFree):
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
-        E, T = inputs.E, inputs.id_T.shape[0]
+        E, T = inputs.E, inputs.x_TD.shape[0]
         drawn = inputs.key if inputs.train else None
         key = jax.random.fold_in(jax.random.key(0) if drawn is None else drawn, 0)
         turn_T = turn(inputs.valid_T, inputs.position_T, from_position=drawn is None)

@@ -49,6 +49,7 @@ class Job:
     folder: Path
     whole: Callable[[], bool]
     steps: int = 0  # of the run, to show how far it is
+    headlines: Sequence[str] = ()  # metrics of its evaluations to show, the first that is there
     variables: Mapping[str, str] = field(default_factory=dict)  # where the environment lacks them
 
 

@@ -120,7 +120,9 @@ class SweepFolder:
 
     def _otherwise(self, asked: Mapping[str, Any]) -> list[str]:
         known = self.question()
-        return [] if known is None else difference(by_name(known["asked"]), by_name(asked))
+        if known is None:
+            return []
+        return difference(by_name(_completed(known["asked"])), by_name(_completed(asked)))
 
     def write_config(self, point: SweepPoint) -> None:
         """Makes the folder of a point, from whose config it is started."""
@@ -156,6 +158,7 @@ class SweepFolder:
             folder=folder,
             whole=lambda: evaluated(folder, steps),
             steps=steps,
+            headlines=[h.name for h in point.experiment.task.headlines],
             variables={"WANDB_RUN_GROUP": self.path.absolute().name},
         )
 
@@ -208,3 +211,9 @@ def _write(file: Path, text: str) -> None:
         write_whole(file, text)
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def _completed(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A question whose config has the settings that are younger than it."""
+    config = asked.get("config")
+    return {**asked, "config": decisive(config)} if isinstance(config, Mapping) else dict(asked)

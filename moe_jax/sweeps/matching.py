@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
-from moe_jax.models.counts import Counts, count
+from moe_jax.models.counts import Counts
 from moe_jax.training.experiment import Experiment
 
 
 def counts_of(experiment: Experiment) -> Counts:
     """Parameters and FLOPs per token of a config."""
-    return count(experiment.model, experiment.moe, experiment.data.sequence_length)
+    return experiment.counts
 
 
 def training_tokens(experiment: Experiment) -> int:
     """Tokens of all steps."""
-    return experiment.steps * experiment.batch_size * experiment.data.sequence_length
+    return experiment.steps * experiment.batch_size * experiment.row_length
 
 
 def used_flops(experiment: Experiment, dropped: float) -> float:

@@ -17,7 +17,7 @@ from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.space import SEED, Point
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.identity import pinned
+from moe_jax.training.identity import pinned, with_new_fields
 from moe_jax.training.rules import cross_check
 
 POINT_KEYS = ("name", "arm", "overrides", "config")
@@ -164,7 +164,9 @@ def _digest(text: str) -> str:
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without what changes no figure of a finished run. More than what a run may not
-    change when it goes on: its evaluations so far would stay, and its data is not looked at."""
+    change when it goes on: its evaluations so far would stay, and its data is not looked at.
+    Settings that are younger than the config have their defaults."""
+    config = with_new_fields(config)
     kept = {**pinned(config), "evaluation": config.get("evaluation")}
     kept["data"] = {**kept.get("data", {}), "path": config.get("data", {}).get("path")}
     return kept

@@ -26,7 +26,7 @@ from moe_jax.sweeps.engine import last_words
 from moe_jax.sweeps.points import short_names
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval
-from moe_jax.sweeps.table import HIGHER_IS_BETTER, Arm, Row, best_arm
+from moe_jax.sweeps.table import Arm, Row, best_arm, higher_is_better
 
 BESIDE = ("moe/max_violation", "moe/dropped_fraction")  # further axes of parallel coordinates
 MOST_PAIRS, MOST_CURVES, MOST_COLOURS, MOST_ARMS = 6, 60, 8, 30
@@ -143,7 +143,7 @@ class _Swept:
     @property
     def lower(self) -> bool:
         """Whether less of the metric is better."""
-        return self.metric not in HIGHER_IS_BETTER
+        return not higher_is_better(self.metric)
 
     def colour(self, arm: Arm) -> str:
         return run_colour(self.arms.index(arm))

@@ -21,11 +21,11 @@ from moe_jax.sweeps.matching import counts_of, least_dropped, training_tokens, u
 from moe_jax.sweeps.points import SweepPoint, question_of
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval, paired, student
+from moe_jax.tasks import TASKS
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
 
-METRICS = ("bits_per_byte", "cross_entropy", "accuracy", "loss")  # the first that is there
-HIGHER_IS_BETTER = ("accuracy",)
+OTHERS = ("cross_entropy", "accuracy", "loss")  # where a task's headlines are not there
 SPEED = ("step_time_s", "tokens_per_s", "mfu")  # of the machine, not of the point
 DROPPED = "moe/dropped_fraction"
 MANY = 0.05  # share of skipped updates from which a run is no candidate for the best
@@ -121,19 +121,34 @@ def evaluated(folder: Path, step: int) -> bool:
 
 
 def default_metric(rows: Sequence[Row]) -> str:
-    """What the arms are compared by, unless something else is asked for."""
+    """What the arms are compared by, unless something else is asked for: the first headline of
+    their task that is there."""
     known = {name for row in rows for name in row.metrics}
-    return next((name for name in METRICS if name in known), METRICS[0])
+    wanted = headlines_of(row.point.experiment for row in rows)
+    return next((name for name in (*wanted, *OTHERS) if name in known), wanted[0])
+
+
+def headlines_of(experiments: Iterable[Experiment]) -> list[str]:
+    """The headlines of the runs' tasks; of a language model where there is no run."""
+    found = dict.fromkeys(h.name for e in experiments for h in e.task.headlines)
+    return list(found) or [h.name for h in LanguageModel.headlines]
+
+
+def higher_is_better(name: str) -> bool:
+    """By the tasks' headlines; of what none of them names less is better, but for accuracies."""
+    tasks: list[Any] = list(TASKS.values())
+    best = {h.name: h.best for task in tasks for h in task.headlines}
+    return best.get(name, "max" if name.endswith("accuracy") else "min") == "max"
 
 
 def require_metric(name: str, experiments: Iterable[Experiment]) -> None:
     """UserError for a metric that no evaluation of these runs will have. A router's own metrics
     are not known before it runs, and pass."""
-    task = LanguageModel.metrics({"nats": 0.0, "correct": 0, "tokens": 1, "bytes": 1})
-    known = [*task]
+    experiments = list(experiments)
+    known = list(dict.fromkeys(name for e in experiments for name in e.task.figures()))
     if any(experiment.moe.every for experiment in experiments):
         known += [name for name in ROUTING if not name.startswith("moe/probe/")]
-    if name in known or name.startswith(("moe/router/", "depth/")):
+    if name in known or name.startswith(("moe/router/", "depth/", "domain/")):
         return
     meant = nearest(name, known)
     told = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
@@ -201,7 +216,7 @@ def arms_of(rows: Sequence[Row], metric: str, baseline: str | None = None) -> li
 def best_arm(arms: Sequence[Arm], metric: str) -> Arm | None:
     """By the mean; of those alone whose runs all ended with a figure and skipped few updates,
     since a mean over the runs that went well flatters an arm."""
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = -1 if higher_is_better(metric) else 1
     whole = [
         arm
         for arm in arms

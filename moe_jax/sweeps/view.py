@@ -233,7 +233,7 @@ def _reached(job: Job) -> list[str]:
     for line in _tail(job.folder / "metrics.jsonl"):
         last |= {k: v for k, v in line.items() if k in ("step", "loss", "tokens_per_s")}
         if line.get("split") == "eval":
-            named = [n for n in ("bits_per_byte", "cross_entropy", "accuracy") if n in line]
+            named = [n for n in (*job.headlines, "cross_entropy", "accuracy") if n in line]
             evaluation = f"{line[named[0]]:.4f}" if named else ""
     if not last:
         return ["", "", "", ""]

@@ -1,1 +1,11 @@
-"""What is learned: batch layout, loss and metrics of each application."""
+"""What is learned: the columns that are read, loss and metrics of each application."""
+
+from __future__ import annotations
+
+from moe_jax.tasks.classification import Classification
+from moe_jax.tasks.language_model import LanguageModel
+
+TASKS: dict[str, type] = {
+    "language_model": LanguageModel,
+    "classification": Classification,
+}

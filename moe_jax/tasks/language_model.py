@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.config.fields import Rule
+from moe_jax.data.types import Columns, DataInfo
+from moe_jax.models.types import IO
 from moe_jax.nn.context import TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
-
-RawBatch = Mapping[str, Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class TaskSums:
-    """Additive over targets: what loss and metrics are made of."""
-
-    nats: Float[Array, ""]
-    correct: Int[Array, ""]
-    tokens: Int[Array, ""]
-    bytes: Int[Array, ""]
+from moe_jax.tasks.types import Headline, RawBatch, Sums
 
 
 def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -36,12 +28,45 @@ def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
     return place_S[None] - start_BS
 
 
+@dataclass(frozen=True, kw_only=True)
 class LanguageModel:
+    """Predicts the next token."""
+
+    headlines: ClassVar = (Headline("bits_per_byte", "min"), Headline("cross_entropy", "min"))
+
+    def reads(self, columns: Columns) -> tuple[str, ...]:
+        return ("tokens", "segments")
+
+    def io(self, columns: Columns) -> IO:
+        return IO(length=columns["tokens"].shape[0] - 1)
+
+    def completed(self, info: DataInfo) -> LanguageModel:
+        return self
+
+    def fits(self, info: DataInfo) -> Iterator[Rule]:
+        if info.tokenizer is None:
+            yield "kind", "is of text, and the data has no tokenizer"
+
+    def figures(self) -> tuple[str, ...]:
+        return ("cross_entropy", "perplexity", "accuracy", "bits_per_byte")
+
+    def start(self, vocabulary: int, info: DataInfo) -> NextToken:
+        assert info.tokenizer is not None
+        bytes_V = np.zeros(vocabulary, np.int32)
+        bytes_V[: info.tokenizer.vocab_size] = info.tokenizer.bytes_per_token_V
+        return NextToken(bytes_V)
+
+
+class NextToken:
     """Rows of S + 1 tokens: the first S are inputs, the last S targets.
 
     A target counts where it belongs to the same segment as its input and is not padding.
-    bytes_per_token_V: bytes of text that each token id stands for, for bits per byte.
+    bytes_per_token_V: bytes of text that each token id stands for, for bits per byte. Sums: nats
+    (the loss), correct, tokens, bytes.
     """
+
+    counters: ClassVar = ("tokens", "bytes")
+    losses: ClassVar = ("cross_entropy",)
 
     def __init__(self, bytes_per_token_V: np.ndarray):
         self._bytes_V = np.asarray(bytes_per_token_V, np.int32)
@@ -59,26 +84,36 @@ class LanguageModel:
         here, following = raw["segments"][:, :-1], raw["segments"][:, 1:]
         return (here == following) & (following > 0)
 
-    def nats(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Float[Array, "B S"]:
+    def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
+        """Targets that count."""
+        targets = jnp.sum(self.target_mask(raw), dtype=jnp.int32)
+        return {"nats": targets.astype(jnp.float32)}
+
+    def rows(self, predictions: Any, raw: RawBatch) -> dict[str, Array]:
+        return {}
+
+    def token_losses(
+        self, predictions: Predictions | GivenLogits, raw: RawBatch
+    ) -> Float[Array, "B S"]:
         """-log p(target), 0 where no target counts."""
         nats_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
         return jnp.where(self.target_mask(raw), nats_BS, 0)
 
-    def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> TaskSums:
+    def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Sums:
         """-log p(target) and counts, summed over the counted targets, in float32."""
         target_BS = jnp.asarray(raw["tokens"][:, 1:])
         mask_BS = self.target_mask(raw)
         nats_BS, best_BS = predictions.of_targets(target_BS)
         bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)
-        return TaskSums(
-            nats=jnp.sum(jnp.where(mask_BS, nats_BS, 0)),
-            correct=jnp.sum(mask_BS & (best_BS == target_BS), dtype=jnp.int32),
-            tokens=jnp.sum(mask_BS, dtype=jnp.int32),
-            bytes=jnp.sum(jnp.where(mask_BS, bytes_BS, 0), dtype=jnp.int32),
-        )
+        return {
+            "nats": jnp.sum(jnp.where(mask_BS, nats_BS, 0)),
+            "correct": jnp.sum(mask_BS & (best_BS == target_BS), dtype=jnp.int32),
+            "tokens": jnp.sum(mask_BS, dtype=jnp.int32),
+            "bytes": jnp.sum(jnp.where(mask_BS, bytes_BS, 0), dtype=jnp.int32),
+        }
 
     @staticmethod
-    def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(sums: Mapping[str, Any], rows: Mapping[str, Any] | None = None) -> dict[str, float]:
         """cross_entropy (nats per target), perplexity, accuracy, bits_per_byte, from sums that
         may have been added up over an evaluation on the host."""
         tokens, nats = max(float(sums["tokens"]), 1.0), float(sums["nats"])

@@ -15,15 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.knobs import KnobSchedules, parse_schedules
-from moe_jax.models.counts import Counts, count
-from moe_jax.models.decoder import Decoder, Layout, layout_of
+from moe_jax.data.types import Columns, DataInfo
+from moe_jax.models.counts import Counts
+from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network, abstract_with, replicated
 from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
 from moe_jax.parallel.placement import local_rows, put, put_rows
 from moe_jax.routing.counterfactual import Counterfactual
-from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.rules import cross_check, rows_per_group
@@ -41,6 +41,7 @@ class Program:
     step: Step
     schedule: optax.Schedule  # learning rate
     layout: Layout
+    columns: Columns  # of a batch
     counterfactual: Counterfactual | None = None  # of evaluations, in place of the router
 
     # --- state ---
@@ -138,8 +139,8 @@ class Program:
 
     @cached_property
     def eval_step(self) -> Any:
-        """(params, router_state, raw, knobs, recorded) -> BatchSums with evaluation's capacity
-        factor."""
+        """(params, router_state, raw, knobs, recorded) -> (BatchSums, Rows) with evaluation's
+        capacity factor."""
         factor, what_if = self.experiment.evaluation.capacity_factor, self.counterfactual
 
         def evaluate(
@@ -214,11 +215,20 @@ class Program:
         batch_size: of the batch of which `raw` has the `local_rows`; None: `raw` has all rows.
         first_row: number of the batch's first row, in an evaluation of several batches.
         """
-        whole = len(raw["tokens"]) if batch_size is None else batch_size
+        whole = len(raw[next(iter(self.columns))]) if batch_size is None else batch_size
         held = np.arange(whole) if batch_size is None else self.local_rows(whole)
         numbers = (first_row + held).astype(np.int32)
-        arrays = {"tokens": raw["tokens"], "segments": raw["segments"], "row": numbers}
+        arrays = {**{name: raw[name] for name in self.columns}, "row": numbers}
         return put_rows(arrays, held, whole, self.batch_sharding)
+
+    def told(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(id, segment), int32 (B, S), of each token that the layers see of numpy rows; segment 0
+        is none."""
+        rows = np.arange(len(raw[next(iter(self.columns))]), dtype=np.int32)
+        batch: dict[str, Any] = {**raw, "row": rows}
+        told = self.step.task.inputs(batch).told(self.experiment.row_length)
+        token_BS, segment_BS = (np.asarray(x, np.int32) for x in told)
+        return token_BS, segment_BS
 
     @cached_property
     def knobs(self) -> KnobSchedules:
@@ -238,7 +248,7 @@ class Program:
         choices = self.experiment.moe.choices
         if not self.probes:
             return (1,)
-        return (layers, self.probe_rows, self.experiment.data.sequence_length, choices)
+        return (layers, self.probe_rows, self.experiment.row_length, choices)
 
     @property
     def probe_rows(self) -> int:
@@ -258,44 +268,66 @@ class Program:
 
     @cached_property
     def counts(self) -> Counts:
-        e = self.experiment
-        return count(e.model, e.moe, e.data.sequence_length)
+        return self.experiment.counts
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a training batch."""
+        B = self.experiment.batch_size
+        arrays = {name: ((B, *spec.shape), spec.dtype) for name, spec in self.columns.items()}
+        arrays["row"] = ((B,), "int32")
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
+            for name, (shape, dtype) in arrays.items()
+        }
 
 
-def build(experiment: Experiment, tokenizer: Any, devices: Any = None) -> Program:
+def build(experiment: Experiment, info: DataInfo | Any, devices: Any = None) -> Program:
     """The program of a config whose parts passed their own checks.
 
-    Raises ConfigError with all that is wrong between the parts, the mesh and the tokenizer.
+    info: what is to be known of the data; a tokenizer stands for text of it. Raises ConfigError
+    with all that is wrong between the parts, the mesh and the data.
     """
-    devices = jax.devices() if devices is None else devices
-    experiment = experiment.completed().with_vocabulary(tokenizer.vocab_size)
-    problems = cross_check(experiment, len(devices))
-    if tokenizer.vocab_size > experiment.model.vocab_size:
-        rule = f"must be at least the tokenizer's {tokenizer.vocab_size}, or 0 to follow it"
-        problems.append(Problem("model.vocab_size", experiment.model.vocab_size, rule))
+    devices, info = jax.devices() if devices is None else devices, DataInfo.of(info)
+    experiment = experiment.completed().with_info(info)
+    problems = cross_check(experiment, len(devices)) + _against(experiment, info)
     if problems:
         raise ConfigError(problems)
     mesh = make_mesh(experiment.mesh, devices)
-    network = Network(lambda rngs: Decoder(experiment.model, experiment.moe, mesh, rngs=rngs), mesh)
+    network = Network(
+        lambda rngs: experiment.model.build(experiment.moe, experiment.io, mesh, rngs=rngs), mesh
+    )
     optimizer, schedule = make_optimizer(
         experiment.optimizer, network.abstract, network.forms, experiment.steps
     )
-    layout = layout_of(experiment.model.num_layers, experiment.moe, experiment.model.depth)
-    bytes_V = np.zeros(experiment.model.vocab_size, np.int32)
-    bytes_V[: tokenizer.vocab_size] = tokenizer.bytes_per_token_V
+    layout = experiment.model.layout(experiment.moe)
     step = Step(
         network=network,
-        task=LanguageModel(bytes_V),
+        task=experiment.task.start(experiment.vocabulary or 0, info),
         optimizer=optimizer,
         moe=experiment.moe,
         layout=layout,
+        row_length=experiment.row_length,
         accumulation=experiment.accumulation,
         noise_seed=_seed(experiment, "routing"),
         scheduled=frozenset(parse_schedules(experiment)),
         frozen=experiment.optimizer.groups.frozen,
         most_rows=experiment.batch_size // experiment.accumulation,
     )
-    return Program(experiment, mesh, network, step, schedule, layout)
+    return Program(experiment, mesh, network, step, schedule, layout, experiment.columns)
+
+
+def _against(experiment: Experiment, info: DataInfo) -> list[Problem]:
+    """What is wrong between a config and opened data."""
+    task = experiment.task
+    problems = [
+        Problem(f"task.{name}", getattr(task, name, type(task).__name__), rule)
+        for name, rule in task.fits(info)
+    ]
+    vocabulary, tokenizer = experiment.vocabulary, info.tokenizer
+    if vocabulary is not None and tokenizer is not None and tokenizer.vocab_size > vocabulary:
+        rule = f"must be at least the tokenizer's {tokenizer.vocab_size}, or 0 to follow it"
+        problems.append(Problem("model.vocab_size", vocabulary, rule))
+    return problems
 
 
 def _is_masked(node: Any) -> bool:

@@ -14,7 +14,7 @@ from moe_jax.routing.counterfactual import Recorded
 from moe_jax.routing.plan import add_sums
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import BatchSums
+from moe_jax.training.step import VALID, BatchSums
 
 # Where layers differ, the worst is what matters for these; the mean for the others.
 WORST = frozenset({"max_violation", "largest_logit"})
@@ -33,18 +33,25 @@ def evaluate(
     of the whole evaluation, not a mean over batches.
     """
     total: BatchSums | None = None
+    by_row: list[dict[str, np.ndarray]] = []
     knobs = program.knobs(int(state.step))
     size = program.eval_batch_size
     routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
     raws = told_batches("evaluating", batches)
     for number, (raw, replayed) in enumerate(zip(raws, routes, strict=False)):
         batch = program.put(raw, first_row=number * size, batch_size=size)
-        sums = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
-        wide = jax.tree.map(_widen, jax.device_get(sums))
+        found = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
+        sums, rows = jax.device_get(found)
+        if rows:
+            by_row.append({name: leaf[rows[VALID]] for name, leaf in rows.items()})
+        wide = jax.tree.map(_widen, sums)
         total = wide if total is None else add_sums(total, wide)
     if total is None:
         raise ValueError("an evaluation needs at least one batch")
-    metrics: dict[str, Any] = dict(program.step.task.metrics(vars(total.task)))
+    gathered = {
+        name: np.concatenate([rows[name] for rows in by_row]) for name in (by_row or [{}])[0]
+    }
+    metrics: dict[str, Any] = dict(program.step.task.metrics(total.task, gathered))
     factor = program.experiment.evaluation.capacity_factor
     layers = program.step.layer_metrics(_narrow(total), state.router_state)
     metrics |= routing_report(program, jax.device_get(layers), factor)

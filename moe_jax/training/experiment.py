@@ -7,10 +7,19 @@ from dataclasses import dataclass, field, replace
 
 from moe_jax.config.fields import Rule, at_least, at_most, kind
 from moe_jax.config.knobs import schedule_rules
-from moe_jax.data.datasets import DATASETS, Dataset, StdlibText, vocabulary_of
+from moe_jax.data.datasets import DATASETS, Dataset, StdlibText, classes_of, vocabulary_of
+from moe_jax.data.tokenizer import IdTokenizer
+from moe_jax.data.types import Columns, DataInfo, columns_of
+from moe_jax.models import MODELS
+from moe_jax.models.counts import Counts, count
 from moe_jax.models.decoder import DecoderConfig
+from moe_jax.models.transformer import TransformerConfig
+from moe_jax.models.types import IO
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
+from moe_jax.tasks import TASKS
+from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.types import Task
 from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.optimizer import OPTIMIZERS, AdamW, Optimizer
 from moe_jax.training.writers import LoggingConfig
@@ -65,8 +74,9 @@ class Experiment:
     batch_size: int = 16  # rows of one optimizer step, over all devices and micro-batches
     accumulation: int = 1  # micro-batches of one optimizer step
     max_bad_steps: int = 5  # stop after so many steps in a row with a NaN/inf loss or gradient
+    task: Task = kind(TASKS, LanguageModel)
     data: Dataset = kind(DATASETS, StdlibText)
-    model: DecoderConfig = field(default_factory=DecoderConfig)
+    model: TransformerConfig = kind(MODELS, DecoderConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
     optimizer: Optimizer = kind(OPTIMIZERS, AdamW)
     schedules: tuple[
@@ -86,12 +96,56 @@ class Experiment:
 
     def completed(self) -> Experiment:
         """With the values that follow from others, as far as the settings alone say them."""
-        ids = vocabulary_of(self.data) if self.model.vocab_size == 0 else None
-        return self if ids is None else self.with_vocabulary(ids)
+        named = self.with_classes(DataInfo(classes=classes_of(self.data)))
+        ids = vocabulary_of(self.data) if named.vocabulary == 0 else None
+        return named if ids is None else named.with_vocabulary(ids)
+
+    def with_info(self, info: DataInfo) -> Experiment:
+        """With the values that are left to the data, once it is opened."""
+        named = self.with_classes(info)
+        return named if info.tokenizer is None else named.with_vocabulary(info.tokenizer.vocab_size)
+
+    def with_classes(self, info: DataInfo) -> Experiment:
+        return replace(self, task=self.task.completed(info))
 
     def with_vocabulary(self, ids: int) -> Experiment:
         """With model.vocab_size for so many ids, where that is left to the tokenizer."""
-        if self.model.vocab_size != 0:
+        if self.vocabulary != 0:
             return self
         size = max(LEAST_VOCABULARY, -(-ids // 8) * 8)
-        return replace(self, model=replace(self.model, vocab_size=size))
+        return replace(self, model=replace(self.model, vocab_size=size))  # type: ignore[call-arg]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """model.vocab_size; None: the model knows no ids."""
+        return getattr(self.model, "vocab_size", None)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the data that the task reads; those that are not there are left out."""
+        there = columns_of(self.data)
+        return {name: there[name] for name in self.task.reads(there) if name in there}
+
+    @property
+    def io(self) -> IO:
+        """What goes into the model and what it is to give."""
+        return self.task.io(columns_of(self.data))
+
+    @property
+    def row_length(self) -> int:
+        """S, the tokens of a row as the model's layers see them."""
+        return self.model.row_length(self.io)
+
+    def stand_in(self) -> DataInfo:
+        """What opened data would say, as far as shapes depend on it: to build without data. Two
+        classes where only the data knows how many."""
+        ids, classes = self.vocabulary, self.io.classes
+        return DataInfo(
+            tokenizer=IdTokenizer(ids, bytes_per_id=1) if ids else None,
+            classes=() if classes is None else tuple(str(n) for n in range(classes or 2)),
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """Parameters and FLOPs."""
+        return count(self.model, self.moe, self.io)

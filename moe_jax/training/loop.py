@@ -20,6 +20,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.lock import FolderLock
 from moe_jax.config.tree import to_json_dict
 from moe_jax.data.pipeline import EvaluationBatches, Pipeline
+from moe_jax.data.types import DataInfo
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
@@ -78,7 +79,8 @@ def train(
             rows = experiment.data.open("train")
             eval_rows = experiment.data.open(experiment.evaluation.split)
         with doing("building the model"):
-            program = build(experiment, rows.tokenizer)
+            info = DataInfo.of(rows)
+            program = build(experiment, info)
         require_not_empty(rows, "train", experiment.batch_size)
         require_not_empty(eval_rows, experiment.evaluation.split, 1)
         signals = stack.enter_context(StopSignals())
@@ -96,12 +98,12 @@ def train(
         if restored is None:
             from_primary(functools.partial(set_aside, folder, experiment.checkpoint.every))
             with doing("initialising the parameters"):
-                state, index = new_state(program, rows.tokenizer, warm_start_from, grow), 0
+                state, index = new_state(program, info, warm_start_from, grow), 0
         else:
             state, index = restored.state, restored.data_index
         start = int(state.step)
         if is_primary():
-            write_facts(program, folder, rows.tokenizer)
+            write_facts(program, folder, info)
             add_history(folder, start, index, changes)
         run = Run(
             program=program,
@@ -268,7 +270,7 @@ class Run:
         experiment, program = self.program.experiment, self.program
         host = jax.device_get(result)
         metrics: dict[str, Any] = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
-        metrics |= program.step.task.metrics(vars(host.sums.task))
+        metrics |= program.step.task.metrics(host.sums.task)
         # Skipped steps do not advance the optimizer, and so not the schedule.
         metrics["learning_rate"] = float(program.schedule(max(step - 1 - int(host.skipped), 0)))
         metrics |= clock.rates(step)
@@ -302,13 +304,13 @@ class Run:
         limit = None if config.batches == -1 else config.batches
         size = program.eval_batch_size
         local = program.local_rows(size).tolist()
-        metrics = evaluate(program, state, EvaluationBatches(self.eval_rows, size, limit, local))
+        batches = EvaluationBatches(self.eval_rows, size, limit, local, program.columns)
+        metrics = evaluate(program, state, batches)
         self.writer.write(step, metrics, split="eval")
-        told = ", ".join(
-            f"{name} {metrics[name]:.4f}"
-            for name in ("cross_entropy", "bits_per_byte", "accuracy", "moe/max_violation")
-            if name in metrics
+        names = dict.fromkeys(
+            (*(h.name for h in program.experiment.task.headlines), "accuracy", "moe/max_violation")
         )
+        told = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         self.progress.message(f"step {step} evaluation: {told}")
         return metrics
 
@@ -341,7 +343,7 @@ class Clock:
 
     def __init__(self, program: Program, step: int):
         experiment = program.experiment
-        self._tokens = experiment.batch_size * experiment.data.sequence_length
+        self._tokens = experiment.batch_size * experiment.row_length
         self._flops = program.counts.flops_per_token
         peak = peak_flops(program.mesh.devices.flat[0], experiment.model.dtype)
         self._peak = None if peak is None else peak * program.mesh.size

@@ -12,6 +12,7 @@ import numpy as np
 from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
+from moe_jax.data.types import DataInfo
 from moe_jax.routing.counterfactual import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.evaluation import told_batches
@@ -21,9 +22,7 @@ Batch = Mapping[str, np.ndarray]
 CUTS = (0.25, 0.5, 0.75)  # where the future begins, as parts of a row
 
 
-def trace(
-    program: Program, state: TrainState, batches: Iterable[Batch], domains: Sequence[str]
-) -> Trace:
+def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: DataInfo) -> Trace:
     """The trace of the batches, with evaluation's capacity. UserError for a dense model."""
     if not program.layout.moe_layers:
         raise UserError("a dense model has no routes")
@@ -32,17 +31,20 @@ def trace(
     for number, raw in enumerate(told_batches("tracing", batches)):
         seen = _observe(program, state, raw, number)
         routes, unused = seen.routes, seen.routes.unused
+        token_NS, segment_NS = program.told(raw)
         part = {
-            "token_NS": raw["tokens"][:, :-1],
-            "segment_NS": raw["segments"][:, :-1],
-            "nats_NS": seen.nats_BS,
-            "domain_N": raw["domain"],
+            "token_NS": token_NS,
+            "segment_NS": segment_NS,
+            "nats_NS": np.where(segment_NS > 0, np.broadcast_to(seen.loss_BS, segment_NS.shape), 0),
+            "domain_N": raw.get("domain", np.zeros(len(token_NS), np.int32)),
             "expert_LNSK": routes.expert_BSK,
             "weight_LNSK": routes.weight_BSK,
             "kept_LNSK": routes.kept_BSK,
         }
         if "source" in raw:
             part["source_NS"] = raw["source"][:, :-1]
+        if "label" in raw:
+            part["label_N"] = raw["label"]
         parts.append(part)
     joined: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts], axis=int(name.endswith("LNSK")))
@@ -55,7 +57,8 @@ def trace(
         unused=unused,
         capacity_factor=program.experiment.evaluation.capacity_factor,
         layers_L=np.asarray(program.layout.moe_layers, np.int32),
-        domains=tuple(domains),
+        domains=info.domains or ("all",),
+        classes=info.classes if "label_N" in joined else None,
         **joined,
     )
 
@@ -83,15 +86,20 @@ def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -
             return
         rows = slice(done, min(done + size, whole))
         count = rows.stop - rows.start
-        if not np.array_equal(trace.token_NS[rows], raw["tokens"][:count, :-1]):
+        if not np.array_equal(trace.token_NS[rows], program.told(raw)[0][:count]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
         shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)
         weight = np.zeros(shape, np.float32)
         expert[list(moe_layers), :count] = trace.expert_LNSK[:, rows]
         weight[list(moe_layers), :count] = trace.weight_LNSK[:, rows]
-        beyond = np.arange(size)[:, None] >= count
-        raw = {**raw, "segments": np.where(beyond, 0, raw["segments"])}
+        beyond = np.arange(size) >= count
+        filled = {name: spec.filled(size) for name, spec in program.columns.items()}
+        raw = {
+            name: np.where(beyond.reshape(-1, *(1,) * (x.ndim - 1)), filled[name], x)
+            for name, x in raw.items()
+            if name in filled
+        }
         yield raw, Recorded(expert_TK=jnp.asarray(expert), weight_TK=jnp.asarray(weight))
         done = rows.stop
     if done < whole:
@@ -140,9 +148,10 @@ def _observe(
 def _on_host(program: Program, state: TrainState, raw: Batch, number: int, train: bool) -> Observed:
     seen = _observe(program, state, raw, number, train)
     segments = {"segments": jnp.asarray(raw["segments"])}
+    task: Any = program.step.task  # of the next token, which alone leaks
     return Observed(
-        nats_BS=seen.nats_BS,
-        target_BS=np.asarray(program.step.task.target_mask(segments)),
+        nats_BS=seen.loss_BS,
+        target_BS=np.asarray(task.target_mask(segments)),
         segment_BS=raw["segments"][:, :-1],
         expert_LBSK=seen.routes.expert_BSK,
         weight_LBSK=seen.routes.weight_BSK,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import jax
 
 from moe_jax.config.errors import ConfigError
-from moe_jax.models.decoder import Decoder
 from moe_jax.models.network import Network
 from moe_jax.nn.param import Form
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -69,7 +68,7 @@ def table_of(experiment: Experiment) -> list[Line]:
     if problems := cross_check(alone, 1):
         raise ConfigError(problems)
     mesh = make_mesh(alone.mesh, jax.devices()[:1])
-    network = Network(lambda rngs: Decoder(alone.model, alone.moe, mesh, rngs=rngs), mesh)
+    network = Network(lambda rngs: alone.model.build(alone.moe, alone.io, mesh, rngs=rngs), mesh)
     return optimizer_table(alone.optimizer, network)
 
 

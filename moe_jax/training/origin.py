@@ -12,7 +12,7 @@ import jax
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
-from moe_jax.data.tokenizer import Tokenizer
+from moe_jax.data.types import DataInfo
 from moe_jax.parallel.agreement import say
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.parallel.placement import put
@@ -21,19 +21,19 @@ from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.state import TrainState
 from moe_jax.training.warm_start import Like, growth_warnings, warm_start
-from moe_jax.training.workdir import tokenizer_of
+from moe_jax.training.workdir import info_of
 
 STATE = "router_state"
 
 
 def new_state(
-    program: Program, tokenizer: Tokenizer, warm_start_from: str | None, grow: str
+    program: Program, info: DataInfo, warm_start_from: str | None, grow: str
 ) -> TrainState:
     """A fresh state; parameters from another run where asked."""
     state = program.init()
     if warm_start_from is None:
         return state
-    origin, old, old_tokenizer = load_origin(folder_of(warm_start_from))
+    origin, old, old_info = load_origin(folder_of(warm_start_from))
     mine, other = program.experiment.moe, origin.experiment.moe
     stacking: dict[str, Any] = dict(
         new_like=Like(program.layout, mine.num_experts),
@@ -42,7 +42,7 @@ def new_state(
     params, report = warm_start(
         state.params,
         old.params,
-        same_tokens=old_tokenizer.describe() == tokenizer.describe(),
+        same_tokens=_described(old_info) == _described(info),
         grow=grow,
         seed=init_seed(program.experiment),
         **stacking,
@@ -69,19 +69,23 @@ def wrapped(router_state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {STATE: state} for name, state in router_state.items()}
 
 
-def load_origin(workdir: Path) -> tuple[Program, TrainState, Tokenizer]:
-    """The newest good checkpoint of a run (its model, as numpy), built from its own config, and its
-    tokenizer."""
+def _described(info: DataInfo) -> dict[str, Any] | None:
+    return None if info.tokenizer is None else info.tokenizer.describe()
+
+
+def load_origin(workdir: Path) -> tuple[Program, TrainState, DataInfo]:
+    """The newest good checkpoint of a run (its model, as numpy), built from its own config, and
+    what it knows of its data."""
     checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(), read_only=True)
     with checkpoints:
         known = checkpoints.read_metadata()
         if known is None:
             raise UserError(f"{workdir}: no checkpoint to start from")
         config = from_json_dict(known.config, Experiment)
-        tokenizer = tokenizer_of(workdir, config)
+        info = info_of(workdir, config)
         config = replace(config, mesh=MeshConfig())
-        program = build(config, tokenizer, devices=jax.local_devices()[:1])
+        program = build(config, info, devices=jax.local_devices()[:1])
         restored = checkpoints.restore(program.abstract_model, partial=True)
         if restored is None:
             raise UserError(f"{workdir}: no checkpoint to start from")
-        return program, jax.device_get(restored.state), tokenizer
+        return program, jax.device_get(restored.state), info

@@ -25,14 +25,14 @@ class Probe:
     def __init__(self, program: Program, rows: Any):
         self._program = program
         # Few rows, once: each process reads all, for the metrics need all. They are the start of a
-        # batch that fits the mesh; its other rows are of segment 0, which no router counts.
+        # batch that fits the mesh; its other rows are padding, which no router counts.
         count, whole = program.probe_rows, program.probe_batch_size
         chosen = [rows[i % len(rows)] for i in range(count)]
         self._raw = {}
-        for name in ("tokens", "segments"):
-            given = np.stack([row[name] for row in chosen])
-            self._raw[name] = np.pad(given, ((0, whole - count), (0, 0)))
-        self._valid = self._raw["segments"][:count, :-1] > 0
+        for name, spec in program.columns.items():
+            self._raw[name] = spec.filled(whole)
+            self._raw[name][:count] = np.stack([row[name] for row in chosen])
+        self._valid = program.told(self._raw)[1][:count] > 0
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """The state with the new routes in it, and the metrics `moe/probe/...`.

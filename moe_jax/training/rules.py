@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 
 from moe_jax.config.errors import Problem
 from moe_jax.config.knobs import parse_schedules
+from moe_jax.data.types import columns_of
 from moe_jax.dispatch import SOFT_LAYOUTS
-from moe_jax.models.decoder import layout_of
+from moe_jax.models.text import TextConfig
 from moe_jax.ops.attention_splash import TILE, splash_fits
 from moe_jax.parallel.mesh import row_shards
 from moe_jax.routing.losses import OF_ONE_MEMBER, global_terms
@@ -23,6 +24,8 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
     Raises UserError where the mesh itself does not fit.
     """
     experiment, sizes = experiment.completed(), experiment.mesh.sizes(num_devices)
+    if problems := list(_parts(experiment)):
+        return problems  # the others ask what these say
     rules = (
         _routing,
         _ensemble,
@@ -35,6 +38,20 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
         _profile,
     )
     return [problem for rule in rules for problem in rule(experiment, sizes)]
+
+
+def _parts(experiment: Experiment) -> Iterator[Problem]:
+    """Task, data and model fit each other."""
+    there = columns_of(experiment.data)
+    missing = [name for name in experiment.task.reads(there) if name not in there]
+    if missing:
+        kind = type(experiment.task).__name__
+        rule = f"reads {', '.join(missing)}, and the data has {', '.join(there)}"
+        yield Problem("task.kind", kind, rule)
+        return
+    for name, rule in experiment.model.fits(experiment.io):
+        value = getattr(experiment.model, name, type(experiment.model).__name__)
+        yield Problem(f"model.{name}", value, rule)
 
 
 def _divides(path: str, value: int, parts: int, by: str) -> Iterator[Problem]:
@@ -54,12 +71,15 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
         path = f"moe.router.{limits[0] if limits else 'kind'}"
         yield Problem(path, k, f"must be at most the number of experts, {moe.num_experts}")
     else:
-        for name, rule in getattr(router, "check_experts", lambda E: ())(moe.num_experts):
+        for name, rule in router.check_experts(moe.num_experts):
             yield Problem(f"moe.router.{name}", getattr(router, name), rule)
-    if getattr(router, "own_capacity", False) and moe.capacity_factor is not None:
+    if router.own_capacity and moe.capacity_factor is not None:
         rule = "must be none: this router gives every expert its number of tokens itself"
         yield Problem("moe.capacity_factor", moe.capacity_factor, rule)
-    rows, ids = getattr(router, "vocab_size", None), experiment.model.vocab_size
+    rows, ids = getattr(router, "vocab_size", None), experiment.vocabulary
+    if router.reads_ids and ids is None:
+        rule = "routes by the ids of tokens, and this model knows none"
+        yield Problem("moe.router.kind", type(router).__name__, rule)
     if rows is not None and ids is not None and 0 < rows < ids:
         rule = f"must be at least model.vocab_size = {ids}: each id has a row of the table"
         yield Problem("moe.router.vocab_size", rows, rule)
@@ -85,7 +105,7 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
 def layout_problem(experiment: Experiment) -> Problem | None:
     """A router that mixes tokens into slots needs a layout that carries mixtures."""
     moe = experiment.moe
-    if not moe.every or not getattr(moe.router, "soft", False) or moe.layout in SOFT_LAYOUTS:
+    if not moe.every or not moe.router.soft or moe.layout in SOFT_LAYOUTS:
         return None
     names = " or ".join(f'"{name}"' for name in SOFT_LAYOUTS)
     return Problem(
@@ -103,7 +123,7 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
     elif (k := getattr(moe.router, "k", 1)) > (own := moe.num_experts // M):
         rule = f"must be at most the {own} experts of one of the {M} members"
         yield Problem("moe.router.k", k, rule)
-    if not getattr(moe.router, "takes_mask", False):
+    if not moe.router.takes_mask:
         rule = "must be 1: this router cannot choose among some of the experts"
         yield Problem("moe.ensemble", M, rule)
     balance = moe.losses.device_balance
@@ -111,21 +131,26 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
         path = "moe.losses.device_balance.groups"
         rule = f"must be divisible by moe.ensemble = {M} with scope {balance.scope}"
         yield Problem(path, balance.groups, rule)
-    if (moe.group_size or 0) > experiment.data.sequence_length > 0:
+    if (moe.group_size or 0) > experiment.row_length > 0:
         rule = "must be at most one row in an ensemble: each copy of a row has its own experts"
         yield Problem("moe.group_size", moe.group_size, rule)
 
 
+def _row(experiment: Experiment) -> str:
+    """What sets the tokens of a row, in messages."""
+    return "data.sequence_length" if experiment.io.length else "the tokens of an image"
+
+
 def rows_per_group(experiment: Experiment) -> int:
     """Whole rows that one routing group spans; 1 where a group is a row or a piece of one."""
-    S, T = experiment.data.sequence_length, experiment.moe.group_size
+    S, T = experiment.row_length, experiment.moe.group_size
     if not experiment.moe.every or T is None or S < 1:
         return 1
     return max(T // S, 1)
 
 
 def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
-    moe, S = experiment.moe, experiment.data.sequence_length
+    moe, S = experiment.moe, experiment.row_length
     T = moe.group_size
     if not moe.every or T is None:
         if moe.every and sizes["sequence"] > 1:
@@ -138,7 +163,7 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     if min(S, T) < 1:
         return
     if T % S and S % T:
-        rule = f"must divide data.sequence_length = {S} or be a multiple of it"
+        rule = f"must divide {_row(experiment)} = {S} or be a multiple of it"
         yield Problem("moe.group_size", T, rule)
         return
     piece = S // sizes["sequence"]
@@ -162,7 +187,7 @@ def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     if sizes["sequence"] > 1:
         rule = f"needs mesh.sequence = 1, not {sizes['sequence']}: it chooses among a whole row"
         yield Problem("model.depth.every", model.depth.every, rule)
-    layout = layout_of(max(model.num_layers, 0), moe, model.depth)
+    layout = model.layout(moe)
     if moe.group_size is not None and set(layout.moe_layers) & set(layout.depth_layers):
         rule = "must be none: in a block of model.depth a group is the chosen tokens of a row"
         yield Problem("moe.group_size", moe.group_size, rule)
@@ -170,12 +195,12 @@ def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 
 def _attention(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     """The splash kernel takes rows of whole tiles, also of the tokens that a depth chooses."""
-    model, S = experiment.model, experiment.data.sequence_length
+    model, S = experiment.model, experiment.row_length
     if model.attention != "splash":
         return
     if not splash_fits(S):
         rule = f"must be a multiple of {TILE} for model.attention = splash"
-        yield Problem("data.sequence_length", S, rule)
+        yield Problem(_row(experiment), S, rule)
     elif model.depth.every and not splash_fits(chosen := model.depth.tokens(S)):
         rule = f"a depth chooses {chosen} tokens of a row, not a multiple of {TILE}"
         yield Problem("model.attention", model.attention, rule)
@@ -195,7 +220,7 @@ def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
 
 def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     """The groups of one device in one micro-batch fall into moe.overlap_chunks equal parts."""
-    moe, S = experiment.moe, experiment.data.sequence_length
+    moe, S = experiment.moe, experiment.row_length
     if not moe.every or moe.overlap_chunks < 2 or experiment.batch_size < 1 or S < 1:
         return
     shards = row_shards(sizes) * sizes["sequence"]
@@ -208,10 +233,11 @@ def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 
 def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     model, moe = experiment.model, experiment.moe
-    layout = layout_of(model.num_layers, moe, model.depth)
+    layout = model.layout(moe)
     for name in ("num_heads", "num_kv_heads", "vocab_size"):
-        yield from _divides(f"model.{name}", getattr(model, name), sizes["tensor"], "mesh.tensor")
-    if model.logits_chunks and sizes["tensor"] > 1:
+        size = getattr(model, name, 0)
+        yield from _divides(f"model.{name}", size, sizes["tensor"], "mesh.tensor")
+    if isinstance(model, TextConfig) and model.logits_chunks and sizes["tensor"] > 1:
         parts = model.logits_chunks * sizes["tensor"]
         by = "model.logits_chunks * mesh.tensor"
         yield from _divides("model.vocab_size", model.vocab_size, parts, by)
@@ -232,8 +258,8 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
     elif layout.moe_layers and sizes["expert"] > 1 and sizes["tensor"] > 1:
         parts, by = both  # each rank along tensor sends its columns of a token
     yield from _divides("model.model_dim", model.model_dim, parts, by)
-    S = experiment.data.sequence_length
-    yield from _divides("data.sequence_length", S, sizes["sequence"], "mesh.sequence")
+    S = experiment.row_length
+    yield from _divides(_row(experiment), S, sizes["sequence"], "mesh.sequence")
 
 
 def _profile(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
@@ -252,15 +278,16 @@ def warnings(experiment: Experiment) -> list[str]:
             f"optimizer.schedule.warmup_steps = {warmup} is longer than the run: in its "
             f"{experiment.steps} steps the learning rate does not reach its peak"
         )
-    if not experiment.model.causal:
+    predicts_next = experiment.io.classes is None
+    if predicts_next and not experiment.model.causal:
         found.append(
             "model.depth lets a token see later ones (which tokens take part), so the validation "
             "loss of a causal model is flattered, and moe_jax.generate will refuse the model"
         )
     if not moe.every:
         return found
-    found += getattr(moe.router, "warn", lambda: ())()
-    if not moe.causal:
+    found += moe.router.warn()
+    if predicts_next and not moe.causal:
         found.append(
             "this routing lets a token see later ones (drop order or router), so the validation "
             "loss of a causal model is flattered, and moe_jax.generate will refuse the model"

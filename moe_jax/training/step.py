@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from moe_jax.config.knobs import bind
-from moe_jax.models.decoder import Layout
+from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
 from moe_jax.nn.ensemble import repeat_rows
@@ -23,10 +24,13 @@ from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
 from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.types import Sums, Traffic
-from moe_jax.tasks.language_model import LanguageModel, RawBatch, TaskSums
+from moe_jax.tasks.types import Objective, RawBatch
+from moe_jax.tasks.types import Sums as TaskSums
 from moe_jax.training.parameters import trained
 from moe_jax.training.state import TrainState
 
+Rows = dict[str, Array]  # results of each row, and VALID
+VALID = "valid"  # which rows are no padding
 Knobs = Mapping[str, Float[Array, ""]]
 ADDITIVE_SCOPES = tuple(scope for scope in SCOPES if scope != "global_batch")
 
@@ -61,10 +65,11 @@ class StepResult:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One batch token by token. nats_BS: -log p(target), 0 where none counts; routes: leaves
-    (L, B, S, ...), None in a dense model."""
+    """One batch token by token. loss_BS: what the objective tells of each token, 0 where none
+    counts; one column where it tells of rows. routes: leaves (L, B, S, ...), None in a dense
+    model."""
 
-    nats_BS: Float[Array, "B S"]
+    loss_BS: Float[Array, "B s"]
     routes: Routes | None
 
 
@@ -72,17 +77,19 @@ class Observation:
 class Step:
     """The steps of one experiment: static parts here, arrays as arguments.
 
-    accumulation: micro-batches of one optimizer step. most_rows: of an evaluation that are in
+    row_length: S, tokens of a row as the layers see them. accumulation: micro-batches of one
+    optimizer step. most_rows: of an evaluation that are in
     memory at once, those of such a micro-batch; None: any number. noise_seed: of routing keys.
     scheduled: paths of scalars that may be non-zero although the config says 0.
     frozen: names of the groups of parameters that do not move.
     """
 
     network: Network
-    task: LanguageModel
+    task: Objective
     optimizer: optax.GradientTransformation
     moe: MoEConfig
     layout: Layout
+    row_length: int
     accumulation: int
     noise_seed: int
     scheduled: frozenset[str] = frozenset()
@@ -94,11 +101,14 @@ class Step:
     ) -> tuple[TrainState, StepResult]:
         """One optimizer step on a global batch of `accumulation` micro-batches.
 
-        The cross-entropy is the mean over the targets of the whole batch, whatever the
-        micro-batches. A step with a NaN or inf in loss or gradient changes nothing but the
-        counters of skipped steps.
+        Each loss of the task is the mean over the whole batch, whatever the micro-batches. A
+        step with a NaN or inf in loss or gradient changes nothing but the counters of skipped
+        steps.
         """
-        targets = jnp.sum(self.task.target_mask(raw), dtype=jnp.int32).astype(jnp.float32)
+        weights = {
+            name: jnp.maximum(weight * self.members, 1)
+            for name, weight in self.task.weights(raw).items()
+        }
         context = Context(
             key=jax.random.fold_in(routing_key(self.noise_seed), state.step),
             knobs=knobs,
@@ -106,8 +116,7 @@ class Step:
             capacity_factor=self.moe.capacity_factor,
             apart=True,
         )
-        targets *= self.members
-        loss, grads, sums = self._gradients(state, raw, context, jnp.maximum(targets, 1))
+        loss, grads, sums = self._gradients(state, raw, context, weights)
         grad_norm = optax.tree.norm(trained(grads, self.frozen))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new_state = self._update(state, grads, sums, knobs)
@@ -151,36 +160,38 @@ class Step:
         capacity_factor: float | None,
         counterfactual: Counterfactual | None = None,
         recorded: Recorded | None = None,
-    ) -> BatchSums:
-        """Sums of one batch without noise, with evaluation's own capacity factor; in micro-batches
-        of at most `most_rows` rows."""
+    ) -> tuple[BatchSums, Rows]:
+        """Sums of one batch without noise, with evaluation's own capacity factor, and the task's
+        results by row; in micro-batches of at most `most_rows` rows."""
 
-        def sums(raw: RawBatch, recorded: Recorded | None) -> BatchSums:
+        def look(raw: RawBatch, recorded: Recorded | None) -> tuple[BatchSums, Rows]:
             context = Context(
                 knobs=knobs,
                 capacity_factor=capacity_factor,
                 counterfactual=counterfactual,
                 recorded=recorded,
             )
-            return self._forward(params, router_state, raw, context)[0]
+            sums, _, rows = self._forward(params, router_state, raw, context, by_row=True)
+            return sums, rows
 
         parts = self._evaluation_parts(raw)
         if parts == 1:
-            return sums(raw, recorded)
+            return look(raw, recorded)
         # Recorded routes have their rows behind the layers.
         by_row = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), recorded)
-        micro_batches = self._split((dict(raw), by_row), self._grouping(raw), parts)
+        micro_batches = self._split((dict(raw), by_row), self._grouping, parts)
 
-        def part(micro: Any) -> BatchSums:
+        def part(micro: Any) -> tuple[BatchSums, Rows]:
             raw, by_row = micro
-            return sums(raw, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row))
+            return look(raw, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row))
 
-        return _added(part, micro_batches)
+        sums, rows = _added(part, micro_batches)
+        return sums, self._joined(rows, self._grouping)
 
     def _evaluation_parts(self, raw: RawBatch) -> int:
         """The fewest equal parts that have no more than `most_rows` rows and fit the mesh."""
-        rows = raw["tokens"].shape[0]
-        units, over = divmod(rows, row_shards(self.network.mesh.shape) * self._grouping(raw).rows)
+        rows = raw["row"].shape[0]
+        units, over = divmod(rows, row_shards(self.network.mesh.shape) * self._grouping.rows)
         if self.most_rows is None or over:
             return 1
         fitting = [n for n in range(1, units + 1) if units % n == 0]
@@ -196,13 +207,23 @@ class Step:
         """What the model does with every token of a batch."""
         context = replace(context, capture=True)
         output = self.network.apply(params, self.task.inputs(raw), context, router_state)
-        nats_BS = self.task.nats(output.predictions, raw)
-        return Observation(nats_BS=nats_BS, routes=output.report and output.report.routes)
+        loss_BS = self.task.token_losses(output.predictions, raw)
+        return Observation(loss_BS=loss_BS, routes=output.report and output.report.routes)
 
     def _forward(
-        self, params: Any, router_state: Any, raw: RawBatch, context: Context
-    ) -> tuple[BatchSums, LayerReport | None]:
-        output = self.network.apply(params, self.task.inputs(raw), context, router_state)
+        self,
+        params: Any,
+        router_state: Any,
+        raw: RawBatch,
+        context: Context,
+        by_row: bool = False,
+    ) -> tuple[BatchSums, LayerReport | None, Rows]:
+        inputs = self.task.inputs(raw)
+        output = self.network.apply(params, inputs, context, router_state)
+        rows = self.task.rows(output.predictions, raw) if by_row else {}
+        if rows:
+            _, segment_BS = inputs.told(self.row_length)
+            rows = {**rows, VALID: jnp.any(segment_BS > 0, axis=1)}
         if context.apart and self.members > 1:
             raw = jax.tree.map(lambda leaf: repeat_rows(leaf, self.members), dict(raw))
         task = self.task.sums(output.predictions, raw)
@@ -210,32 +231,34 @@ class Step:
         if output.depth is not None:
             depth = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=1), output.depth)
         if report is None:
-            return BatchSums(task=task, routing=None, traffic=None, depth=depth), None
+            return BatchSums(task=task, routing=None, traffic=None, depth=depth), None, rows
         sums = BatchSums(
             task=task,
             depth=depth,
             routing=reduce_sums(report.sums, axis=1),
             traffic=reduce_sums(report.traffic, axis=1),
         )
-        return sums, report
+        return sums, report, rows
 
     # --- gradients ---
 
     def _gradients(
-        self, state: TrainState, raw: RawBatch, context: Context, targets: Array
+        self, state: TrainState, raw: RawBatch, context: Context, weights: Mapping[str, Array]
     ) -> tuple[Array, Any, BatchSums]:
         """Loss, gradients and sums of the global batch."""
-        micro_batches = self._split(dict(raw), self._grouping(raw), self.accumulation)
+        micro_batches = self._split(dict(raw), self._grouping, self.accumulation)
         losses = bind(self.moe.losses, context.knobs, prefix="moe.losses")
         global_gradient, global_loss = None, jnp.zeros((), jnp.float32)
         if self.accumulation > 1 and self._needs_global_sums():
             global_loss, global_gradient = self._global_pass(state, micro_batches, context, losses)
 
         def loss_fn(params: Any, micro: RawBatch) -> tuple[Array, BatchSums]:
-            sums, report = self._forward(params, state.router_state, micro, context)
-            loss = sums.task.nats / targets
+            sums, report, _ = self._forward(params, state.router_state, micro, context)
+            loss = functools.reduce(
+                jnp.add, [sums.task[name] / weight for name, weight in weights.items()]
+            )
             if report is not None:
-                loss += self._routing_loss(losses, report, micro, global_gradient)
+                loss += self._routing_loss(losses, report, global_gradient)
             return loss, sums
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -259,10 +282,10 @@ class Step:
         return loss, grads, sums
 
     def _routing_loss(
-        self, losses: RoutingLosses, report: LayerReport, micro: RawBatch, global_gradient: Any
+        self, losses: RoutingLosses, report: LayerReport, global_gradient: Any
     ) -> Array:
         """This micro-batch's share of the routing losses."""
-        pieces = self._grouping(micro).pieces
+        pieces = self._grouping.pieces
         router = self.moe.router
         if self.accumulation == 1:
             return scoped_loss(losses, router, report.sums, SCOPES, pieces, self.members)
@@ -279,10 +302,11 @@ class Step:
         dLoss/dSums. Back-propagating <dLoss/dSums, sums> through each micro-batch gives the exact
         gradient, because the sums of the batch are the sum of the micro-batches' sums."""
 
-        def routing(micro: RawBatch) -> Any:
-            return self._forward(state.params, state.router_state, micro, context)[0].routing
+        def routing(micro: RawBatch) -> tuple[Any, None]:
+            sums = self._forward(state.params, state.router_state, micro, context)[0]
+            return sums.routing, None
 
-        total = _added(routing, micro_batches)
+        total, _ = _added(routing, micro_batches)
 
         def loss_of(sums: Sums) -> Array:
             as_groups = jax.tree.map(lambda leaf: leaf[:, None], sums)
@@ -347,8 +371,9 @@ class Step:
         }
         return self.layout.in_layer_order(by_stack)
 
-    def _grouping(self, raw: RawBatch) -> Grouping:
-        return Grouping.of(self.moe.group_size, raw["tokens"].shape[1] - 1)
+    @property
+    def _grouping(self) -> Grouping:
+        return Grouping.of(self.moe.group_size, self.row_length)
 
     @staticmethod
     def _split(batch: Any, grouping: Grouping, M: int) -> Any:
@@ -363,6 +388,17 @@ class Step:
 
         return jax.tree.map(split, batch)
 
+    @staticmethod
+    def _joined(micro_batches: Any, grouping: Grouping) -> Any:
+        """The inverse of `_split`."""
+
+        def join(leaf: Array) -> Array:
+            M, part = leaf.shape[:2]
+            cut = leaf.reshape(M, part // grouping.rows, grouping.rows, *leaf.shape[2:])
+            return jnp.moveaxis(cut, 0, 1).reshape(M * part, *leaf.shape[2:])
+
+        return jax.tree.map(join, micro_batches)
+
 
 def routing_key(seed: int) -> Array:
     """The root of the keys of routing noise. Keys are made by folding numbers into each other
@@ -370,14 +406,16 @@ def routing_key(seed: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
 
 
-def _added(sums_of: Callable[[Any], Any], micro_batches: Any) -> Any:
-    """The sums of all micro-batches, worked on one after the other."""
+def _added(look: Callable[[Any], tuple[Any, Any]], micro_batches: Any) -> tuple[Any, Any]:
+    """Of all micro-batches, worked on one after the other: the first results added, the second ones
+    beside each other."""
 
-    def add(total: Any, micro: Any) -> tuple[Any, None]:
-        return add_sums(total, sums_of(micro)), None
+    def add(total: Any, micro: Any) -> tuple[Any, Any]:
+        sums, beside = look(micro)
+        return add_sums(total, sums), beside
 
-    none = _zeros_like(jax.eval_shape(sums_of, _first(micro_batches)))
-    return jax.lax.scan(add, none, micro_batches)[0]
+    none = _zeros_like(jax.eval_shape(look, _first(micro_batches))[0])
+    return jax.lax.scan(add, none, micro_batches)
 
 
 def _zeros_like(shapes: Any) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.models.decoder import Layout
+from moe_jax.models.layout import Layout
 from moe_jax.training.checkpoint import flatten
 
 BY_TOKEN = ("embedding", "head")  # parameters with a row or a column for each token

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moe_jax.config.environment import environment
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import last_step
+from moe_jax.config.json_files import last_step, read_object
 from moe_jax.config.lock import FILE, FolderLock
 from moe_jax.config.paths import (
     Lines,
@@ -26,7 +26,7 @@ from moe_jax.config.paths import (
 )
 from moe_jax.config.tree import to_json_dict
 from moe_jax.data.tokenizer import carried_tokenizer, carry_tokenizer
-from moe_jax.data.types import Tokenizer
+from moe_jax.data.types import DataInfo
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import from_primary, say, together
 from moe_jax.parallel.hosts import is_primary
@@ -36,6 +36,7 @@ from moe_jax.training.experiment import Experiment
 HISTORY = "history.jsonl"
 METRICS = "metrics.jsonl"
 TOKENIZER = "tokenizer"
+DATA = "data.json"
 
 
 @contextlib.contextmanager
@@ -97,22 +98,28 @@ def is_bare(path: Path) -> bool:
     return all(file == path / FILE for file in files_below(path))
 
 
-def write_facts(program: Program, workdir: Path, tokenizer: Tokenizer) -> None:
-    """config.json, environment.json and tokenizer/."""
+def write_facts(program: Program, workdir: Path, info: DataInfo) -> None:
+    """config.json, environment.json, data.json and tokenizer/."""
     facts = {
+        DATA: {"classes": info.classes, "domains": info.domains},
         "config.json": to_json_dict(program.experiment),
         "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
     }
     for name, content in facts.items():
         write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
-    carry_tokenizer(tokenizer, workdir / TOKENIZER)
+    if info.tokenizer is not None:
+        carry_tokenizer(info.tokenizer, workdir / TOKENIZER)
 
 
-def tokenizer_of(workdir: Path, experiment: Experiment) -> Tokenizer:
-    """The tokenizer of the run: the one that it carries, else (an older run, or a tokenizer from
-    outside) that of its data."""
+def info_of(workdir: Path, experiment: Experiment) -> DataInfo:
+    """What the run knows of its data: what it carries, else (an older run, or a tokenizer from
+    outside) what its data say."""
     carried = carried_tokenizer(workdir / TOKENIZER)
-    return carried or experiment.data.open(experiment.evaluation.split).tokenizer
+    if carried is None and "tokens" in experiment.columns:
+        return DataInfo.of(experiment.data.open(experiment.evaluation.split))
+    known = read_object(workdir / DATA) if (workdir / DATA).exists() else {}
+    names = {name: tuple(map(str, known.get(name, ()))) for name in ("classes", "domains")}
+    return DataInfo(tokenizer=carried, **names)
 
 
 def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str]) -> None:

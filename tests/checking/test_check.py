@@ -20,7 +20,8 @@ from moe_jax.config import checks
 from moe_jax.config.cli import run_door
 from moe_jax.config.overrides import load_config
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
-from moe_jax.models.decoder import REMAT_POLICIES, layout_of
+from moe_jax.models.layout import layout_of
+from moe_jax.models.transformer import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES
 from moe_jax.training.experiment import Experiment
 

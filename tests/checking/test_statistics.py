@@ -133,7 +133,7 @@ def test_every_statistic_of_a_step_against_float64(variant):
     record = trial.steps[0]
     names = {f.name for kind in (Sums, Traffic) for f in dataclasses.fields(kind)} - {"own"}
     assert by_layer[0].keys() == names | {"own.ids"}
-    assert (record.counts | record.sums).keys() == by_layer[0].keys() | {"targets"}
+    assert (record.counts | record.sums).keys() == by_layer[0].keys() | {"tokens", "bytes"}
     for name in by_layer[0]:
         expected_L = np.stack([layer[name] for layer in by_layer])
         if name in record.counts:

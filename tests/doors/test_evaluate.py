@@ -138,7 +138,7 @@ def test_leak_of_a_sure_model_is_a_mean_over_all_targets(trained):
         put = run.program.put({**raw, "tokens": tokens})
         knobs = run.program.knobs(run.step)
         observe = run.program.observe_step
-        return np.asarray(observe(sure, run.state.router_state, put, knobs).nats_BS, np.float64)
+        return np.asarray(observe(sure, run.state.router_state, put, knobs).loss_BS, np.float64)
 
     before, segment = nats(raw["tokens"]), raw["segments"]
     counts = (segment[:, 1:] > 0) & (segment[:, 1:] == segment[:, :-1])

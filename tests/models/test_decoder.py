@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from moe_jax.models.counts import count
-from moe_jax.models.decoder import Decoder, DecoderConfig, layout_of
+from moe_jax.models.decoder import Decoder, DecoderConfig
 from moe_jax.models.generation import Generator, sample
+from moe_jax.models.layout import layout_of
 from moe_jax.models.network import Network
+from moe_jax.models.types import IO
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -202,7 +204,7 @@ def test_counts_of_real_parameters(config, moe):
     def size_of(*names):
         return sum(n for path, n in sizes.items() if any(f"['{name}']" in path for name in names))
 
-    counts = count(config, moe, S)
+    counts = count(config, moe, IO(length=S))
     assert counts.total == sum(sizes.values())
     assert counts.router == size_of("router")
     assert counts.embedding == size_of("embedding", "head")
@@ -220,7 +222,7 @@ def test_published_flops_and_sizes():
         num_kv_heads=8,
         head_dim=128,
     )
-    counts = count(small, MoEConfig(num_experts=8, expert_dim=14336), 4096)
+    counts = count(small, MoEConfig(num_experts=8, expert_dim=14336), IO(length=4096))
     assert counts.matmul_flops / 1e9 == pytest.approx(76.49, abs=0.01)
     assert counts.attention_flops / 1e9 == pytest.approx(6.44, abs=0.01)
     assert counts.flops_per_token / 1e9 == pytest.approx(82.93, abs=0.01)
@@ -228,7 +230,7 @@ def test_published_flops_and_sizes():
     large = dataclasses.replace(
         small, vocab_size=32768, num_layers=56, model_dim=6144, num_heads=48
     )
-    counts = count(large, MoEConfig(num_experts=8, expert_dim=16384), 4096)
+    counts = count(large, MoEConfig(num_experts=8, expert_dim=16384), IO(length=4096))
     assert counts.flops_per_token / 1e9 == pytest.approx(250.67, abs=0.05)
     olmoe = dataclasses.replace(
         small,
@@ -239,7 +241,9 @@ def test_published_flops_and_sizes():
         num_kv_heads=16,
         qk_norm=True,
     )
-    counts = count(olmoe, MoEConfig(num_experts=64, expert_dim=1024, router=TopK(k=8)), 4096)
+    counts = count(
+        olmoe, MoEConfig(num_experts=64, expert_dim=1024, router=TopK(k=8)), IO(length=4096)
+    )
     assert counts.total / 1e9 == pytest.approx(6.92, abs=0.01)
     assert counts.active / 1e9 == pytest.approx(1.28, abs=0.01)
 

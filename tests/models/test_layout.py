@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.models.decoder import layout_of
+from moe_jax.models.layout import layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 
 COMBINATIONS = [

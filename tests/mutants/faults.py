@@ -12,6 +12,7 @@ DISPATCH = "moe_jax/dispatch/"
 TRANSPORT = DISPATCH + "transport/"
 STEP = "moe_jax/training/step.py"
 LAYER = "moe_jax/nn/moe_layer.py"
+SHARD = "moe_jax/nn/moe_shard.py"
 
 ORACLES = "tests/routing/test_oracles.py::test_"
 BIASED = "tests/routing/test_biased_top_k.py::test_"
@@ -303,7 +304,7 @@ ORDER = (
     ),
     _fault(
         "weights scaled after drops although not asked",
-        LAYER,
+        SHARD,
         "if config.renormalize_after_drop else",
         "if not config.renormalize_after_drop else",
         LAYERS + "weights_after_drops",
@@ -648,15 +649,15 @@ MOVEMENT = (
     _fault(
         "tensor: no sum of the partial outputs",
         DISPATCH + "sharded.py",
-        'return jax.lax.psum(y_gTD, "tensor"), lost_g',
+        "return jax.lax.psum(y_gTD, tensor), lost_g",
         "return y_gTD, lost_g",
         MOVES + "tensor_parallel_without_expert_parallel",
     ),
     _fault(
         "tensor: every rank sends the first columns",
         DISPATCH + "sharded.py",
-        'jax.lax.axis_index("tensor") * d',
-        'jax.lax.axis_index("tensor") * 0',
+        "jax.lax.axis_index(tensor) * d",
+        "jax.lax.axis_index(tensor) * 0",
         MOVES + "equals_dense_on_every_load[rows-all_to_all-3-expert 4, tensor 2]",
     ),
     _fault(
@@ -734,7 +735,7 @@ MOVEMENT = (
 IN_THE_LAYER = (
     _fault(
         "the same noise for all groups",
-        LAYER,
+        SHARD,
         "jax.random.fold_in(key, group)",
         "jax.random.fold_in(key, 0 * group)",
         LAYERS + "noise_hangs_on_step_layer_and_group_alone[NoisyTopK]",
@@ -755,7 +756,7 @@ IN_THE_LAYER = (
     ),
     _fault(
         "padding is taken for text",
-        LAYER,
+        SHARD,
         "cut(batch.segment_BS) > 0",
         "cut(batch.segment_BS) >= 0",
         LAYERS + "dropless_layer_with_shared_experts[rows]",
@@ -769,21 +770,21 @@ IN_THE_LAYER = (
     ),
     _fault(
         "counts after the drops",
-        LAYER,
-        "return plan, sums, traffic, home_TD",
-        "return plan, dataclasses.replace(sums, wanted_E=plan.accepted_E), traffic, home_TD",
+        SHARD,
+        "Routed(plan=plan, sums=sums, traffic",
+        "Routed(plan=plan, sums=dataclasses.replace(sums, wanted_E=plan.accepted_E), traffic",
         LAYERS + "routes_are_what_was_counted",
     ),
     _fault(
         "evaluation has the capacity of training",
-        LAYER,
-        "self.context.capacity_factor",
+        SHARD,
+        "self.switches.capacity_factor",
         "self.config.capacity_factor",
         LAYERS + "capacity_is_the_context_s",
     ),
     _fault(
         "overflow is counted as dropped",
-        LAYER,
+        SHARD,
         "dataclasses.replace(traffic_g, overflow=overflow_g)",
         "dataclasses.replace(traffic_g, dropped=traffic_g.dropped + overflow_g)",
         LAYERS + "overflow_is_no_drop",
@@ -815,8 +816,8 @@ IN_THE_STEP = (
     _fault(
         "accumulation: a mean of the micro-batches' means",
         STEP,
-        "sums.task.nats / targets",
-        "sums.task.nats / jnp.maximum(sums.task.tokens, 1) / self.accumulation",
+        "sums.task[name] / weight",
+        'sums.task[name] / jnp.maximum(sums.task["tokens"], 1) / self.accumulation',
         SAME + "micro_batches",
     ),
     _fault(
@@ -885,8 +886,8 @@ IN_THE_STEP = (
     _fault(
         "padding in the cross-entropy",
         "moe_jax/tasks/language_model.py",
-        "nats=jnp.sum(jnp.where(mask_BS, nats_BS, 0))",
-        "nats=jnp.sum(nats_BS)",
+        '"nats": jnp.sum(jnp.where(mask_BS, nats_BS, 0))',
+        '"nats": jnp.sum(nats_BS)',
         TASK + "sums_are_those_of_the_counted_targets",
     ),
 )

@@ -3,7 +3,7 @@ of routers: each must decide in some test."""
 
 from __future__ import annotations
 
-from tests.mutants.faults import LAYER, ROUTING, STEP, Fault, _fault
+from tests.mutants.faults import ROUTING, SHARD, STEP, Fault, _fault
 
 EVALUATION = "moe_jax/training/evaluation.py"
 BIAS = ROUTING + "balancing_bias.py"
@@ -95,8 +95,8 @@ REDUCTIONS = (
     ),
     _fault(
         "statistics: places counted from the token shard's start",
-        LAYER,
-        'jax.lax.axis_index("sequence") * s',
+        SHARD,
+        "axis_index(sequence) * s",
         "0 * s",
         OF_A_STEP + "[data=2 expert=2 sequence=2 rows/all_to_all accumulation=2 remat=full]",
     ),

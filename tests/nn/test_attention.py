@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from moe_jax.nn.attention import Attention, KeyValueCache, rotate, rotations
-from moe_jax.ops.attention import attend, attend_causally, query_block
+from moe_jax.ops.attention import attend, attend_rows, query_block
 from moe_jax.ops.attention_splash import attend_splash
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -152,11 +152,11 @@ def test_blocks_are_the_whole():
         return attend(*(x.swapaxes(1, 2) for x in (q, k, v)), causal_BSS).swapaxes(1, 2)
 
     whole = gradients(at_once)
-    blocks = gradients(lambda q, k, v: attend_causally(q, k, v, segment_BS, block))
+    blocks = gradients(lambda q, k, v: attend_rows(q, k, v, segment_BS, block))
     for mine, right in zip(blocks, whole, strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5)
     broken = key.at[:, block:].set(jnp.nan)
-    first = attend_causally(query, broken, value, segment_BS, block)[:, :block]
+    first = attend_rows(query, broken, value, segment_BS, block)[:, :block]
     assert np.array_equal(first, blocks[0][:, :block])
 
 
@@ -192,7 +192,7 @@ def test_no_logits_are_kept_for_the_backward_pass():
     segment_BS = jnp.ones((1, S), jnp.int32)
 
     def run(q, k, v):
-        return attend_causally(q, k, v, segment_BS, query_block(S))
+        return attend_rows(q, k, v, segment_BS, query_block(S))
 
     _, pull_back = jax.vjp(run, query, key, value)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.dtype == jnp.float32)

@@ -12,6 +12,7 @@ import scipy.special
 from moe_jax.config.errors import UserError
 from moe_jax.models.counts import count
 from moe_jax.models.decoder import DecoderConfig
+from moe_jax.models.types import IO
 from moe_jax.nn.context import Context
 from moe_jax.nn.moe_layer import MoEConfig, fine_grained
 from moe_jax.routing import DeepSeekV3, Switch, TopK
@@ -63,7 +64,7 @@ def test_counts_of_a_latent_layer_by_hand():
     """Swiglu: 3 L F an expert, 2 D L of projections; F is worth k F L / D + 2 L / 3 columns."""
     plain = MoEConfig(num_experts=8, expert_dim=12)
     latent = dataclasses.replace(plain, latent_dim=4)
-    before, after = count(SMALL, plain, 32), count(SMALL, latent, 32)
+    before, after = count(SMALL, plain, IO(length=32)), count(SMALL, latent, IO(length=32))
     assert after.router == before.router
     assert after.total - before.total == 3 * (8 * 3 * (4 - 16) * 12 + 2 * 16 * 4)
     active = 3 * (2 * 3 * (4 - 16) * 12 + 2 * 16 * 4)
@@ -83,7 +84,7 @@ def test_counts_of_a_latent_layer_by_hand():
 def test_finer_experts_cost_the_same_but_for_the_router(moe, m):
     fine = fine_grained(moe, m)
     assert (fine.num_experts, fine.router.k) == (m * moe.num_experts, m * moe.router.k)
-    before, after = count(SMALL, moe, 32), count(SMALL, fine, 32)
+    before, after = count(SMALL, moe, IO(length=32)), count(SMALL, fine, IO(length=32))
     columns = after.router - before.router
     assert columns == (m - 1) * before.router > 0
     assert after.total - before.total == after.active - before.active == columns

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from moe_jax.models.decoder import Decoder, DecoderConfig, layout_of
+from moe_jax.models.decoder import Decoder, DecoderConfig
+from moe_jax.models.layout import layout_of
 from moe_jax.models.network import Network, path_name
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh

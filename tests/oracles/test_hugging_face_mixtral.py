@@ -25,7 +25,7 @@ from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import Mixtral
 from moe_jax.routing.balance import load_balance_loss
 from moe_jax.routing.types import RouterInputs
-from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.language_model import NextToken
 
 V, D, F, E, K, L, N, M, H = 40, 32, 24, 6, 2, 3, 4, 2, 8
 B, S = 3, 17
@@ -174,7 +174,7 @@ def test_logits_loss_and_every_gradient(pair):
     expected = torch.nn.functional.cross_entropy(logits.reshape(-1, V), ids[:, 1:].reshape(-1))
     expected.backward()
 
-    task = LanguageModel(np.ones(V))
+    task = NextToken(np.ones(V))
 
     def loss(params):
         output = network.apply(params, task.inputs(raw_batch()), Context(), {"00": {}})

@@ -26,7 +26,7 @@ from moe_jax.models.generation import Generator
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.routing import Mixtral, TopK
-from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.language_model import NextToken
 from tests.oracles.hugging_face import (
     OURS,
     SHARED,
@@ -121,7 +121,7 @@ def test_logits_routes_loss_and_every_gradient(twins):
     expected = torch.nn.functional.cross_entropy(output.logits.reshape(-1, V), labels.reshape(-1))
     expected.backward()
 
-    task = LanguageModel(np.ones(V))
+    task = NextToken(np.ones(V))
 
     def loss(params):
         found = twins.network.apply(
@@ -203,7 +203,7 @@ def test_the_twins_differ_where_they_should():
     """The comparison can fail: one weight moved by a hundredth is seen."""
     twins = mixtral()
     raw = rows([S + 1], S)
-    task = LanguageModel(np.ones(V))
+    task = NextToken(np.ones(V))
     expected = twins.theirs(input_ids=to_torch(raw["tokens"], torch.int64)[:, :-1]).logits
     params = twins.params
     router = params["layers"]["00"]["moe"]["router"]

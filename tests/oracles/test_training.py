@@ -24,7 +24,7 @@ from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import Mixtral
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
-from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.language_model import NextToken
 from moe_jax.training.optimizer import AdamW, Constant, make_optimizer
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Step
@@ -116,7 +116,7 @@ def train_ours(twins, optimizer, accumulation=1):
     params = jax.device_put(twins.params, network.shardings)
     step = Step(
         network=network,
-        task=LanguageModel(np.ones(V)),
+        task=NextToken(np.ones(V)),
         optimizer=optimizer,
         moe=twins.moe,
         layout=network.module(params).layout,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax.nn.predictions import GivenLogits
-from moe_jax.tasks.language_model import LanguageModel, segment_positions
+from moe_jax.tasks.language_model import NextToken, segment_positions
 
 V = 7
 # Two documents and padding; one document; nothing at all; a document of one token.
@@ -49,7 +49,7 @@ def targets(raw):
 
 def test_sums_are_those_of_the_counted_targets(raw):
     logits_BSV = logits()
-    sums = LanguageModel(BYTES).sums(given(logits_BSV), on_device(raw))
+    sums = NextToken(BYTES).sums(given(logits_BSV), on_device(raw))
     nats = correct = tokens = total_bytes = 0
     for b, s in targets(raw):
         row, target = logits_BSV[b, s].astype(np.float64), raw["tokens"][b, s + 1]
@@ -58,22 +58,24 @@ def test_sums_are_those_of_the_counted_targets(raw):
         total_bytes += BYTES[target]
         tokens += 1
     assert tokens == 2 + 1 + 6 + 2
-    np.testing.assert_allclose(sums.nats, nats, rtol=1e-6)
-    counts = int(sums.correct), int(sums.tokens), int(sums.bytes)
+    np.testing.assert_allclose(sums["nats"], nats, rtol=1e-6)
+    counts = int(sums["correct"]), int(sums["tokens"]), int(sums["bytes"])
     assert counts == (correct, tokens, total_bytes)
-    assert {leaf.dtype for leaf in (sums.correct, sums.tokens, sums.bytes)} == {np.dtype("int32")}
+    assert {leaf.dtype for leaf in (sums["correct"], sums["tokens"], sums["bytes"])} == {
+        np.dtype("int32")
+    }
 
 
 def test_what_is_not_a_target_counts_for_nothing(raw):
     """Neither the logits nor the tokens of padding, and no step from one document to the next."""
-    task = LanguageModel(BYTES)
+    task = NextToken(BYTES)
     counted = np.zeros(SEGMENTS[:, 1:].shape, bool)
     for place in targets(raw):
         counted[place] = True
     np.testing.assert_array_equal(task.target_mask(on_device(raw)), counted)
 
     def nats(logits_BSV):
-        return task.sums(given(logits_BSV), on_device(raw)).nats
+        return task.sums(given(logits_BSV), on_device(raw))["nats"]
 
     first = logits()
     second = np.where(counted[:, :, None], first, 1e4 * logits(2))
@@ -84,7 +86,7 @@ def test_what_is_not_a_target_counts_for_nothing(raw):
 
 
 def test_inputs_are_the_row_without_its_last_token(raw):
-    batch = LanguageModel(BYTES).inputs(on_device(raw))
+    batch = NextToken(BYTES).inputs(on_device(raw))
     np.testing.assert_array_equal(batch.token_BS, raw["tokens"][:, :-1])
     np.testing.assert_array_equal(batch.segment_BS, SEGMENTS[:, :-1])
     np.testing.assert_array_equal(batch.row_B, raw["row"])
@@ -100,13 +102,13 @@ def test_positions_do_not_depend_on_the_numbers_of_the_segments():
 def test_metrics():
     """Four targets, each with probability 1/8, of two bytes each."""
     sums = {"nats": 4 * np.log(8), "correct": 1, "tokens": 4, "bytes": 8}
-    metrics = LanguageModel.metrics(sums)
+    metrics = NextToken.metrics(sums)
     assert metrics == pytest.approx(
         {"cross_entropy": np.log(8), "perplexity": 8, "accuracy": 0.25, "bits_per_byte": 1.5}
     )
 
 
 def test_metrics_of_no_bytes_and_of_a_huge_loss():
-    metrics = LanguageModel.metrics({"nats": 1e6, "correct": 0, "tokens": 1, "bytes": 0})
+    metrics = NextToken.metrics({"nats": 1e6, "correct": 0, "tokens": 1, "bytes": 0})
     assert "bits_per_byte" not in metrics
     assert np.isfinite(metrics["perplexity"])

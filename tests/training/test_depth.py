@@ -14,7 +14,9 @@ import pytest
 from moe_jax.config.errors import UserError
 from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.models.counts import count
-from moe_jax.models.decoder import DecoderConfig, layout_of
+from moe_jax.models.decoder import DecoderConfig
+from moe_jax.models.layout import layout_of
+from moe_jax.models.types import IO
 from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.notebook import LoadedRun
@@ -133,9 +135,11 @@ def test_counts_by_hand():
     """Raposo et al. section 3.1: with half of the tokens the products of queries and keys take
     25 % of their FLOPs. All else in such a block takes its share of the tokens."""
     dense = MoEConfig(every=0)
-    plain = count(MODEL, dense, 64)
+    plain = count(MODEL, dense, IO(length=64))
     half = count(
-        dataclasses.replace(MODEL, depth=MixtureOfDepths(every=2, capacity=0.5)), dense, 64
+        dataclasses.replace(MODEL, depth=MixtureOfDepths(every=2, capacity=0.5)),
+        dense,
+        IO(length=64),
     )
     assert half.attention_flops == plain.attention_flops * (2 + 2 * 0.25) / 4
     layer = 16 * 4 * (2 * 4 + 2 * 2) + 3 * 16 * 24
@@ -143,9 +147,11 @@ def test_counts_by_hand():
     assert half.total == plain.total + 2 * 16
     assert half.router == 2 * 16
     sparse = MoEConfig(num_experts=4, expert_dim=12)
-    eighth = count(dataclasses.replace(MODEL, depth=MixtureOfDepths(every=2)), sparse, 64)
+    eighth = count(
+        dataclasses.replace(MODEL, depth=MixtureOfDepths(every=2)), sparse, IO(length=64)
+    )
     layer = 16 * 4 * (2 * 4 + 2 * 2) + 2 * 3 * 16 * 12 + 4 * 16
-    before = count(MODEL, sparse, 64)
+    before = count(MODEL, sparse, IO(length=64))
     assert eighth.matmul_flops == before.matmul_flops - 6 * (2 * layer * 7 / 8 - 2 * 16)
     assert eighth.router == before.router + 2 * 16
 

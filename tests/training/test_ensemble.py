@@ -13,6 +13,7 @@ import pytest
 from moe_jax.models.counts import count
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.models.generation import Generator
+from moe_jax.models.types import IO
 from moe_jax.nn.context import Context
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import DeepSeekV3, ExpertChoice, GShard, NoisyTopK, TopK
@@ -85,7 +86,7 @@ def test_training_is_the_mean_of_the_members_losses_and_gradients(both):
     # Statistics are those of all members together, each on its own experts.
     wanted = [found.sums.routing.wanted_E for _, _, found in members]
     np.testing.assert_array_equal(result.sums.routing.wanted_E, np.concatenate(wanted, axis=1))
-    assert int(result.sums.task.tokens) == M * int(members[0][2].sums.task.tokens)
+    assert int(result.sums.task["tokens"]) == M * int(members[0][2].sums.task["tokens"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +129,10 @@ def test_evaluation_is_the_mean_of_probabilities(both):
         alone.observe(one_member(state.params, m), state.router_state, raw, Context(knobs={}))
         for m in range(M)
     ]
-    prob = np.mean([np.exp(-np.asarray(part.nats_BS, np.float64)) for part in parts], axis=0)
-    counted = np.asarray(found.nats_BS) != 0
+    prob = np.mean([np.exp(-np.asarray(part.loss_BS, np.float64)) for part in parts], axis=0)
+    counted = np.asarray(found.loss_BS) != 0
     np.testing.assert_allclose(
-        np.asarray(found.nats_BS)[counted], -np.log(prob)[counted], rtol=1e-4
+        np.asarray(found.loss_BS)[counted], -np.log(prob)[counted], rtol=1e-4
     )
     routes = found.routes
     assert routes.expert_BSK.shape[-1] == ENSEMBLE.choices == 4
@@ -235,8 +236,8 @@ def test_decoding_is_the_full_forward(both):
 def test_flops_are_counted_from_the_first_sparse_layer_on():
     config = DecoderConfig(num_layers=4)
     moe = dataclasses.replace(MIXTRAL, first=2, every=2, router=TopK(k=1))
-    one = count(config, moe, 256)
-    four = count(config, dataclasses.replace(moe, ensemble=4), 256)
+    one = count(config, moe, IO(length=256))
+    four = count(config, dataclasses.replace(moe, ensemble=4), IO(length=256))
     assert four.total == one.total
     # Layer 0 and the look-up are shared; the pattern (layers 1-2, then 3) is computed 4 times.
     D, H = config.model_dim, config.num_heads * config.head_dim

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_jax.models.decoder import layout_of
+from moe_jax.models.layout import layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.training.origin import load_origin
 from moe_jax.training.warm_start import GROW, NOISE, Like, growth_warnings, warm_start

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from moe_jax.models.decoder import Decoder, DecoderConfig, layout_of
+from moe_jax.models.decoder import Decoder, DecoderConfig
+from moe_jax.models.layout import layout_of
 from moe_jax.models.network import Network
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import GShard, Mixtral, NoisyTopK
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
-from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.language_model import NextToken
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Step
 from tests.drawn import some
@@ -87,10 +88,11 @@ def make(moe, mesh=None, accumulation=1, optimizer=None, **model):
     network = Network(lambda rngs: Decoder(config, moe, mesh, rngs=rngs), mesh)
     step = Step(
         network=network,
-        task=LanguageModel(np.ones(V)),
+        task=NextToken(np.ones(V)),
         optimizer=optimizer or optax.adamw(1e-2),
         moe=moe,
         layout=layout_of(config.num_layers, moe, config.depth),
+        row_length=S,
         accumulation=accumulation,
         noise_seed=1,
     )

@@ -25,7 +25,7 @@ class Metric:
 LEARNING = {
     "cross_entropy": Metric(
         title="Cross-entropy",
-        meaning="Nats per token, without auxiliary losses. Lower is better.",
+        meaning="Nats per prediction, without auxiliary losses. Lower is better.",
         early=True,
         best="min",
     ),
@@ -48,9 +48,29 @@ LEARNING = {
     ),
     "accuracy": Metric(
         title="Accuracy",
-        meaning="Share of tokens whose most probable prediction is right.",
+        meaning="Share of predictions whose most probable outcome is right.",
         percent=True,
         best="max",
+    ),
+    "macro_f1": Metric(
+        title="Macro F1",
+        meaning="Mean over classes of 2 TP / (2 TP + FP + FN).",
+        percent=True,
+        best="max",
+    ),
+    "top5_accuracy": Metric(
+        title="Top-5 accuracy",
+        meaning="Share of rows whose class is among the five most probable ones.",
+        percent=True,
+        best="max",
+    ),
+    "calibration_error": Metric(
+        title="Calibration error",
+        meaning="Mean distance of confidence and accuracy, over 15 bins of confidence. 0 is "
+        "calibrated.",
+        percent=True,
+        best="min",
+        include=(0.0,),
     ),
     "grad_norm": Metric(
         title="Gradient norm",

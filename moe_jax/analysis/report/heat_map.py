@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +15,7 @@ from moe_jax.analysis.read_run import Series
 from moe_jax.analysis.report.frame import plot
 from moe_jax.analysis.report.line_chart import x_ticks
 from moe_jax.analysis.report.numbers import tick_labels
+from moe_jax.analysis.report.png import PALETTE, encoded
 
 # A value is told relative to balance (1): index 0 is exactly zero, 1 + n stands for
 # 2**(LOWEST + n / PER_OCTAVE), NOTHING for no data.
@@ -53,30 +52,17 @@ def palette() -> list[tuple[int, int, int]]:
 
 def png(index_RC: np.ndarray) -> bytes:
     """An 8-bit palette PNG; NOTHING is transparent."""
-    rows, columns = index_RC.shape
-    lines = np.zeros((rows, columns + 1), np.uint8)  # each line starts with its filter, 0: none
-    lines[:, 1:] = index_RC
     alpha = bytes([255] * NOTHING + [0])
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes(np.array(palette(), np.uint8))),
-        (b"tRNS", alpha),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    packed = (
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    colours = bytes(np.array(palette(), np.uint8))
+    return encoded(index_RC, PALETTE, [(b"PLTE", colours), (b"tRNS", alpha)])
 
 
 def image(relative_RC: np.ndarray, alt: str, **data: object) -> str:
     """An img of the values. data: what the page's script needs to tell a cell by name."""
-    encoded = base64.b64encode(png(index_of(relative_RC))).decode()
+    content = base64.b64encode(png(index_of(relative_RC))).decode()
     attributes = "".join(f" data-{name}='{escape(json.dumps(v))}'" for name, v in data.items())
     return (
-        f'<img class="heat" alt="{escape(alt)}" src="data:image/png;base64,{encoded}"{attributes}/>'
+        f'<img class="heat" alt="{escape(alt)}" src="data:image/png;base64,{content}"{attributes}/>'
     )
 
 

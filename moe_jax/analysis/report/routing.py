@@ -11,10 +11,12 @@ import numpy as np
 
 from moe_jax.analysis import preferences
 from moe_jax.analysis.read_run import Series
+from moe_jax.analysis.report import pictures
 from moe_jax.analysis.report.frame import figure
 from moe_jax.analysis.report.heat_map import named_grid, scale
 from moe_jax.analysis.report.line_chart import Line, line_chart
 from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.pictures import Picture
 from moe_jax.analysis.report.sections import Section
 from moe_jax.analysis.report.tables import table
 from moe_jax.analysis.specialisation import domain_counts
@@ -30,10 +32,11 @@ VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 @dataclass(frozen=True)
 class RoutingView:
     """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
-    id, for people."""
+    id, for people. picture: of a row, where rows are images."""
 
     traces: Sequence[Trace]
     text: Callable[[int], str]
+    picture: Callable[[int], Picture] | None = None
 
     @property
     def last(self) -> Trace:
@@ -48,8 +51,11 @@ def routing_sections(view: RoutingView) -> list[Section]:
             "tokens), so there are no routes to show.</p>"
         )
         return [Section("text", "Text by expert", told_why)]
+    first = Section("text", "Text by expert", _text(view))
+    if view.picture is not None:
+        first = Section("pictures", "Patches by expert", _pictures(view))
     found = (
-        Section("text", "Text by expert", _text(view)),
+        first,
         Section("preferences", "What experts prefer", _preferences(view)),
         Section("pairs", "Experts together", _pairs(view)),
         Section("saturation", "Saturation", _saturation(view)),
@@ -146,16 +152,72 @@ def _palette(num_experts: int) -> str:
     return f'<p class="palette">{keys}</p>'
 
 
+# Pictures
+
+
+def _pictures(view: RoutingView) -> str:
+    """Some images with their patches in the colours of experts, and where each expert looks."""
+    trace, picture = view.last, view.picture
+    assert picture is not None
+    experts = preferences.leading_expert(trace)
+    colours = [colour(e, trace.num_experts) for e in range(trace.num_experts)]
+    rows = _rows_of_classes(trace)
+
+    def draw(layer: int) -> str:
+        shown = "".join(pictures.drawn(picture(row), experts[layer, row], colours) for row in rows)
+        return figure(_title(view, layer), f'<div class="pictures">{shown}</div>', kind="panel")
+
+    intro = (
+        "<p>Each patch has the colour of the expert with the largest weight among those that took "
+        "it (point at it for the number); without colour: none took it. From the evaluation at "
+        f"step {trace.step:,}.</p>"
+    )
+    return intro + _palette(trace.num_experts) + _by_layer(view, draw, "texts")
+
+
+def _rows_of_classes(trace: Trace) -> list[int]:
+    """A row of each of the first classes."""
+    labels = np.zeros(trace.rows, int) if trace.label_N is None else trace.label_N
+    valid = np.flatnonzero(trace.segment_NS.any(axis=1))
+    _, first = np.unique(labels[valid], return_index=True)
+    return [int(row) for row in valid[np.sort(first)][:MOST_DOMAINS]]
+
+
+def _places(view: RoutingView, layer: int) -> str:
+    """Which places of the image each expert takes: its share of the patches there."""
+    trace = view.last
+    assert view.picture is not None
+    some = view.picture(_rows_of_classes(trace)[0])
+    there = preferences.taken(trace)[layer]
+    S, E = trace.token_NS.shape[1], trace.num_experts
+    counts_SE = np.zeros((S, E))
+    place = np.broadcast_to(np.arange(S)[None, :, None], there.shape)[there]
+    np.add.at(counts_SE, (place, trace.expert_LNSK[layer][there]), 1)
+    share_SE = counts_SE / np.maximum(counts_SE.sum(axis=1, keepdims=True), 1)
+    maps = [pictures.place_map(some.by_patch(share_SE[:, e]) * E, f"expert {e}") for e in range(E)]
+    return (
+        scale("times an even share of the patches at a place")
+        + f'<div class="pictures">{"".join(maps)}</div>'
+    )
+
+
 # Preferences
 
 
 def _preferences(view: RoutingView) -> str:
     trace = view.last
-    counts_LDE, domains = domain_counts(trace)
+    groups = {"Domains": domain_counts(trace)}
+    if trace.classes:
+        groups["Classes"] = domain_counts(trace, "class")
+    groups = {name: found for name, found in groups.items() if len(found[1]) > 1}
     load_LE = preferences.load(trace)
-    several = len(domains) > 1
 
     def draw(layer: int) -> str:
+        parts = [f"<h3>{_title(view, layer)}</h3>"]
+        for name, (counts_LDE, domains) in groups.items():
+            parts.append(_domains(view, layer, name, counts_LDE[layer], domains))
+        if view.picture is not None:
+            return "".join([*parts, _places(view, layer)])
         liked = preferences.preferred_tokens(trace, layer)
         lines = [
             [
@@ -166,11 +228,10 @@ def _preferences(view: RoutingView) -> str:
             for e in range(trace.num_experts)
         ]
         shown = table(["expert", "load", "tokens, and the share of each that it takes"], lines)
-        parts = [f"<h3>{_title(view, layer)}</h3>"]
-        if several:
-            parts.append(_domains(view, layer, counts_LDE[layer], domains))
         return "".join([*parts, f'<div class="likes">{shown}</div>'])
 
+    if view.picture is not None:
+        return _by_layer(view, draw)
     intro = (
         "<p>The input tokens that an expert takes most of: of all occurrences of a token (20 at "
         "least), the share that this expert took. By chance it were "
@@ -189,8 +250,10 @@ def _tokens(view: RoutingView, liked: Sequence[preferences.Preference]) -> str:
     )
 
 
-def _domains(view: RoutingView, layer: int, counts_DE: np.ndarray, domains: Sequence[str]) -> str:
-    """Domains by experts, relative to the share that the expert takes of all domains."""
+def _domains(
+    view: RoutingView, layer: int, kind: str, counts_DE: np.ndarray, domains: Sequence[str]
+) -> str:
+    """Domains (or classes) by experts, relative to the share that the expert takes of all."""
     largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MOST_DOMAINS]
     kept = sorted(largest.tolist())
     share_DE = counts_DE[kept] / np.maximum(counts_DE[kept].sum(axis=1, keepdims=True), 1)
@@ -198,10 +261,12 @@ def _domains(view: RoutingView, layer: int, counts_DE: np.ndarray, domains: Sequ
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(whole_E > 0, share_DE / whole_E, np.nan)
     names = [domains[d] for d in kept]
-    drawn = named_grid(times, names, _numbers(view), f"{_title(view, layer)}, domains", "times")
-    caption = "How much more of a domain's assignments an expert takes than of all assignments."
-    return scale("times its share of all domains") + figure(
-        "Domains by experts", drawn, caption=caption, kind="panel"
+    title = f"{_title(view, layer)}, {kind.lower()}"
+    drawn = named_grid(times, names, _numbers(view), title, "times")
+    one = {"Domains": "domain", "Classes": "class"}[kind]
+    caption = f"How much more of a {one}'s assignments an expert takes than of all assignments."
+    return scale("times its share of all") + figure(
+        f"{kind} by experts", drawn, caption=caption, kind="panel"
     )
 
 
@@ -297,7 +362,9 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
     ]
 
 
-STYLE = """
+STYLE = (
+    pictures.STYLE
+    + """
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 10px; max-width: none;
   font: 12.5px/1.65 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   color: var(--text); }
@@ -317,3 +384,4 @@ STYLE = """
 .pairs { display: grid; gap: 0 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 """
+)

@@ -110,11 +110,16 @@ def _unequal_steps(runs: Sequence[RunRecord]) -> str:
 
 
 def _learning(runs: Sequence[RunRecord]) -> str:
-    has_bits = any(run.get("bits_per_byte") is not None for run in runs)
+    def has(name: str) -> bool:
+        return name == "cross_entropy" or any(run.get(name) is not None for run in runs)
+
+    has_bits = has("bits_per_byte")
     names = [name for name in LEARNING if not (name == "perplexity" and has_bits)]
     extra = []
     if len(runs) > 1:
-        compared = "bits_per_byte" if has_bits else "cross_entropy"
+        compared = next(
+            name for name in ("bits_per_byte", "macro_f1", "cross_entropy") if has(name)
+        )
         extra = [html for html in [difference_curves(runs, compared)] if html]
     return _charts(runs, names, extra)
 

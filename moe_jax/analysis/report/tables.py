@@ -23,6 +23,7 @@ SUMMARY = {
         "bits_per_byte",
         "cross_entropy",
         "accuracy",
+        "macro_f1",
         "moe/max_violation",
         "moe/dropped_fraction",
         "moe/overflow_fraction",

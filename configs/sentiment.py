@@ -1,0 +1,56 @@
+"""Sentiment: a small sparse encoder on the rated sentences of the VADER study.
+
+Three classes (negative, neutral, positive) of sentences from movie reviews, tweets, editorials and
+product reviews. 4 layers, D=128, 8 experts of F=256, 2 per token in every second layer; 64 rows of
+64 pieces a step. Its iso-FLOP dense twin: --config=configs/sentiment.py:dense. Needs the extra
+`text` (a BPE tokenizer); the sentences are fetched with pip.
+"""
+
+from ml_collections import ConfigDict
+
+from moe_jax.config.tree import to_config_dict
+from moe_jax.data.sentiment import Sentiment
+from moe_jax.data.tokenizer import Bpe
+from moe_jax.models.encoder import EncoderConfig
+from moe_jax.nn.moe_layer import MoEConfig
+from moe_jax.routing import Mixtral
+from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
+from moe_jax.tasks.classification import Classification
+from moe_jax.training.checkpoint import CheckpointConfig
+from moe_jax.training.experiment import EvalConfig, Experiment
+from moe_jax.training.optimizer import AdamW, WarmupCosine
+from moe_jax.training.writers import LoggingConfig
+
+DENSE = "dense"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return to_config_dict(
+        Experiment(
+            name="sentiment" if arg != DENSE else "sentiment, dense",
+            steps=700,
+            batch_size=64,
+            task=Classification(),
+            data=Sentiment(sequence_length=64, tokenizer=Bpe(vocab_size=4096)),
+            model=EncoderConfig(
+                num_layers=4, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=512
+            ),
+            moe=MoEConfig(
+                every=0 if arg == DENSE else 2,
+                first=1,
+                num_experts=8,
+                expert_dim=256,
+                router=Mixtral(k=2),
+                receive_factor=8.0,
+                losses=RoutingLosses(
+                    load_balance=LoadBalance(coefficient=0.01),
+                    router_z=RouterZ(coefficient=0.001),
+                    over_layers="mean",
+                ),
+            ),
+            optimizer=AdamW(learning_rate=1e-3, schedule=WarmupCosine(warmup_steps=50)),
+            evaluation=EvalConfig(every=100),
+            checkpoint=CheckpointConfig(every=100),
+            logging=LoggingConfig(load_every=10, probe_every=50),
+        )
+    )

@@ -1,0 +1,190 @@
+"""Images in files, a folder a class, and prepared TFDS sets of images (extra `vision`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule
+from moe_jax.config.paths import expanded
+from moe_jax.data.images import ImageDataset
+from moe_jax.data.store import digest, resolve_data_dir
+from moe_jax.data.tfds_set import PreparedSet
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def library() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        told = 'images in files need Pillow: pip install "moe_jax[vision]"'
+        raise UserError(told) from error
+    return Image
+
+
+def fitted(image: Any, height: int, width: int, channels: int) -> np.ndarray:
+    """uint8 (height, width, channels) of a Pillow image: its middle, in the shape that is wanted,
+    scaled with antialiasing."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(ImageOps.fit(image, (width, height), library().Resampling.BICUBIC))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+class FilePictures:
+    """Images of files, read when they are asked for."""
+
+    def __init__(self, dataset: ImageFolder, files: Sequence[tuple[Path, int]]):
+        self._dataset, self._files = dataset, files
+        self.labels = [label for _, label in files]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        d, (file, _) = self._dataset, self._files[index]
+        try:
+            with library().open(file) as image:
+                return fitted(image, d.height, d.width, d.channels)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{file}: cannot be read as an image ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(ImageDataset):
+    """Images below `path`, in a folder for each class: path/cat/1.png.
+
+    validation: such a folder of its own; without it the share `validation_fraction` validates,
+    chosen by the hash of a file's path below `path`. Files of other suffixes are passed over.
+    """
+
+    kind_name: ClassVar[str] = "images"
+
+    path: str = ""
+    validation: str | None = None
+    validation_fraction: float = 0.1
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        if not self.path:
+            yield "path", "must name a folder with a folder of images for each class"
+        if not 0 < self.validation_fraction < 1:
+            yield "validation_fraction", "must lie between 0 and 1"
+
+    def told(self) -> str:
+        return self.path
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        folder = expanded(self.path)
+        if not folder.is_dir():
+            raise UserError(f"data.path: no folder {folder}")
+        names = sorted(child.name for child in folder.iterdir() if child.is_dir())
+        names = [name for name in names if not name.startswith(".")]
+        if len(names) < 2:
+            raise UserError(f"data.path: {folder} has {len(names)} folders; each class needs one")
+        return tuple(names)
+
+    def classes(self) -> tuple[str, ...]:
+        return self._names
+
+    def identity(self) -> dict[str, Any]:
+        stats = [
+            (str(file.relative_to(root)), file.stat().st_size)
+            for root in self._roots()
+            for file, _ in self._files(root)
+        ]
+        return {"files": digest(stats), "validation_fraction": self.validation_fraction}
+
+    def _roots(self) -> list[Path]:
+        return [expanded(path) for path in (self.path, self.validation) if path is not None]
+
+    def _files(self, root: Path) -> list[tuple[Path, int]]:
+        found = [
+            (file, label)
+            for label, name in enumerate(self._names)
+            for file in sorted((root / name).rglob("*"))
+            if file.suffix.lower() in SUFFIXES and file.is_file()
+        ]
+        if not found:
+            raise UserError(f"{root}: no images ({', '.join(SUFFIXES)}) in folders by class")
+        return found
+
+    def pictures(self, split: str) -> FilePictures:
+        if self.validation is not None:
+            root = expanded(self.path if split == "train" else self.validation)
+            return FilePictures(self, self._files(root))
+        root = expanded(self.path)
+        files = [
+            (file, label)
+            for file, label in self._files(root)
+            if self._validates(str(file.relative_to(root))) == (split == "validation")
+        ]
+        return FilePictures(self, files)
+
+    def _validates(self, name: str) -> bool:
+        head = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]
+        return int.from_bytes(head) < self.validation_fraction * 2**64
+
+
+class SetPictures:
+    """Images of a prepared TFDS set."""
+
+    def __init__(self, dataset: TfdsImages, source: Any):
+        self._dataset, self._source = dataset, source
+        self.labels = [int(source[i][dataset.label]) for i in range(len(source))]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        d = self._dataset
+        pixels = self._source[index][d.feature]
+        image = library().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return fitted(image, d.height, d.width, d.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfdsImages(ImageDataset):
+    """A prepared TFDS set with an image and a class label: mnist, cifar10, cifar100, imagenet2012.
+    It is read without TensorFlow.
+
+    name, tfds_dir: see data.kind = tfds. feature, label: of the image and of its class. train,
+    validation: splits in the syntax of TFDS.
+    """
+
+    kind_name: ClassVar[str] = "tfds_images"
+
+    name: str = ""
+    feature: str = "image"
+    label: str = "label"
+    train: str = "train"
+    validation: str = "test"
+    tfds_dir: str | None = None
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()
+        if not self.name:
+            yield "name", "must name a TFDS data set, such as cifar10"
+
+    def told(self) -> str:
+        return f"TFDS set {self.name}"
+
+    def _set(self) -> PreparedSet:
+        return PreparedSet(self.name, resolve_data_dir(self.tfds_dir))
+
+    def classes(self) -> tuple[str, ...]:
+        found = self._set()
+        found.require("Image", self.feature, "image (data.feature)")
+        return tuple(found.class_names(self.label))
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._set().identity(), "splits": [self.train, self.validation]}
+
+    def pictures(self, split: str) -> SetPictures:
+        self.classes()  # the features are there
+        source = self._set().source(getattr(self, split), (self.feature, self.label))
+        return SetPictures(self, source)

@@ -1,0 +1,174 @@
+"""What data sets of labelled images share: a size, a scale, and how training varies them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule, at_least, at_most
+from moe_jax.data.order import scattered
+from moe_jax.data.types import ArraySpec, require_split
+
+NO_LABEL = -1  # of rows that fill up a batch
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How an image of the training split is varied, anew each time that it comes up: a function of
+    the data's seed and of the position in the run, so that a resumed run sees the same.
+
+    flip: chance of the mirror image. crop: pixels by which it may move each way, what is beyond
+    its edge is 0. mixup: a of the share l ~ Beta(a, a) of the image itself, 1 - l being of another
+    one, in pixels and in the loss (Zhang et al., 1710.09412); 0: none.
+    """
+
+    flip: float = 0.0
+    crop: int = 0
+    mixup: float = 0.0
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 0, "flip", "crop", "mixup")
+        yield from at_most(self, 1, "flip")
+
+    def moved(self, image_HWC: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Mirrored and moved, by chance."""
+        if self.flip and random.random() < self.flip:
+            image_HWC = image_HWC[:, ::-1]
+        if self.crop:
+            H, W, _ = image_HWC.shape
+            wide = np.pad(image_HWC, ((self.crop,) * 2, (self.crop,) * 2, (0, 0)))
+            y, x = random.integers(0, 2 * self.crop + 1, 2)
+            image_HWC = wide[y : y + H, x : x + W]
+        return image_HWC
+
+
+class Pictures(Protocol):
+    """The images of a split as they are stored. labels: a number for each."""
+
+    labels: Any
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 (H, W, C), or what is scaled as it is."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset:
+    """A data set of images with a class each. A subclass says what it holds.
+
+    height, width: of a row's image; others are brought to them. channels: 1 is grey, 3 is colour.
+    mean, deviation: of a pixel from 0 to 1, by which it is scaled: (pixel - mean) / deviation.
+    """
+
+    kind_name: ClassVar[str]
+
+    height: int = 32
+    width: int = 32
+    channels: int = 3
+    mean: float = 0.5
+    deviation: float = 0.25
+    augmentation: Augmentation = Augmentation()
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "height", "width")
+        if self.channels not in CHANNELS:
+            yield "channels", "must be 1 (grey) or 3 (colour)"
+        if self.deviation <= 0:
+            yield "deviation", "must be above 0"
+        if 2 * self.augmentation.crop >= min(self.height, self.width):
+            yield "augmentation.crop", "must be below half of the image"
+
+    def pictures(self, split: str) -> Pictures:
+        """The images of "train" or "validation". UserError where there are none."""
+        raise NotImplementedError
+
+    def classes(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that changes when the images do."""
+        raise NotImplementedError
+
+    def told(self) -> str:
+        return self.kind_name
+
+    def columns(self) -> dict[str, ArraySpec]:
+        mixed = {"other_label": ArraySpec(padding=NO_LABEL), "share": ArraySpec(dtype="float32")}
+        return {
+            "image": ArraySpec((self.height, self.width, self.channels), "float32"),
+            "label": ArraySpec(padding=NO_LABEL),
+            **(mixed if self.augmentation.mixup else {}),
+        }
+
+    def open(self, split: str) -> ImageRows:
+        require_split(split)
+        rows = ImageRows(self, self.pictures(split), split)
+        if not len(rows):
+            raise UserError(f"{self.told()}: the {split} split is empty")
+        return rows
+
+
+class ImageRows:
+    """A split of images. `Rows` of types.py: image float32 (H, W, C), label int32 (); with mixup
+    other_label int32 () and share float32 () too, the label's own share in the loss."""
+
+    tokenizer = None
+
+    def __init__(self, dataset: ImageDataset, pictures: Pictures, split: str):
+        self._dataset, self._pictures, self._scatter = dataset, pictures, split != "train"
+        self.classes = dataset.classes()
+        self.domains = (dataset.kind_name,)
+        sizes = [dataset.height, dataset.width, dataset.channels, dataset.mean, dataset.deviation]
+        labels = np.asarray(pictures.labels, "<i4")
+        self.fingerprint: Mapping[str, Any] = {
+            "kind": dataset.kind_name,
+            "split": split,
+            "image": sizes,
+            "content": {
+                **dataset.identity(),
+                "images": len(labels),
+                "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+                "classes": list(self.classes),
+            },
+        }
+
+    def __len__(self) -> int:
+        return len(self._pictures.labels)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        place = scattered(index, len(self)) if self._scatter else index
+        label = np.int32(self._pictures.labels[place])
+        row = {"image": self._scaled(place), "label": np.asarray(label)}
+        if self._dataset.augmentation.mixup:
+            row |= {"other_label": np.asarray(label), "share": np.asarray(1.0, np.float32)}
+        return row
+
+    def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """The row as training sees it, by the draws of `random`."""
+        augmentation, row = self._dataset.augmentation, self[index]
+        row["image"] = np.ascontiguousarray(augmentation.moved(row["image"], random))
+        if augmentation.mixup:
+            share = np.float32(random.beta(augmentation.mixup, augmentation.mixup))
+            other = self[int(random.integers(len(self)))]
+            moved = augmentation.moved(other["image"], random)
+            row["image"] = share * row["image"] + (1 - share) * moved
+            row |= {"other_label": other["label"], "share": np.asarray(share)}
+        return row
+
+    def _scaled(self, place: int) -> np.ndarray:
+        d = self._dataset
+        pixels = np.asarray(self._pictures[place])
+        wanted = (d.height, d.width, d.channels)
+        if pixels.shape != wanted:
+            raise UserError(f"{d.told()}: image {place} is {pixels.shape}, not {wanted}")
+        scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
+        image = pixels.astype(np.float32) / scale
+        return (image - np.float32(d.mean)) / np.float32(d.deviation)

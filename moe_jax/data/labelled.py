@@ -1,0 +1,184 @@
+"""Texts with a label each: a row is one text, cut or filled up to the length of a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import read_object
+from moe_jax.config.paths import write_whole
+from moe_jax.data.faults import Tally
+from moe_jax.data.order import scattered
+from moe_jax.data.packing import require_ids
+from moe_jax.data.progress import Reporter
+from moe_jax.data.store import TokenFolder
+from moe_jax.data.text import TextDataset
+from moe_jax.data.types import SPLITS, ArraySpec, Tokenizer
+
+NAMES = "names.json"  # of classes and domains, in a folder of tokens
+NO_LABEL = -1  # of rows that fill up a batch
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text with the names of its class and its domain, and further numbers."""
+
+    text: str
+    label: str
+    domain: str
+    values: Mapping[str, float]
+
+
+class LabelledText(TextDataset):
+    """What data sets of labelled texts share. A subclass says its `examples`.
+
+    Rows: tokens and segments int32 (S,), one text behind BOS, cut off after S = sequence_length
+    ids; label and domain int32 (); numbers float32 () by name.
+    """
+
+    numbers: ClassVar[tuple[str, ...]] = ()  # names of `Example.values`
+
+    def examples(self, split: str, tally: Tally) -> Iterator[Example]:
+        """The examples of a split, always in the same order; counted."""
+        raise NotImplementedError
+
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as the settings say them; (): those that the data have, in order."""
+        return ()
+
+    def documents(self, split: str) -> Iterator[str]:
+        return (example.text for example in self.examples(split, Tally()))
+
+    def columns(self) -> dict[str, ArraySpec]:
+        S = self.sequence_length
+        return {
+            "tokens": ArraySpec((S,)),
+            "segments": ArraySpec((S,)),
+            "label": ArraySpec(padding=NO_LABEL),
+            "domain": ArraySpec(),
+            **{name: ArraySpec(dtype="float32") for name in self.numbers},
+        }
+
+    def write(self, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> None:
+        found: dict[str, list[Example]] = {split: [] for split in SPLITS}
+
+        def tallied(split: str, tally: Tally) -> Iterator[str]:
+            for example in self.examples(split, tally):
+                found[split].append(Example("", example.label, example.domain, example.values))
+                yield example.text
+
+        self.write_documents(folder, identity, tallied, reporter)
+        every = [example for examples in found.values() for example in examples]
+        classes = self.class_names() or _in_order({example.label for example in every})
+        names = {"classes": classes, "domains": _in_order({example.domain for example in every})}
+        for split, examples in found.items():
+            labels = [names["classes"].index(e.label) for e in examples]
+            domains = [names["domains"].index(e.domain) for e in examples]
+            arrays: dict[str, Any] = {
+                "label": np.asarray(labels, np.int32),
+                "domain": np.asarray(domains, np.int32),
+            }
+            for name in self.numbers:
+                arrays[name] = np.asarray([e.values[name] for e in examples], np.float32)
+            np.savez(_labels_path(folder, split), **arrays)
+        write_whole(folder / NAMES, json.dumps(names, indent=1) + "\n")
+
+    def open(self, split: str) -> LabelledRows:
+        return LabelledRows(self, self.opened(split), split)
+
+    def summary(self) -> list[str]:
+        """What is prepared: what was read, the splits, and the share of each class."""
+        lines = super().summary()
+        for split in SPLITS:
+            rows = self.open(split)
+            counts = np.bincount(rows.labels["label"], minlength=len(rows.classes))
+            told = ", ".join(
+                f"{name} {count:,}" for name, count in zip(rows.classes, counts, strict=True)
+            )
+            lines.append(f"classes of {split}: {told}")
+        return lines
+
+
+class LabelledRows:
+    """A split of labelled texts. `Rows` of types.py."""
+
+    def __init__(self, dataset: LabelledText, tokens: TokenFolder, split: str):
+        self._dataset, self._scatter = dataset, split != "train"
+        self._stream = tokens.stream(split)
+        self.tokenizer: Tokenizer = tokens.tokenizer
+        self.read = tokens.read.in_short()
+        names = read_object(tokens.folder / NAMES)
+        self.classes, self.domains = tuple(names["classes"]), tuple(names["domains"])
+        path = _labels_path(tokens.folder, split)
+        with np.load(path) as arrays:
+            self.labels = {name: arrays[name] for name in arrays.files}
+        self._ends = np.flatnonzero(self._stream == self.tokenizer.eos_id) + 1
+        if len(self._ends) != len(self.labels["label"]):
+            raise UserError(
+                f"{path}: {len(self.labels['label'])} labels of {len(self._ends)} texts; remove "
+                "the folder and prepare the data again"
+            )
+        self.fingerprint = {
+            "kind": dataset.kind_name,
+            "split": split,
+            "packing": "a text a row",
+            "sequence_length": dataset.sequence_length,
+            "tokenizer": self.tokenizer.describe(),
+            "content": {
+                **tokens.splits[split].describe(),
+                "labels": _digest(self.labels),
+                "classes": list(self.classes),
+                "domains": list(self.domains),
+            },
+        }
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def text_ids(self, row: int) -> np.ndarray:
+        """All ids of a text, BOS and EOS included."""
+        start = self._ends[row - 1] if row else 0
+        return self._stream[start : self._ends[row]]
+
+    def place_of(self, index: int) -> int:
+        """Which text stands at row `index`."""
+        return scattered(index, len(self)) if self._scatter else index
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        place, S = self.place_of(index), self._dataset.sequence_length
+        ids = self.text_ids(place)[:S]
+        require_ids(ids, self.tokenizer.vocab_size, self._dataset.told())
+        tokens = np.full(S, self.tokenizer.pad_id, np.int32)
+        tokens[: len(ids)] = ids
+        segments = (np.arange(S) < len(ids)).astype(np.int32)
+        labels = {name: values[place] for name, values in self.labels.items()}
+        return {"tokens": tokens, "segments": segments, **labels}
+
+
+def _labels_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.labels.npz"
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Numbers by their size, before other names."""
+    return sorted(
+        names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    sha256 = hashlib.sha256()
+    for name in sorted(arrays):
+        sha256.update(
+            name.encode() + arrays[name].astype(arrays[name].dtype.newbyteorder("<")).tobytes()
+        )
+    return sha256.hexdigest()

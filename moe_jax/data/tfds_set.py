@@ -1,0 +1,91 @@
+"""A TFDS set that is prepared, read without TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A set in the file format array_record (or parquet), in a data_dir of TFDS."""
+
+    name: str
+    folder: Path
+
+    def told(self) -> str:
+        return f"TFDS set {self.name}"
+
+    @cached_property
+    def builder(self) -> Any:
+        """Reads what is on disk, never the code of a stock set, which may need TensorFlow."""
+        import tensorflow_datasets as tfds
+
+        try:
+            return tfds.core.read_only_builder.builder_from_files(
+                self.name, data_dir=str(self.folder)
+            )
+        except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
+            raise UserError(self._unprepared("is not prepared") + self._there_is()) from error
+
+    def identity(self) -> dict[str, Any]:
+        info = (Path(self.builder.data_path) / "dataset_info.json").read_bytes()
+        return {
+            "tfds": self.builder.info.full_name,
+            "info_sha256": hashlib.sha256(info).hexdigest(),
+        }
+
+    def features(self, kind: str) -> list[str]:
+        """Names of the features of a class of tfds.features, in order."""
+        import tensorflow_datasets as tfds
+
+        wanted = getattr(tfds.features, kind)
+        features = sorted(self.builder.info.features.items())
+        return [name for name, value in features if isinstance(value, wanted)]
+
+    def require(self, kind: str, name: str, told: str) -> None:
+        """UserError where no feature `name` of that kind is there. told: "text (data.feature)"."""
+        known = self.features(kind)
+        if name not in known:
+            what, _, setting = told.partition(" ")
+            raise UserError(
+                f"{self.told()} has no {what} named {name!r} {setting}; "
+                f"its {what}s: {', '.join(known) or 'none'}"
+            )
+
+    def class_names(self, label: str) -> list[str]:
+        self.require("ClassLabel", label, "label (data.label)")
+        return list(self.builder.info.features[label].names)
+
+    def source(self, split: str, keep: Collection[str]) -> Any:
+        """The examples of a split, with these features."""
+        import tensorflow_datasets as tfds
+
+        others = [name for name in self.builder.info.features if name not in keep]
+        skip = {name: tfds.decode.SkipDecoding() for name in others}  # images, say
+        try:
+            return self.builder.as_data_source(split, decoders=skip or None)
+        except NotImplementedError as error:  # its file format
+            found = self.builder.info.file_format
+            raise UserError(self._unprepared(f"is there as {found.value}")) from error
+        except (ValueError, KeyError) as error:
+            splits = ", ".join(self.builder.info.splits)
+            raise UserError(f"{self.told()} has no split {split!r}; it has {splits}") from error
+
+    def _unprepared(self, what: str) -> str:
+        return (
+            f"{self.told()} {what} in {self.folder}; prepare it where TensorFlow is:\n"
+            f"  tfds build {self.name} --file_format=array_record --data_dir={self.folder}"
+        )
+
+    def _there_is(self) -> str:
+        """The configs of the set that are there: a set that has some is not found without one."""
+        folder = self.folder / self.name.partition(":")[0]
+        names = sorted(child.name for child in folder.glob("[!.]*") if child.is_dir())
+        return f"\n{folder} holds {', '.join(names)}" if names else ""

@@ -1,0 +1,128 @@
+"""Which layers are sparse, and how they are stacked: a prologue and a repeated pattern."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.nn.depth import MixtureOfDepths
+from moe_jax.nn.moe_layer import MoEConfig
+
+
+def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
+    """Whether layer number `layer` (from 0) is sparse."""
+    return moe.every > 0 and layer >= moe.first and (layer - moe.first) % moe.every == 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers first, first + step, ...: `count` layers of one kind that scan treats as one.
+
+    moe: a sparse layer. depth: only some tokens take part.
+    """
+
+    first: int
+    step: int
+    count: int
+    moe: bool
+    depth: bool = False
+
+    @property
+    def name(self) -> str:
+        """The stack's key in parameters and router state: its first layer's number."""
+        return f"{self.first:02d}"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.first + self.step * i for i in range(self.count))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern."""
+
+    prologue: tuple[Stack, ...]
+    pattern: tuple[Stack, ...]
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return self.prologue + self.pattern
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The numbers of the sparse layers, in the order in which reports are stacked."""
+        return tuple(sorted(layer for stack in self.moe_stacks for layer in stack.layers))
+
+    @property
+    def moe_stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for stack in self.stacks if stack.moe)
+
+    @property
+    def before_sparse(self) -> tuple[Stack, ...]:
+        """The stacks before the first part, of the prologue or the pattern, with a sparse one: an
+        ensemble shares them."""
+        return tuple(itertools.takewhile(lambda stack: not stack.moe, self.prologue))
+
+    @property
+    def depth_stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for stack in self.stacks if stack.depth)
+
+    @property
+    def depth_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers with a router of depths, in the order of their reports."""
+        return tuple(sorted(layer for stack in self.depth_stacks for layer in stack.layers))
+
+    def in_layer_order(
+        self, by_stack: Mapping[str, Any], stacks: tuple[Stack, ...] | None = None
+    ) -> Any:
+        """Trees of the stacks (None: the sparse ones), leaves (count, ...), as one with leaves
+        (L, ...)."""
+        stacks = self.moe_stacks if stacks is None else stacks
+        numbers = [layer for stack in stacks for layer in stack.layers]
+        order = jnp.asarray([numbers.index(layer) for layer in sorted(numbers)], jnp.int32)
+        return jax.tree.map(
+            lambda *leaves: jnp.concatenate(leaves, axis=0)[order],
+            *[by_stack[stack.name] for stack in stacks],
+        )
+
+    def by_stack(self, tree: Any) -> dict[str, Any]:
+        """The inverse of `in_layer_order`."""
+        rows = {layer: row for row, layer in enumerate(self.moe_layers)}
+        parts = {}
+        for stack in self.moe_stacks:
+            index = jnp.asarray([rows[layer] for layer in stack.layers], jnp.int32)
+            parts[stack.name] = jax.tree.map(lambda leaf, index=index: leaf[index], tree)
+        return parts
+
+
+ALL_TOKENS = MixtureOfDepths()
+
+
+def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKENS) -> Layout:
+    """Cuts the layers into a prologue and a repeated pattern, as long as the least common multiple
+    of moe.every and depth.every.
+
+    The prologue is what does not fit: layers well before moe.first or depth.first, and the
+    remainder.
+    """
+    period = math.lcm(moe.every or 1, depth.every or 1)
+    # Layers before the first of a kind belong to the pattern as far as it reaches back.
+    start = max([0] + [kind.first - kind.every + 1 for kind in (moe, depth) if kind.every])
+    start += (num_layers - start) % period if start < num_layers else 0
+    start = min(start, num_layers)
+
+    def stack(first: int, step: int, count: int) -> Stack:
+        return Stack(first, step, count, is_moe_layer(moe, first), depth.chooses_in(first))
+
+    repeats = (num_layers - start) // period
+    places = range(start, start + period if repeats else start)
+    return Layout(
+        prologue=tuple(stack(layer, 1, 1) for layer in range(start)),
+        pattern=tuple(stack(at, period, repeats) for at in places),
+    )

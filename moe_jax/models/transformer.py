@@ -1,0 +1,299 @@
+"""What all models share: sizes and numerics, and the layers between their two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.models.layout import Layout, Stack, layout_of
+from moe_jax.models.types import IO, Ends, Output, RouterState
+from moe_jax.nn.attention import KERNELS, KeyValueCache
+from moe_jax.nn.block import Block
+from moe_jax.nn.context import Context, DepthReport, LayerReport, TokenBatch
+from moe_jax.nn.depth import MixtureOfDepths
+from moe_jax.nn.ensemble import copies, join_members, mean_prediction, repeat_rows
+from moe_jax.nn.mlp import MLP
+from moe_jax.nn.moe_layer import MoEConfig, MoELayer
+from moe_jax.nn.norm import RMSNorm
+from moe_jax.nn.predictions import ClassLogits
+from moe_jax.ops.expert_ffn import ACTIVATIONS
+from moe_jax.parallel.rules import sharding
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+UNROLLED_ON_CPU = 8
+
+# What the backward pass keeps instead of computing again.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # keep everything: no recomputation
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    # Rows that crossed devices are kept: recomputing them would communicate again.
+    "received": jax.checkpoint_policies.save_only_these_names(
+        "received", "returned", "attention_out"
+    ),
+    # The experts' products too: only attention, norms and routing are computed again.
+    "expert_hidden": jax.checkpoint_policies.save_only_these_names(
+        "received", "returned", "attention_out", "expert_hidden"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The config of a model, a row of MODELS: sizes and numerics of its layers here, and what it
+    reads and gives in the subclass (`fits`, `row_length`, `ends`, `build`).
+
+    mlp_dim is the hidden width of the dense layers. attention: the kernel, see nn/attention.py.
+    depth: layers in which only some tokens take part. unrolled_layers: up to so many layers are
+    compiled one by one, more of them as a loop, whose time to compile does not grow with them;
+    None: 8 on CPU, where the loop makes a step a fifth longer (it copies what the backward pass
+    keeps), 0 elsewhere. init_scale: variance * fan_in of every matrix but the router's (Switch:
+    0.1). Products are computed in dtype; parameters (param_dtype has no other value), their
+    gradients' sums, norms, router, softmax and losses are float32 always.
+    """
+
+    num_layers: int = 4
+    model_dim: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    mlp_dim: int = 512
+    activation: str = "swiglu"
+    qk_norm: bool = False
+    attention: str = "auto"
+    unrolled_layers: int | None = None
+    init_scale: float = 1.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    depth: MixtureOfDepths = field(default_factory=MixtureOfDepths)
+
+    def check(self) -> Iterator[Rule]:
+        sizes = ("num_layers", "model_dim", "num_heads", "num_kv_heads")
+        yield from at_least(self, 1, *sizes, "head_dim", "mlp_dim")
+        yield from at_least(self, 0, "unrolled_layers")
+        yield from one_of(self, ACTIVATIONS, "activation")
+        yield from one_of(self, KERNELS, "attention")
+        if self.attention == "splash" and not self.in_order:
+            yield "attention", "must not be splash: that kernel is of models that read in order"
+        yield from one_of(self, DTYPES, "dtype")
+        if self.param_dtype != "float32":
+            yield (
+                "param_dtype",
+                "must be float32: in bfloat16 an update below 1/256 of a weight is lost; "
+                "model.dtype says what products are computed in",
+            )
+        yield from one_of(self, REMAT_POLICIES, "remat")
+        if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
+            yield "num_heads", f"must be a multiple of num_kv_heads = {self.num_kv_heads}"
+        if self.init_scale <= 0:
+            yield "init_scale", "must be above 0"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a row is read in its order: no token attends to a later one."""
+        return False
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on later tokens through the blocks themselves."""
+        return self.in_order and self.depth.every == 0
+
+    @property
+    def rotary_theta(self) -> float | None:
+        """Of rotary positions in attention; None: it knows no positions."""
+        return None
+
+    def layout(self, moe: MoEConfig) -> Layout:
+        """Which layers are sparse, and how they are stacked."""
+        return layout_of(max(self.num_layers, 0), moe, self.depth)
+
+    def fits(self, io: IO) -> Iterator[Rule]:
+        """What keeps it from taking and giving that: (field, rule)."""
+        yield from ()
+
+    def row_length(self, io: IO) -> int:
+        """S, the tokens of a row as its layers see them."""
+        raise NotImplementedError
+
+    def grid(self, io: IO) -> tuple[int, int]:
+        """Of a model of images, patches along height and width; they are its last tokens."""
+        raise NotImplementedError
+
+    def ends(self, io: IO) -> Ends:
+        """What stands before and behind the layers, but for the last norm."""
+        raise NotImplementedError
+
+    def build(self, moe: MoEConfig, io: IO, mesh: Mesh, *, rngs: nnx.Rngs) -> Transformer:
+        """The module: (inputs, context, router_state) -> Output."""
+        raise NotImplementedError
+
+
+class Transformer(nnx.Module):
+    """The layers and the last norm; a subclass has what stands before and behind them.
+    Parameters of a stack of layers are stacked on a leading axis."""
+
+    def __init__(self, config: TransformerConfig, moe: MoEConfig, mesh: Mesh, *, rngs: nnx.Rngs):
+        self.param_dtype, self.dtype = DTYPES[config.param_dtype], DTYPES[config.dtype]
+        self.config, self.moe, self.mesh = config, moe, mesh
+        self.layout = config.layout(moe)
+        self.make_input(rngs)
+        self.layers = nnx.Dict(
+            {stack.name: self._make_stack(stack, rngs) for stack in self.layout.stacks}
+        )
+        self.final_norm = RMSNorm(config.model_dim, rngs=rngs)
+
+    def make_input(self, rngs: nnx.Rngs) -> None:
+        """Creates the parameters before the layers, first of all: a model with and without experts
+        so starts from the same ones."""
+        raise NotImplementedError
+
+    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
+        config = self.config
+        numerics: dict[str, Any] = dict(init_scale=config.init_scale, param_dtype=self.param_dtype)
+        attention = dict(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rotary_theta,
+            causal=config.in_order,
+            qk_norm=config.qk_norm,
+            mesh=self.mesh,
+            kernel=config.attention,
+            **numerics,
+        )
+        options: dict[str, Any] = dict(activation=config.activation, **numerics)
+        if stack.moe:
+            options |= dict(config=self.moe, mesh=self.mesh)
+        else:
+            options |= dict(hidden_dim=config.mlp_dim)
+
+        def make(key: Array) -> Block:
+            return Block(
+                model_dim=config.model_dim,
+                attention=attention,
+                feed_forward=MoELayer if stack.moe else MLP,
+                feed_forward_options=options,
+                depth=config.depth if stack.depth else None,
+                mesh=self.mesh,
+                rngs=nnx.Rngs(params=key),
+            )
+
+        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+
+    def router_state(self) -> dict[str, dict[str, Array]]:
+        """The initial state of all routers, stacked like the layers; {} values for most."""
+        state = self.moe.router.state(self.moe.num_experts)
+        return {
+            stack.name: jax.tree.map(lambda leaf, n=stack.count: jnp.stack([leaf] * n), state)
+            for stack in self.layout.moe_stacks
+        }
+
+    @property
+    def members(self) -> int:
+        """Copies of each row behind the last layer: the members of an ensemble."""
+        return self.moe.ensemble if self.layout.moe_layers else 1
+
+    def through_layers(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        batch: TokenBatch,
+        context: Context,
+        router_state: RouterState,
+        cache: Mapping[str, KeyValueCache] | None = None,
+    ) -> tuple[Float[Array, "N S D"], Output]:
+        """What the layers and the last norm make of the tokens, N = B members rows; and all of the
+        output but its predictions."""
+        reports: dict[str, LayerReport] = {}
+        depths: dict[str, DepthReport] = {}
+        caches: dict[str, KeyValueCache] = {}
+        x_BSD, members = self.constrain(x_BSD), 1
+        for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
+            if members < self.moe.ensemble and any(stack.moe for stack in stacks):
+                members = self.moe.ensemble
+                x_BSD, batch = self.constrain(repeat_rows(x_BSD, members)), copies(batch, members)
+            x_BSD, (new_reports, new_depths, new_caches) = self._run(
+                stacks, x_BSD, batch, context, router_state, cache
+            )
+            reports |= new_reports
+            depths |= new_depths
+            caches |= new_caches
+        report = self.layout.in_layer_order(reports) if reports else None
+        return self.final_norm(x_BSD), Output(
+            predictions=None,
+            report=join_members(report, members) if members > 1 else report,
+            depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
+            cache=caches if cache is not None else None,
+        )
+
+    def of_classes(self, logits_NC: Float[Array, "N C"], context: Context) -> ClassLogits:
+        """Predictions of rows: of all copies, or where they are not wanted apart their mean."""
+        if self.members > 1 and not context.apart:
+            logits_NC = mean_prediction(logits_NC, self.members)
+        return ClassLogits(logits_BC=logits_NC)
+
+    def constrain(self, x_BSD: Array) -> Array:
+        target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")
+        return jax.lax.with_sharding_constraint(x_BSD, target)
+
+    def _run(
+        self,
+        stacks: tuple[Stack, ...],
+        x_BSD: Array,
+        batch: TokenBatch,
+        context: Context,
+        router_state: RouterState,
+        cache: Mapping[str, KeyValueCache] | None,
+    ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], dict[str, Any]]]:
+        """Scans over the repeats of a pattern whose places are `stacks`: the activations, and by
+        stack what was reported of sparse layers, of depths, and the caches."""
+        if not stacks:
+            return x_BSD, ({}, {}, {})
+        split = {stack.name: nnx.split(self.layers[stack.name]) for stack in stacks}
+        graphs = {name: graph for name, (graph, _) in split.items()}
+        per_layer = {
+            stack.name: {
+                "params": split[stack.name][1],
+                "number": jnp.asarray(stack.layers, jnp.int32),
+                "state": dict(router_state.get(stack.name, {})),
+                "cache": None if cache is None else cache[stack.name],
+            }
+            for stack in stacks
+        }
+
+        def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
+            reports: dict[str, LayerReport] = {}
+            depths: dict[str, DepthReport] = {}
+            caches: dict[str, KeyValueCache] = {}
+            for name, layer in layers.items():
+                block = nnx.merge(graphs[name], layer["params"])
+                x_BSD, report, new_cache = block(
+                    x_BSD, batch, context, layer["state"], layer["number"], layer["cache"]
+                )
+                x_BSD = self.constrain(x_BSD)
+                reports |= {name: report.moe} if report.moe is not None else {}
+                depths |= {name: report.depth} if report.depth is not None else {}
+                caches |= {name: new_cache} if new_cache is not None else {}
+            return x_BSD, (reports, depths, caches)
+
+        unroll = self.config.num_layers <= self._most_unrolled
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            # Of a loop's two bodies none is taken for the other.
+            body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
+        return jax.lax.scan(body, x_BSD, per_layer, unroll=unroll)
+
+    @property
+    def _most_unrolled(self) -> int:
+        if self.config.unrolled_layers is not None:
+            return self.config.unrolled_layers
+        return UNROLLED_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else 0

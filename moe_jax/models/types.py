@@ -1,0 +1,59 @@
+"""What goes into a model and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from moe_jax.nn.attention import KeyValueCache
+from moe_jax.nn.context import DepthReport, LayerReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class IO:
+    """What goes into a model and what it is to give, as the task and the data say it.
+
+    length: tokens of a row of text; None: no text. image: height, width and channels; None: no
+    image. classes: of one prediction a row; None: a prediction of the next id at each place.
+    """
+
+    length: int | None = None
+    image: tuple[int, int, int] | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What stands before and behind the layers: parameters, and those of them that are multiplied
+    with each token of a row (in the mean), as a head is; a table that is looked up is not."""
+
+    parameters: int
+    multiplied: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model gives for a batch.
+
+    predictions: as the task wants them (nn/predictions.py). report: leaves (L, G, ...) over the
+    sparse layers; None in a dense model. depth: leaves (L, B) over the layers in which some tokens
+    take part; None without any. cache: of a model that is asked token by token.
+    """
+
+    predictions: Any
+    report: LayerReport | None
+    depth: DepthReport | None = None
+    cache: dict[str, KeyValueCache] | None = None
+
+    @property
+    def logits_BSV(self) -> Float[Array, "B S V"]:
+        """All logits over the vocabulary, float32."""
+        return self.predictions.logits_BSV
+
+
+RouterState = Mapping[str, Mapping[str, Array]]

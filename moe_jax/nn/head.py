@@ -1,0 +1,56 @@
+"""The head that makes one prediction of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from moe_jax.nn.param import fan_in, parameter
+from moe_jax.routing.types import LAST_TWO
+
+Pooling = Callable[[Float[Array, "B S D"], Bool[Array, "B S"]], Float[Array, "B D"]]
+
+
+def _mean(x_BSD: Float[Array, "B S D"], valid_BS: Bool[Array, "B S"]) -> Float[Array, "B D"]:
+    weight_BS = valid_BS.astype(jnp.float32)
+    count_B1 = jnp.maximum(jnp.sum(weight_BS, axis=1, keepdims=True), 1)
+    return jnp.sum(x_BSD * weight_BS[:, :, None], axis=1) / count_B1
+
+
+def _first(x_BSD: Float[Array, "B S D"], valid_BS: Bool[Array, "B S"]) -> Float[Array, "B D"]:
+    return x_BSD[:, 0]
+
+
+def _last(x_BSD: Float[Array, "B S D"], valid_BS: Bool[Array, "B S"]) -> Float[Array, "B D"]:
+    place_S = jnp.arange(x_BSD.shape[1], dtype=jnp.int32)
+    last_B = jnp.max(jnp.where(valid_BS, place_S[None], 0), axis=1)
+    return jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)[:, 0]
+
+
+# What of a row's tokens the head sees: the mean of the valid ones, the first, the last valid one.
+POOLINGS: dict[str, Pooling] = {"mean": _mean, "first": _first, "last": _last}
+
+
+class ClassHead(nnx.Module):
+    """Logits of C classes for each row: pool(x) W + b, in float32. W starts at 1 / D of variance
+    times `init_scale`, b at 0."""
+
+    def __init__(self, D: int, C: int, pooling: str, *, init_scale: float, rngs: nnx.Rngs):
+        self.kernel = parameter(
+            rngs, fan_in(init_scale), (D, C), ("embed", None), matrix=LAST_TWO, decays=True
+        )
+        zeros = jax.nn.initializers.zeros
+        self.bias = parameter(rngs, zeros, (C,), (None,), matrix=None, decays=False)
+        self.pooling = pooling
+
+    def __call__(
+        self, x_BSD: Float[Array, "B S D"], valid_BS: Bool[Array, "B S"]
+    ) -> Float[Array, "B C"]:
+        pooled_BD = POOLINGS[self.pooling](x_BSD.astype(jnp.float32), valid_BS)
+        kernel_DC, bias_C = (w[...].astype(jnp.float32) for w in (self.kernel, self.bias))
+        logits_BC = jnp.matmul(pooled_BD, kernel_DC, precision=jax.lax.Precision.HIGHEST)
+        return logits_BC + bias_C[None]

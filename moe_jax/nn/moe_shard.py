@@ -1,0 +1,293 @@
+"""What one device does in a sparse layer: route, plan, dispatch, combine.
+
+The formula of the layer, for the groups of tokens of this device. All collectives are
+`sharded_dispatch`'s; without a mesh there are none, and this is the whole layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from moe_jax.config.knobs import bind
+from moe_jax.dispatch import sharded_dispatch
+from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
+from moe_jax.nn.ensemble import Merged
+from moe_jax.nn.moe_config import Grouping, MoEConfig
+from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.parallel.axes import MeshAxes, axis_index, axis_size
+from moe_jax.routing.capacity import expert_capacity
+from moe_jax.routing.counterfactual import Recorded, token_probabilities
+from moe_jax.routing.plan import make_plan, plan_traffic, pool, renormalize_kept
+from moe_jax.routing.types import (
+    PLACES,
+    Assignments,
+    Plan,
+    RouterInputs,
+    SoftPlan,
+    Sums,
+    Traffic,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ShardArguments:
+    """The arrays of one call: whole ones outside of the shard_map, this device's part inside.
+
+    x: what routers and experts at home see; z: what the matrix experts see.
+    """
+
+    x_BSD: Float[Array, "B S D"]
+    z_BSL: Float[Array, "B S L"]
+    batch: TokenBatch
+    group_BP: Int[Array, "B P"]  # numbers of the routing groups
+    experts: Mapping[str, Array]
+    router: Mapping[str, Array]
+    state: Mapping[str, Array]
+    knobs: Mapping[str, Array]
+    key: Key[Array, ""] | None
+    recorded: Recorded | None
+
+    @staticmethod
+    def specs(axes: MeshAxes, experts: Mapping[str, PartitionSpec]) -> Any:
+        """How each of them lies on the mesh."""
+        whole = PartitionSpec()
+        batch: Any = TokenBatch(  # specs in the places of the arrays
+            token_BS=axes.tokens,  # type: ignore[arg-type]
+            position_BS=axes.tokens,  # type: ignore[arg-type]
+            segment_BS=axes.tokens,  # type: ignore[arg-type]
+            row_B=axes.by_row,  # type: ignore[arg-type]
+            member_B=axes.by_row,  # type: ignore[arg-type]
+            place_BS=axes.tokens,  # type: ignore[arg-type]
+        )
+        return ShardArguments(
+            x_BSD=axes.tokens,  # type: ignore[arg-type]
+            z_BSL=axes.tokens,  # type: ignore[arg-type]
+            batch=batch,
+            group_BP=axes.tokens,  # type: ignore[arg-type]
+            experts=dict(experts),  # type: ignore[arg-type]
+            router=whole,  # type: ignore[arg-type]
+            state=whole,  # type: ignore[arg-type]
+            knobs=whole,  # type: ignore[arg-type]
+            key=whole,  # type: ignore[arg-type]
+            recorded=axes.tokens,  # type: ignore[arg-type]
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ShardOutputs:
+    """y: of the matrix experts; home: of those at home, None without any; the statistics."""
+
+    y_BSL: Float[Array, "B S L"]
+    home_BSD: Float[Array, "B S D"] | None
+    report: LayerReport
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What was decided of a group, and what its experts at home give."""
+
+    plan: Plan | SoftPlan
+    sums: Sums
+    traffic: Traffic
+    home_TD: Float[Array, "*g T D"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardBody:
+    """The static parts of the layer; called with the arrays of this device.
+
+    platform: of the devices, which may be absent ones.
+    """
+
+    config: MoEConfig
+    activation: str
+    grouping: Grouping
+    axes: MeshAxes
+    switches: Switches
+    platform: str | None = None
+
+    def __call__(self, a: ShardArguments) -> ShardOutputs:
+        config, cut = bind(self.config, a.knobs, prefix="moe"), self.grouping.cut
+        inputs = self._inputs(config, a)
+        routed = jax.vmap(
+            lambda inputs, recorded: self._route(config, a.router, a.state, inputs, recorded)
+        )(inputs, jax.tree.map(cut, a.recorded))
+        y_gTL, overflow_g = self._through_experts(config, a, routed.plan)
+        home_bsD = None
+        if routed.home_TD is not None:
+            home_bsD = routed.home_TD.astype(a.x_BSD.dtype).reshape(a.x_BSD.shape)
+        traffic_g = routed.traffic
+        traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
+        routes = self._routes(config, a, inputs, routed.plan) if self.switches.capture else None
+        report = LayerReport(sums=routed.sums, traffic=traffic_g)
+        report = jax.tree.map(lambda leaf: leaf.reshape(*a.group_BP.shape, *leaf.shape[1:]), report)
+        sums = pool(report.sums, config.router.pooled)
+        return ShardOutputs(
+            y_BSL=y_gTL.reshape(a.z_BSL.shape),
+            home_BSD=home_bsD,
+            report=dataclasses.replace(report, sums=sums, routes=routes),
+        )
+
+    def _inputs(self, config: MoEConfig, a: ShardArguments) -> RouterInputs:
+        """What routers see of each group, leaves (g, T, ...)."""
+        batch, cut, keys_g = a.batch, self.grouping.cut, None
+        if a.key is not None:
+            key = a.key
+            groups = a.group_BP.reshape(-1)
+            keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(groups)
+        place_bs = batch.place_BS
+        if place_bs is None:
+            b, s = a.x_BSD.shape[:2]
+            place_bs = _places(b, s, self.axes.sequence)
+        return RouterInputs(
+            x_TD=cut(a.x_BSD),
+            valid_T=cut(batch.segment_BS) > 0,
+            id_T=None if batch.token_BS is None else cut(batch.token_BS),
+            position_T=cut(batch.position_BS),
+            segment_T=cut(batch.segment_BS),
+            place_T=cut(place_bs),
+            allowed_E=self._allowed(batch.member_B, a.group_BP.shape[1]),
+            key=keys_g,
+            E=config.num_experts,
+            train=self.switches.train,
+        )
+
+    def _allowed(self, member_b: Array | None, pieces: int) -> Array | None:
+        """(g, E): which experts each group's member of the ensemble has, contiguous ones."""
+        if member_b is None:
+            return None
+        E = self.config.num_experts
+        member_E = jnp.arange(E, dtype=member_b.dtype) // (E // self.config.ensemble)
+        return jnp.repeat(member_b, pieces)[:, None] == member_E[None, :]
+
+    def _route(
+        self,
+        config: MoEConfig,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        inputs: RouterInputs,
+        recorded: Recorded | None,
+    ) -> Routed:
+        """One group: router, capacity, statistics, and what is computed at home."""
+        router, T, home_TD = config.router, inputs.x_TD.shape[0], None
+        what_if = self.switches.counterfactual
+        if what_if is None:
+            decision, sums = router.route(params, state, inputs)
+        else:
+            decision, sums = what_if.route(router, params, state, inputs, recorded)
+        plan: Plan | SoftPlan
+        if isinstance(decision, Assignments):
+            if decision.Z:
+                home_TD = router.at_home(params, inputs, decision)
+            capacity = expert_capacity(
+                T,
+                config.experts_of_one,
+                router.experts_per_token(config.num_experts, T),
+                self.switches.capacity_factor,
+                config.capacity_rounding,
+                config.min_capacity,
+            )
+            hard = make_plan(decision, capacity)
+            plan = renormalize_kept(hard) if config.renormalize_after_drop else hard
+        else:
+            plan = decision
+        traffic = plan_traffic(plan, inputs.valid_T, inputs.place_T, config.experts_of_one)
+        return Routed(plan=plan, sums=sums, traffic=traffic, home_TD=home_TD)
+
+    def _through_experts(
+        self, config: MoEConfig, a: ShardArguments, plan_g: Plan | SoftPlan
+    ) -> tuple[Float[Array, "g T L"], Int[Array, "g"]]:
+        """The weighted outputs of each token's experts; per group, the rows without room."""
+        z_gTL, merged = self.grouping.cut(a.z_BSL), None
+        if a.batch.member_B is not None:
+            merged = Merged(config.ensemble, a.group_BP.shape[1])
+            z_gTL, plan_g = merged.join(z_gTL), merged.plan(plan_g)
+        y_gTL, overflow_g = sharded_dispatch(
+            z_gTL,
+            plan_g,
+            self._weights(a.experts),
+            layout=config.layout,
+            transport=config.transport,
+            receive_factor=config.receive_factor,
+            chunks=config.overlap_chunks,
+            axes=self.axes,
+        )
+        if merged is not None:
+            y_gTL, overflow_g = merged.split(y_gTL), merged.counts(overflow_g)
+        return y_gTL, overflow_g
+
+    def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
+        """This device's part of the experts."""
+        return ExpertWeights(
+            w_gate_EDF=experts.get("w_gate"),
+            w_up_EDF=experts["w_up"],
+            w_down_EFD=experts["w_down"],
+            activation=self.activation,
+            backend=self.config.matmul,
+            platform=self.platform,
+        )
+
+    def _routes(
+        self, config: MoEConfig, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
+    ) -> Routes:
+        prob_gTE = jax.vmap(
+            lambda inputs: token_probabilities(config.router, a.router, a.state, inputs)
+        )(inputs)
+        most = config.router.choices(config.num_experts)
+        b, s = a.x_BSD.shape[:2]
+        return _routes(plan_g, prob_gTE, (b, s), most)
+
+
+def _places(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:
+    """Which of the PLACES parts of its row each position of this shard is in."""
+    S = s * axis_size(sequence)
+    position_s = axis_index(sequence) * s + jnp.arange(s, dtype=jnp.int32)
+    return jnp.broadcast_to((position_s * PLACES // S)[None, :], (b, s))
+
+
+def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], most: int) -> Routes:
+    """The plan of g groups as K choices for each token of a (b, s) shard, K = `most`."""
+    g, _, E = prob_gTE.shape
+    unused = E
+    if isinstance(plan_g, SoftPlan):
+        # Every expert is a column, with what the token takes from its slots.
+        weight = jnp.sum(plan_g.combine_TEC, axis=3)
+        kept = weight > 0
+        expert = jnp.where(kept, jnp.arange(E, dtype=jnp.int32)[None, None, :], E)
+    elif (a := plan_g.assignments).k is not None:
+        expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
+        unused = a.unused
+    else:
+        # Not in order of tokens: every expert is a column, E marks the ones not chosen.
+        group_g1 = jnp.arange(g, dtype=jnp.int32)[:, None]
+        at = (group_g1, a.token_R, a.expert_R)
+        column_E = jnp.arange(E, dtype=jnp.int32)
+        empty = jnp.zeros((g, a.T, E), bool)
+        wanted = empty.at[at].set(True, mode="drop")
+        expert = jnp.where(wanted, column_E[None, None, :], E)
+        weight = jnp.zeros((g, a.T, E), jnp.float32).at[at].add(a.weight_R, mode="drop")
+        kept = empty.at[at].set(plan_g.kept_R, mode="drop")
+        if most < E:
+            # A token has at most so many: those to the front.
+            order = jnp.argsort(expert, axis=2)[:, :, :most]
+            expert, weight, kept = (
+                jnp.take_along_axis(x, order, axis=2) for x in (expert, weight, kept)
+            )
+    return Routes(
+        expert_BSK=expert.reshape(*shape, -1),
+        weight_BSK=weight.reshape(*shape, -1),
+        kept_BSK=kept.reshape(*shape, -1),
+        prob_BSE=prob_gTE.reshape(*shape, -1),
+        unused=unused,
+    )

@@ -1,0 +1,107 @@
+"""What a task is to the rest: what the model sees, the loss, and the figures made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from jaxtyping import Array, Float
+
+from moe_jax.config.fields import Rule
+from moe_jax.data.types import Columns, DataInfo
+from moe_jax.models.types import IO
+
+RawBatch = Mapping[str, Array]  # the columns of a batch, and `row`: each row's number in it
+Sums = dict[str, Array]  # by name: float32 sums and int32 counts
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A metric by which runs are compared, and what is good of it."""
+
+    name: str
+    best: Literal["min", "max"]
+
+
+class Task(Protocol):
+    """The config of a task: a frozen dataclass, a row of TASKS.
+
+
+    headlines: what sweeps, progress and the report put first; the first one that a run has.
+    """
+
+    headlines: ClassVar[tuple[Headline, ...]]
+
+    def reads(self, columns: Columns) -> tuple[str, ...]:
+        """Which columns it reads of data that has these; a name that is not there is asked for."""
+        ...
+
+    def io(self, columns: Columns) -> IO:
+        """What goes into the model and comes out of it, for data with these columns."""
+        ...
+
+    def completed(self, info: DataInfo) -> Any:
+        """The task with the settings that are left to the data."""
+        ...
+
+    def fits(self, info: DataInfo) -> Iterator[Rule]:
+        """What is wrong between the task and opened data."""
+        ...
+
+    def figures(self) -> tuple[str, ...]:
+        """Names of the metrics that every evaluation has by it."""
+        ...
+
+    def start(self, vocabulary: int, info: DataInfo) -> Objective:
+        """What a step computes. vocabulary: ids that the model knows, 0 for none."""
+        ...
+
+
+class Objective(Protocol):
+    """A task on known data: pure functions of a batch and of what the model predicts.
+
+    A loss is the mean of what it adds up: sums[name] / weights[name], added over the losses. Its
+    weight is known before the forward pass, so that the mean over a global batch depends neither
+    on micro-batches nor on devices nor on padding.
+
+    counters: names of sums that are counts of the data alone. losses: names of the metrics that are
+    the losses themselves.
+    """
+
+    counters: ClassVar[tuple[str, ...]]
+    losses: ClassVar[tuple[str, ...]]
+
+    def inputs(self, raw: RawBatch) -> Any:
+        """What the model sees of a batch (nn/context.py)."""
+        ...
+
+    def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
+        """The denominator of each loss over these rows, float32."""
+        ...
+
+    def sums(self, predictions: Any, raw: RawBatch) -> Sums:
+        """Losses by name, and counters: additive over rows. Copies of rows (an ensemble in
+        training) come as further rows."""
+        ...
+
+    def token_losses(self, predictions: Any, raw: RawBatch) -> Float[Array, "B S"]:
+        """What a trace tells of each token: its own loss, or that of its row; 0 where none
+        counts."""
+        ...
+
+    def rows(self, predictions: Any, raw: RawBatch) -> dict[str, Array]:
+        """Results of each row, (B, ...), for metrics that are no function of sums; {} for none. An
+        evaluation gathers them once, without the rows that fill up its last batch."""
+        ...
+
+    def metrics(
+        self, sums: Mapping[str, Any], rows: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Figures by name, of sums over an evaluation or a step, and of rows where there are."""
+        ...
+
+
+def headline(task: Task, metrics: Mapping[str, Any]) -> Headline:
+    """The first of the task's headlines that is among the metrics, else its first."""
+    return next((h for h in task.headlines if h.name in metrics), task.headlines[0])
