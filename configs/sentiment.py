@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return to_config_dict(
         Experiment(
             name="sentiment" if arg != DENSE else "sentiment, dense",
-            steps=700,
+            steps=400,
             batch_size=64,
             task=Classification(),
             data=Sentiment(sequence_length=64, tokenizer=Bpe(vocab_size=4096)),

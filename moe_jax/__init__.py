@@ -1,6 +1,7 @@
 """A JAX research framework for sparse Mixture-of-Experts models.
 
     layer = moe_jax.MoE(512, experts=8, hidden=1024, rngs=nnx.Rngs(0))   # in a model of your own
+    run = moe_jax.train("configs/quickstart.py", "runs/quickstart")      # as the command does
     run = moe_jax.load("runs/quickstart")                                # a trained run
 
 `routers` are the routers, `MeshAxes` says what a mesh's axes are for. What is not named here may
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moe_jax import routing as routers
     from moe_jax.nn.moe import MoE, Report, updated
-    from moe_jax.notebook import load
+    from moe_jax.notebook import load, train
     from moe_jax.parallel.axes import MeshAxes
     from moe_jax.routing.losses import RoutingLosses
 
@@ -29,6 +30,7 @@ _WHERE = {
     "RoutingLosses": "moe_jax.routing.losses",
     "load": "moe_jax.notebook",
     "routers": "moe_jax.routing",
+    "train": "moe_jax.train",
     "updated": "moe_jax.nn.moe",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "__version__",
     "load",
     "routers",
+    "train",
     "updated",
 ]
 
@@ -48,7 +51,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_WHERE[name])
-    return module if name == "routers" else getattr(module, name)
+    return module if name in ("routers", "train") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

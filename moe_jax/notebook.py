@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from moe_jax.analysis.report.pictures import Picture
 from moe_jax.analysis.trace import Trace
@@ -20,7 +21,7 @@ from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
 from moe_jax.config.kinds import trusted
-from moe_jax.config.overrides import apply_overrides
+from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
@@ -40,6 +41,36 @@ from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import data_changes
 from moe_jax.training.state import TrainState
 from moe_jax.training.workdir import TOKENIZER, info_of
+
+
+def train(
+    config: str | os.PathLike[str] | ConfigDict | Experiment,
+    workdir: str | os.PathLike[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    allow_changes: bool = False,
+    warm_start: str | os.PathLike[str] | None = None,
+    grow: str = "noise",
+) -> LoadedRun:
+    """Trains as the command does, or goes on with the run that `workdir` holds; the run, loaded.
+
+    config: a config file ("FILE.py", "FILE.py:arg"), a ConfigDict as its get_config gives, or an
+    `Experiment`. overrides: other values by dotted path, such as {"steps": 100}. The rest as the
+    command's flags. Ctrl-C stops and saves. The mesh is over all devices, and compiled programs
+    are kept, as by the command. Raises UserError for all that the user can mend, and for a run that
+    was stopped before it had a checkpoint.
+    """
+    from moe_jax.training import loop
+
+    keep_compiled_programs()
+    overridden = dict(overrides or {})
+    if isinstance(config, str | os.PathLike):
+        experiment = load_config(os.fspath(config), overridden.items(), Experiment)
+    else:
+        experiment = apply_overrides(config, overridden.items(), Experiment)
+    origin = None if warm_start is None else os.fspath(warm_start)
+    loop.train(experiment, workdir, allow_changes=allow_changes, warm_start_from=origin, grow=grow)
+    return load(workdir)
 
 
 def load(
@@ -287,6 +318,11 @@ class LoadedRun:
             layer: jax.tree.map(lambda leaf, row=row: leaf[row], routes)
             for row, layer in enumerate(self.program.layout.moe_layers)
         }
+
+    def text(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
+        """The prompt and what the model writes behind it; options: of `generate`."""
+        tokens = self.generate(prompt, max_tokens, **options)
+        return self.tokenizer.decode([token.id for token in tokens])
 
     def generate(
         self,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
+
+if TYPE_CHECKING:
+    from moe_jax.notebook import LoadedRun
 
 USAGE = """
 usage: python -m moe_jax.train --config=FILE.py[:arg] --workdir=DIR [--config.a.b=VALUE ...]
@@ -58,6 +63,19 @@ def main(arguments: Arguments) -> int:
             grow=FLAGS.grow,
         )
     return 0 if outcome.complete else FLAGS.stopped_exit_code
+
+
+class _Door(ModuleType):
+    """`moe_jax.train(config, workdir)` from Python, beside the command of the same name."""
+
+    def __call__(self, config: Any, workdir: Any, **options: Any) -> LoadedRun:
+        """`moe_jax.notebook.train`, which says what there is."""
+        from moe_jax.notebook import train
+
+        return train(config, workdir, **options)
+
+
+sys.modules[__name__].__class__ = _Door
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
         *parents, name = path.split(".")
         node = copy
         for parent in parents:
-            node = node.get(parent, {})
-        node.pop(name, None)
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):  # a damaged file may hold anything
+            node.pop(name, None)
     return copy
 
 

@@ -98,6 +98,7 @@ def another(path: str, value: object) -> object:
 
 
 OTHERS = {
+    "task.kind": "classification", "model.kind": "encoder", "model.pooling": "first",
     "seeds.init": 1, "seeds.data": 1, "seeds.routing": 1,
     "data.kind": "planted", "data.tokenizer.kind": "bpe", "data.field": "other",
     "data.validation": "elsewhere", "model.activation": "gelu", "model.dtype": "bfloat16",

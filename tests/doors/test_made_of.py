@@ -78,6 +78,7 @@ def test_a_sample_needs_no_text(flags, door, tiny, tmp_path):
     assert_refused(door("evaluate", f"--workdir={run.workdir}"), "no file or folder")
 
 
+@pytest.mark.lab
 def test_a_warm_start_needs_no_text_and_knows_another_tokenizer(door, tiny, tmp_path):
     run = Made(door, tiny, tmp_path, *BPE)
     shutil.rmtree(tmp_path / "data")
@@ -92,6 +93,7 @@ def test_a_warm_start_needs_no_text_and_knows_another_tokenizer(door, tiny, tmp_
     assert "embedding (another tokenizer)" in out and "head (another tokenizer)" in out
 
 
+@pytest.mark.lab
 def test_validation_text_is_held_to_the_run(door, tiny, tmp_path):
     held = tmp_path / "held.txt"
     held.write_text("alpha gamma " * 100)

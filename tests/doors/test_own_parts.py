@@ -82,6 +82,7 @@ def test_a_task_of_one_file(tmp_path, monkeypatch):
     sys.modules.pop("my_task", None)
 
 
+@pytest.mark.lab
 def test_a_model_of_one_file(tmp_path):
     write("my_model", tmp_path)
     workdir = train(tmp_path, "vision.py", "--config.model.kind=my_model:Lines")

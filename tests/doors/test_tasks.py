@@ -104,9 +104,7 @@ def test_it_learns_and_says_so(run, task):
     assert known["classes"] == (list("0123456789") if task == "vision" else ["bad", "good", "so"])
 
 
-def test_killed_and_on_another_mesh_it_is_the_same_run(config, run, tmp_path):
-    """A run that lost its last checkpoints goes on bit for bit; on a mesh of 8 devices the losses
-    are the same."""
+def test_a_run_that_lost_its_last_checkpoints_goes_on_bit_for_bit(config, run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     for step in (12, 18):
@@ -114,6 +112,10 @@ def test_killed_and_on_another_mesh_it_is_the_same_run(config, run, tmp_path):
     out, err = (process := start(config, workdir)).communicate(timeout=300)
     assert process.returncode == 0 and "resuming at step 6" in out, err
     assert results(workdir) == results(run)
+
+
+@pytest.mark.lab
+def test_on_another_mesh_the_losses_are_the_same(config, run, tmp_path):
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=4")
     _, err = (process := start(config, tmp_path / "mesh", *mesh)).communicate(timeout=300)
     assert process.returncode == 0, err

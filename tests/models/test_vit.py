@@ -18,6 +18,7 @@ from moe_jax.nn.context import Context, ImageBatch
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import Mixtral, SoftMoE
+from tests.drawn import some
 
 H, W, C, P, CLASSES = 8, 12, 3, 4, 5
 IMAGE = IO(image=(H, W, C), classes=CLASSES)
@@ -64,8 +65,12 @@ def test_sincos_is_the_formula():
         np.testing.assert_allclose(table[place], wanted, atol=1e-7)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
-@pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
+ENDS = [(p, q) for p in ("learned", "sincos", "none") for q in ("mean", "first")]
+
+
+@pytest.mark.parametrize(
+    ("positions", "pooling"), some(ENDS, [("sincos", "first"), ("none", "mean")], several=True)
+)
 def test_places_matter_where_they_are_told(positions, pooling):
     """Without positions the mean of the tokens does not know where a patch was."""
     config = dataclasses.replace(SMALL, positions=positions, pooling=pooling)

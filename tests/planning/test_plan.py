@@ -209,6 +209,7 @@ def test_seconds_of_200_gigabytes(topology, op, axes, sizes, seconds):
     assert found == pytest.approx(seconds)
 
 
+@pytest.mark.lab
 def test_search_ranks_what_fits():
     topology = topology_of("v5p:4x4x8")
     experiment = load_config(MIXTRAL, {}, Experiment)

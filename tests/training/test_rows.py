@@ -16,6 +16,7 @@ from moe_jax.tasks.classification import ClassOfRow
 from moe_jax.training.build import build
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
+from tests.drawn import some
 
 VISION = Path(__file__).parents[2] / "configs/vision.py"
 SMALL = {
@@ -45,8 +46,11 @@ class Ranked(ClassOfRow):
         return found
 
 
-@pytest.mark.parametrize("most_rows", [64, 16], ids=["whole", "micro-batches"])
-@pytest.mark.parametrize("mesh", [{}, {"mesh.data": 2, "mesh.expert": 4}], ids=["one", "eight"])
+EIGHT = {"mesh.data": 2, "mesh.expert": 4}
+CASES = [({}, 64), (EIGHT, 64), ({}, 16), (EIGHT, 16)]
+
+
+@pytest.mark.parametrize(("mesh", "most_rows"), some(CASES, [CASES[2]], several=True))
 def test_rows_come_once_in_their_order_and_without_padding(mesh, most_rows):
     experiment = load_config(str(VISION), {**SMALL, **mesh}.items(), Experiment)
     rows = experiment.data.open("validation")
