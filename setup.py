@@ -105,6 +105,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["moe_jax*"]),
+    package_data={"moe_jax": ["py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     classifiers=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import moe_jax
 
@@ -23,3 +24,7 @@ def test_load_is_the_notebooks():
     from moe_jax.notebook import load
 
     assert moe_jax.load is load
+
+
+def test_its_types_are_for_others_too():
+    assert (Path(moe_jax.__file__).parent / "py.typed").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -15,7 +14,7 @@ from moe_jax.config.fields import Rule
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.files import files_of, same_file, several
 from moe_jax.data.readers import READERS, read_file
-from moe_jax.data.store import TOKENS, digest, resolve_data_dir
+from moe_jax.data.store import TOKENS, digest, in_share, resolve_data_dir
 from moe_jax.data.text import TextDataset
 from moe_jax.data.types import SPLITS
 
@@ -105,12 +104,8 @@ class Folder(TextDataset):
             if few:
                 cut = cut_of(text, self.validation_fraction)
                 yield text[:cut] if split == "train" else text[cut:]
-            elif self._validates(text) == (split == "validation"):
+            elif in_share(text, self.validation_fraction) == (split == "validation"):
                 yield text
-
-    def _validates(self, text: str) -> bool:
-        head = hashlib.sha256(text.encode("utf-8")).digest()[:8]
-        return int.from_bytes(head) < self.validation_fraction * 2**64
 
     def _files(self, split: str) -> tuple[list[Path], list[Path]]:
         """The files of a split, and those that it leaves out since the validation set has them."""

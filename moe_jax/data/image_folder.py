@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
 from moe_jax.config.paths import expanded
 from moe_jax.data.images import ImageDataset
-from moe_jax.data.store import digest, resolve_data_dir
+from moe_jax.data.store import digest, in_share, resolve_data_dir
 from moe_jax.data.tfds_set import PreparedSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -124,13 +123,10 @@ class ImageFolder(ImageDataset):
         files = [
             (file, label)
             for file, label in self._files(root)
-            if self._validates(str(file.relative_to(root))) == (split == "validation")
+            if in_share(str(file.relative_to(root)), self.validation_fraction)
+            == (split == "validation")
         ]
         return FilePictures(self, files)
-
-    def _validates(self, name: str) -> bool:
-        head = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]
-        return int.from_bytes(head) < self.validation_fraction * 2**64
 
 
 class SetPictures:

@@ -12,9 +12,8 @@ import numpy as np
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, at_most
 from moe_jax.data.order import scattered
-from moe_jax.data.types import ArraySpec, require_split
+from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
-NO_LABEL = -1  # of rows that fill up a batch
 CHANNELS = (1, 3)
 
 

@@ -20,10 +20,9 @@ from moe_jax.data.packing import require_ids
 from moe_jax.data.progress import Reporter
 from moe_jax.data.store import TokenFolder
 from moe_jax.data.text import TextDataset
-from moe_jax.data.types import SPLITS, ArraySpec, Tokenizer
+from moe_jax.data.types import NO_LABEL, SPLITS, ArraySpec, Tokenizer
 
 NAMES = "names.json"  # of classes and domains, in a folder of tokens
-NO_LABEL = -1  # of rows that fill up a batch
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.folder import Folder
 from moe_jax.data.labelled import Example, LabelledText
 from moe_jax.data.readers import READERS, LabelField, read_file
+from moe_jax.data.store import in_share
 from moe_jax.data.tfds_text import Tfds
 
 ROWS = tuple(suffix for suffix in READERS if suffix != ".txt")
@@ -48,7 +49,7 @@ class LabelledFolder(LabelledText, Folder):
         files, _ = self._files(split)
         own = self.validation is not None
         for example in self._rows(files, tally if own or split == "train" else Tally()):
-            if own or self._validates(example.text) == (split == "validation"):
+            if own or in_share(example.text, self.validation_fraction) == (split == "validation"):
                 yield example
 
     def _rows(self, files: list[Path], tally: Tally) -> Iterator[Example]:

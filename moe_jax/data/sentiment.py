@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tarfile
@@ -19,7 +18,7 @@ from moe_jax.data.faults import EMPTY_TEXT, Tally
 from moe_jax.data.labelled import Example, LabelledText
 from moe_jax.data.packages import Package, fetched
 from moe_jax.data.progress import Reporter
-from moe_jax.data.store import build_once, resolve_data_dir
+from moe_jax.data.store import build_once, in_share, resolve_data_dir
 
 PACKAGE = Package(
     name="vaderSentiment",
@@ -114,7 +113,10 @@ class Sentiment(LabelledText):
                         reason = EMPTY_TEXT if match else "lines without a rating"
                         tally.pass_over(reason, f"{file}, line {number}")
                     continue
-                if self._validates(domain, match["id"]) != (split == "validation"):
+                # Of one review or editorial, whose number stands before the sentence's, none is
+                # in both splits.
+                whole = f"{domain} {match['id'].partition('_')[0]}"
+                if in_share(whole, self.validation_fraction) != (split == "validation"):
                     continue
                 tally.add(text)
                 rating = float(match["rating"])
@@ -122,9 +124,3 @@ class Sentiment(LabelledText):
 
     def _class(self, rating: float) -> int:
         return 1 + int(rating > self.neutral) - int(rating < -self.neutral)
-
-    def _validates(self, domain: str, name: str) -> bool:
-        """By the number of the review or editorial, which stands before the sentence's."""
-        whole = f"{domain} {name.partition('_')[0]}".encode()
-        head = int.from_bytes(hashlib.sha256(whole).digest()[:8])
-        return head < self.validation_fraction * 2**64

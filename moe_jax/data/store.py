@@ -43,6 +43,13 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
 
+def in_share(name: str, fraction: float) -> bool:
+    """Whether a name falls into a share of all names, by its hash: copies stay together, and more
+    names change nothing for those that are there."""
+    head = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]
+    return int.from_bytes(head) < fraction * 2**64
+
+
 def build_once(target: Path, write: Callable[[Path], None]) -> None:
     """Makes the folder `target` with `write(temporary folder)`, unless it is there.
 

@@ -11,6 +11,7 @@ import numpy as np
 from moe_jax.config.errors import UserError
 
 SPLITS = ("train", "validation")
+NO_LABEL = -1  # the class of rows that nothing counts
 
 
 class Tokenizer(Protocol):

@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.data.types import Columns, DataInfo
+from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import ClassLogits
 from moe_jax.tasks.language_model import segment_positions
 from moe_jax.tasks.types import Headline, RawBatch, Sums
 
-UNLABELLED = -1  # of rows that nothing counts
 OPTIONAL = ("domain", "other_label", "share")  # columns that are read where the data has them
 BINS = 15  # of confidence, for the calibration error
 MOST_PAIRS = 1 << 20  # classes squared, up to which all confusions are counted
@@ -105,7 +104,7 @@ class ClassOfRow:
         )
 
     def valid(self, raw: RawBatch) -> Bool[Array, "B"]:
-        return jnp.asarray(raw["label"]) != UNLABELLED
+        return jnp.asarray(raw["label"]) != NO_LABEL
 
     def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
         """Rows with a label."""
