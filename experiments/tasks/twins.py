@@ -20,19 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.analysis.read_run import read_metrics
-from moe_jax.config.overrides import load_config
-from moe_jax.data.types import SPLITS
-from moe_jax.sweeps.statistics import paired, student
-from moe_jax.sweeps.table import final_metrics
-from moe_jax.training.experiment import Experiment
-
 ARMS = {"sparse": "", "dense": ":dense"}
 SHOWN = ("accuracy", "macro_f1", "cross_entropy", "calibration_error")
 
 
 def trained(config: str, workdir: Path, seed: int) -> dict[str, float]:
     """The last evaluation of a run, which is trained where it is not there."""
+    from moe_jax.analysis.read_run import read_metrics
+    from moe_jax.sweeps.table import final_metrics
+
     command = [sys.executable, "-m", "moe_jax.train", f"--config={config}"]
     subprocess.run([*command, f"--workdir={workdir}", f"--config.seed={seed}"], check=True)
     steps = json.loads((workdir / "config.json").read_text("utf-8"))["steps"]
@@ -114,6 +110,10 @@ BASELINES: dict[str, dict[str, Baseline]] = {
 
 
 def compared(task: str, seeds: int, out: Path) -> dict[str, Any]:
+    from moe_jax.config.overrides import load_config
+    from moe_jax.data.types import SPLITS
+    from moe_jax.training.experiment import Experiment
+
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):
         for arm, argument in ARMS.items():
@@ -129,6 +129,8 @@ def compared(task: str, seeds: int, out: Path) -> dict[str, Any]:
 
 def table(task: str, found: dict[str, Any]) -> str:
     """Markdown."""
+    from moe_jax.sweeps.statistics import paired, student
+
     seeds = len(found["runs"]["sparse"])
     lines = [f"| {task} | sparse | dense | sparse - dense, paired |", "| --- | --- | --- | --- |"]
     for name in SHOWN:

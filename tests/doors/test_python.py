@@ -12,15 +12,15 @@ from tests.doors.test_runs import results
 
 
 def test_it_trains_as_the_command_does(tiny, trained, tmp_path):
-    """From a file and from an Experiment, every number bit for bit; a second call goes on."""
-    run = moe_jax.train(tiny, tmp_path / "file", overrides={"steps": 6})
-    assert run.step == 6 and repr(run).startswith("LoadedRun(")
-    with pytest.raises(UserError, match="steps"):
-        moe_jax.train(tiny, tmp_path / "file")
+    """Every number bit for bit; a second call goes on, and other settings are refused."""
     experiment = load_config(tiny, (), Experiment)
     run = moe_jax.train(experiment, tmp_path / "experiment")
     assert results(tmp_path / "experiment") == results(trained)
-    assert run.evaluate() == moe_jax.load(trained).evaluate()
+    assert run.step == 12 and run.evaluate() == moe_jax.load(trained).evaluate()
+    again = moe_jax.train(tiny, tmp_path / "experiment")
+    assert again.step == 12 and repr(again).startswith("LoadedRun(")
+    with pytest.raises(UserError, match="steps"):
+        moe_jax.train(tiny, tmp_path / "experiment", overrides={"steps": 13})
 
 
 def test_mistakes_are_told(tiny, tmp_path):
