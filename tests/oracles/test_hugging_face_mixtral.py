@@ -179,7 +179,7 @@ def test_logits_loss_and_every_gradient(pair):
     def loss(params):
         output = network.apply(params, task.inputs(raw_batch()), Context(), {"00": {}})
         sums = task.sums(output.predictions, raw_batch())
-        return sums.nats / sums.tokens, output.logits_BSV
+        return sums["nats"] / sums["tokens"], output.logits_BSV
 
     (value, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(found, logits.detach().numpy(), rtol=1e-4, atol=2e-5)

@@ -128,7 +128,7 @@ def test_logits_routes_loss_and_every_gradient(twins):
             params, task.inputs(raw), Context(capture=True), twins.router_state
         )
         sums = task.sums(found.predictions, raw)
-        return sums.nats / sums.tokens, (found.logits_BSV, found.report)
+        return sums["nats"] / sums["tokens"], (found.logits_BSV, found.report)
 
     (value, (logits_BSV, report)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         twins.params

@@ -120,6 +120,7 @@ def train_ours(twins, optimizer, accumulation=1):
         optimizer=optimizer,
         moe=twins.moe,
         layout=network.module(params).layout,
+        row_length=S,
         accumulation=accumulation,
         noise_seed=0,
     )
