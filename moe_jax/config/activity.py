@@ -103,20 +103,14 @@ def doing(what: str, total: int | None = None, unit: str = "", first: str = "") 
     with _watch.lock:
         _watch.wipe()
         _watch.stack.append(one)
-    if is_interactive() and not _watch.watched:
-        with watched():
-            yield from _within(one)
-    else:
-        yield from _within(one)
-
-
-def _within(one: Doing) -> Iterator[Doing]:
-    try:
-        yield one
-    finally:
-        with _watch.lock:
-            _watch.wipe()
-            _watch.stack.remove(one)
+    alone = is_interactive() and not _watch.watched
+    with watched() if alone else contextlib.nullcontext():
+        try:
+            yield one
+        finally:
+            with _watch.lock:
+                _watch.wipe()
+                _watch.stack.remove(one)
 
 
 def counted(what: str, parts: Iterable[T], unit: str, first: str = "") -> Iterator[T]:

@@ -55,6 +55,9 @@ class LabelledText(TextDataset):
     def documents(self, split: str) -> Iterator[str]:
         return (example.text for example in self.examples(split, Tally()))
 
+    def tallied(self, split: str, tally: Tally) -> Iterator[str]:
+        return (example.text for example in self.examples(split, tally))
+
     def columns(self) -> dict[str, ArraySpec]:
         S = self.sequence_length
         return {

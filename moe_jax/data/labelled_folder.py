@@ -42,9 +42,6 @@ class LabelledFolder(LabelledText, Folder):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "label": self.label, "domain": self.domain}
 
-    def tallied(self, split: str, tally: Tally) -> Iterator[str]:
-        return (example.text for example in self.examples(split, tally))
-
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         files, _ = self._files(split)
         own = self.validation is not None
@@ -88,12 +85,6 @@ class LabelledTfds(LabelledText, Tfds):
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "label": self.label}
-
-    def documents(self, split: str) -> Iterator[str]:
-        return (example.text for example in self.examples(split, Tally()))
-
-    def tallied(self, split: str, tally: Tally) -> Iterator[str]:
-        return (example.text for example in self.examples(split, tally))
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         names = self.set().class_names(self.label)

@@ -13,6 +13,15 @@ from moe_jax.routing.counterfactual import Counterfactual, Recorded
 from moe_jax.routing.types import Sums, Traffic
 
 
+def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Position of each token within its segment, from 0."""
+    place_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)
+    changed_BS = segment_BS[:, 1:] != segment_BS[:, :-1]
+    starts_BS = jnp.pad(changed_BS, ((0, 0), (1, 0)), constant_values=True)
+    start_BS = jax.lax.cummax(jnp.where(starts_BS, place_S[None], 0), axis=1)
+    return place_S[None] - start_BS
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
@@ -25,6 +34,18 @@ class TokenBatch:
     member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
     # Which of the routing.types.PLACES parts of its row each token is in; None: as they stand.
     place_BS: Int[Array, "B S"] | None = None
+
+    @classmethod
+    def packed(
+        cls, token_BS: Int[Array, "B S"], segment_BS: Int[Array, "B S"], row_B: Int[Array, "B"]
+    ) -> TokenBatch:
+        """Of rows as they are stored: positions follow from the segments."""
+        return cls(
+            token_BS=token_BS,
+            position_BS=segment_positions(segment_BS),
+            segment_BS=segment_BS,
+            row_B=row_B,
+        )
 
     def told(self, S: int) -> tuple[Array, Array]:
         """(id, segment) of each of the S tokens that the layers see, for who looks on."""

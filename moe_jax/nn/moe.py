@@ -24,11 +24,12 @@ from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer
 from moe_jax.parallel.axes import OURS, MeshAxes, Place
 from moe_jax.routing import Mixtral
 from moe_jax.routing.balance import routing_metrics
-from moe_jax.routing.losses import SCOPES, RoutingLosses, scoped_loss
+from moe_jax.routing.losses import SCOPES, LoadBalance, RoutingLosses, scoped_loss
 from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.types import Router, Sums, Traffic
 
 State = Mapping[str, Array]
+USUAL_LOSSES = RoutingLosses(load_balance=LoadBalance(coefficient=0.01))
 
 
 class RouterState(nnx.Variable):
@@ -110,7 +111,7 @@ class MoE(nnx.Module):
             num_experts=experts,
             expert_dim=hidden,
             router=Mixtral() if router is None else router,
-            losses=_usual_losses() if losses is None else losses,
+            losses=USUAL_LOSSES if losses is None else losses,
             capacity_factor=capacity_factor,
             group_size=group_size,
             num_shared=shared,
@@ -160,7 +161,7 @@ class MoE(nnx.Module):
         )
         mesh = self._mesh()
         explicit = _explicit(mesh)
-        if not explicit:
+        if mesh is None or not explicit:
             return self._run(x, valid, ids, context)
         # Where shardings are part of types, the layer is a part of the program without them.
         graph, state = nnx.split(self)
@@ -170,7 +171,9 @@ class MoE(nnx.Module):
 
         out_sharding = (jax.typeof(x).sharding.spec, PartitionSpec())
         auto = jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)
-        return auto(state, x, valid, ids, context)
+        around = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh  # `mesh=` is not around yet
+        with jax.sharding.use_abstract_mesh(around):
+            return auto(state, x, valid, ids, context)
 
     def _run(
         self, x: Array, valid: Array | None, ids: Array | None, context: Context
@@ -250,12 +253,6 @@ class MoE(nnx.Module):
                 variable.set_metadata(out_sharding=())
         for name, spec in specs.items():
             getattr(self.layer.experts, name).set_metadata(out_sharding=tuple(spec))
-
-
-def _usual_losses() -> RoutingLosses:
-    from moe_jax.routing.losses import LoadBalance
-
-    return RoutingLosses(load_balance=LoadBalance(coefficient=0.01))
 
 
 def _require(config: MoEConfig, dim: int) -> None:

@@ -16,7 +16,6 @@ from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import ClassLogits
-from moe_jax.tasks.language_model import segment_positions
 from moe_jax.tasks.types import Headline, RawBatch, Sums
 
 OPTIONAL = ("domain", "other_label", "share")  # columns that are read where the data has them
@@ -95,13 +94,7 @@ class ClassOfRow:
             return ImageBatch(
                 image_BHWC=jnp.asarray(raw["image"]), valid_B=self.valid(raw), row_B=raw["row"]
             )
-        segment_BS = raw["segments"]
-        return TokenBatch(
-            token_BS=raw["tokens"],
-            position_BS=segment_positions(segment_BS),
-            segment_BS=segment_BS,
-            row_B=raw["row"],
-        )
+        return TokenBatch.packed(raw["tokens"], raw["segments"], raw["row"])
 
     def valid(self, raw: RawBatch) -> Bool[Array, "B"]:
         return jnp.asarray(raw["label"]) != NO_LABEL

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
@@ -17,15 +16,6 @@ from moe_jax.models.types import IO
 from moe_jax.nn.context import TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
 from moe_jax.tasks.types import Headline, RawBatch, Sums
-
-
-def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Position of each token within its segment, from 0."""
-    place_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)
-    changed_BS = segment_BS[:, 1:] != segment_BS[:, :-1]
-    starts_BS = jnp.pad(changed_BS, ((0, 0), (1, 0)), constant_values=True)
-    start_BS = jax.lax.cummax(jnp.where(starts_BS, place_S[None], 0), axis=1)
-    return place_S[None] - start_BS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +62,7 @@ class NextToken:
         self._bytes_V = np.asarray(bytes_per_token_V, np.int32)
 
     def inputs(self, raw: RawBatch) -> TokenBatch:
-        segment_BS = raw["segments"][:, :-1]
-        return TokenBatch(
-            token_BS=raw["tokens"][:, :-1],
-            position_BS=segment_positions(segment_BS),
-            segment_BS=segment_BS,
-            row_B=raw["row"],
-        )
+        return TokenBatch.packed(raw["tokens"][:, :-1], raw["segments"][:, :-1], raw["row"])
 
     def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:
         here, following = raw["segments"][:, :-1], raw["segments"][:, 1:]

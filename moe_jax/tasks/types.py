@@ -100,8 +100,3 @@ class Objective(Protocol):
     ) -> dict[str, float]:
         """Figures by name, of sums over an evaluation or a step, and of rows where there are."""
         ...
-
-
-def headline(task: Task, metrics: Mapping[str, Any]) -> Headline:
-    """The first of the task's headlines that is among the metrics, else its first."""
-    return next((h for h in task.headlines if h.name in metrics), task.headlines[0])

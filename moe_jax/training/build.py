@@ -215,16 +215,19 @@ class Program:
         batch_size: of the batch of which `raw` has the `local_rows`; None: `raw` has all rows.
         first_row: number of the batch's first row, in an evaluation of several batches.
         """
-        whole = len(raw[next(iter(self.columns))]) if batch_size is None else batch_size
+        whole = self._rows_of(raw) if batch_size is None else batch_size
         held = np.arange(whole) if batch_size is None else self.local_rows(whole)
         numbers = (first_row + held).astype(np.int32)
         arrays = {**{name: raw[name] for name in self.columns}, "row": numbers}
         return put_rows(arrays, held, whole, self.batch_sharding)
 
+    def _rows_of(self, raw: Mapping[str, np.ndarray]) -> int:
+        return len(raw[next(iter(self.columns))])
+
     def told(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(id, segment), int32 (B, S), of each token that the layers see of numpy rows; segment 0
         is none."""
-        rows = np.arange(len(raw[next(iter(self.columns))]), dtype=np.int32)
+        rows = np.arange(self._rows_of(raw), dtype=np.int32)
         batch: dict[str, Any] = {**raw, "row": rows}
         told = self.step.task.inputs(batch).told(self.experiment.row_length)
         token_BS, segment_BS = (np.asarray(x, np.int32) for x in told)

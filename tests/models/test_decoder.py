@@ -15,11 +15,10 @@ from moe_jax.models.generation import Generator, sample
 from moe_jax.models.layout import layout_of
 from moe_jax.models.network import Network
 from moe_jax.models.types import IO
-from moe_jax.nn.context import Context, TokenBatch
+from moe_jax.nn.context import Context, TokenBatch, segment_positions
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import GShard, Mixtral, NoisyTopK, TopK
-from moe_jax.tasks.language_model import segment_positions
 
 V, S = 24, 12
 SMALL = DecoderConfig(

@@ -155,8 +155,12 @@ def test_no_mesh_of_the_user_changes_a_number(name, kind):
 
 
 def test_the_mesh_may_be_given():
+    explicit = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(AxisType.Explicit,) * 2)
+    x = jax.device_put(X, NamedSharding(explicit, PartitionSpec("data")))
+    typed, _ = call(of(mesh=explicit), x)
     mesh = make_mesh(MeshConfig(data=2, expert=4), jax.devices())
-    y, report = nnx.jit(lambda layer, x: layer(x))(of(mesh=mesh), X)
+    y, report = call(of(mesh=mesh), X)
+    np.testing.assert_allclose(typed, y, rtol=1e-5, atol=1e-6)
     alone, report_alone = call(of(), X)
     np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(report.sums.wanted_E, report_alone.sums.wanted_E)

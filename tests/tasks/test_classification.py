@@ -15,7 +15,6 @@ from moe_jax.models.types import IO
 from moe_jax.nn.predictions import ClassLogits
 from moe_jax.routing.plan import add_sums
 from moe_jax.tasks.classification import BINS, Classification, ClassOfRow
-from moe_jax.tasks.types import headline
 
 B, C = 60, 7
 DOMAINS = ("film", "shop")
@@ -67,7 +66,7 @@ def test_metrics_are_scikit_learns(batch):
         own = domain == number
         accuracy = sk.accuracy_score(label[own], best[own])
         assert found[f"domain/{name}/accuracy"] == pytest.approx(accuracy)
-    assert headline(Classification(), found).name == "accuracy"
+    assert next(h.name for h in Classification.headlines if h.name in found) == "accuracy"
 
 
 def test_sums_of_parts_are_those_of_the_whole(batch):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.nn.context import segment_positions
 from moe_jax.nn.predictions import GivenLogits
-from moe_jax.tasks.language_model import NextToken, segment_positions
+from moe_jax.tasks.language_model import NextToken
 
 V = 7
 # Two documents and padding; one document; nothing at all; a document of one token.
