@@ -17,7 +17,7 @@ from moe_jax.checking.compare import compare_rounding, rounding_allowed
 from moe_jax.checking.invariance import MANY, check, plan, with_tokens
 from moe_jax.config.cli import run_door
 from moe_jax.config.overrides import load_config
-from moe_jax.models import decoder
+from moe_jax.models import text
 from moe_jax.routing import Mixtral
 from moe_jax.routing.token_choice import router_logits, softmax, top
 from moe_jax.training.experiment import Experiment
@@ -59,7 +59,7 @@ def test_an_embedding_summed_in_bfloat16_raises_an_alarm(monkeypatch):
     def narrow(table_VD, ids, dtype):
         return table_VD.astype(dtype)[ids]
 
-    monkeypatch.setattr(decoder, "rows_of_table", narrow)
+    monkeypatch.setattr(text, "rows_of_table", narrow)
     report, planned = arm()
     (outcome,) = report.outcomes
     too_far = {d.quantity: d.size for d in outcome.differences if d.excess > 1}
