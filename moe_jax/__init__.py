@@ -4,8 +4,8 @@
     run = moe_jax.train("configs/quickstart.py", "runs/quickstart")      # as the command does
     run = moe_jax.load("runs/quickstart")                                # a trained run
 
-`routers` are the routers, `MeshAxes` says what a mesh's axes are for. What is not named here may
-move between versions.
+`routers` are the routers, `experts` what an expert may be, `MeshAxes` says what a mesh's axes are
+for. What is not named here may move between versions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moe_jax import experts
     from moe_jax import routing as routers
     from moe_jax.nn.moe import MoE, Report, updated
     from moe_jax.notebook import load, train
@@ -28,6 +29,7 @@ _WHERE = {
     "MoE": "moe_jax.nn.moe",
     "Report": "moe_jax.nn.moe",
     "RoutingLosses": "moe_jax.routing.losses",
+    "experts": "moe_jax.experts",
     "load": "moe_jax.notebook",
     "routers": "moe_jax.routing",
     "train": "moe_jax.train",
@@ -40,6 +42,7 @@ __all__ = [
     "Report",
     "RoutingLosses",
     "__version__",
+    "experts",
     "load",
     "routers",
     "train",
@@ -51,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_WHERE[name])
-    return module if name in ("routers", "train") else getattr(module, name)
+    return module if name in ("experts", "routers", "train") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

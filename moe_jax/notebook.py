@@ -344,6 +344,9 @@ class LoadedRun:
                 "this model's blocks choose among all tokens of a row, later ones too, so it "
                 "cannot generate (config.model.depth)"
             )
+        if not self.config.model.keeps_cache:
+            kind = type(self.config.model.mixer).__name__
+            raise UserError(f"{kind} keeps no cache, so it cannot generate (config.model.mixer)")
         if moe.every and not moe.causal:
             raise UserError(
                 "this model's routing lets a token see later ones, so it cannot generate "

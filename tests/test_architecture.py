@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Imports go only downward. The doors are the modules directly in moe_jax/ (train, report, ...).
 LAYERS = (
-    "doors sweeps checking planning training tasks data models nn analysis dispatch routing ops "
-    "parallel config"
+    "doors sweeps checking planning training tasks data models nn analysis dispatch experts "
+    "routing ops parallel config"
 ).split()
-PURE = ("routing", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
+PURE = ("routing", "experts", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
 # Where it is not the package's.
 IMPORT_NAMES = {
     "absl_py": "absl",

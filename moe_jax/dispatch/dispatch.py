@@ -10,7 +10,7 @@ from moe_jax.dispatch.dense import dense
 from moe_jax.dispatch.slots import FILLS
 from moe_jax.dispatch.transport import TRANSPORTS
 from moe_jax.dispatch.transport.local import local
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.routing.types import Plan, SoftPlan
 
 LAYOUTS = {
@@ -26,7 +26,7 @@ SOFT_LAYOUTS = ("slots_einsum", "dense")  # those that can carry a SoftPlan
 def dispatch(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: Experts,
+    experts: Networks,
     *,
     layout: str,
     transport: str = "local",

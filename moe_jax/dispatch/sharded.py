@@ -6,8 +6,8 @@ Experts lie with E over `expert`, F over `tensor` and D over `fsdp`; tokens over
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.dispatch import dispatch
-from moe_jax.ops.expert_ffn import ExpertWeights
+from moe_jax.experts.types import Networks
 from moe_jax.parallel.axes import OURS, MeshAxes, axis_size
-from moe_jax.routing.types import Plan, SoftPlan
+from moe_jax.routing.types import ParamSpec, Plan, SoftPlan
 
 
 def sharded_dispatch(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: ExpertWeights,
+    experts: Networks,
     *,
     layout: str,
     transport: str,
@@ -33,10 +33,8 @@ def sharded_dispatch(
 ) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
     """`dispatch` of this device's groups to the experts of its mesh.
 
-    experts: this device's part of the weights, as they are kept; they are cast to x's type.
-    Collectives beside the transport's own, with t devices along `tensor` and f along `fsdp`:
-      fsdp    one all-gather of the weights, (f - 1) / f of 3 * E/n * D * F/t elements, backward one
-              reduce-scatter of as many, in the weights' own type; never over `expert`.
+    experts: this device's experts and its part of F, whole along D (`whole_weights`).
+    Collectives beside the transport's own, with t devices along `tensor`:
       tensor  without expert parallelism one all-reduce of the outputs, 2 (t - 1) / t of
               g * T * D elements. With it each rank sends over `expert` only its D / t columns of
               every row, so `tensor` carries an all-gather of the received rows' columns, a
@@ -44,7 +42,6 @@ def sharded_dispatch(
               buffer) and an all-gather of the outputs' columns; the bytes of the transport's
               docstring are divided by t.
     """
-    experts = _gather_over_fsdp(experts, x_gTD.dtype, axes.fsdp)
     tensor, t = axes.tensor, axis_size(axes.tensor)
     spread = axis_size(axes.expert) > 1
     run = functools.partial(
@@ -67,21 +64,24 @@ def sharded_dispatch(
     return jax.lax.all_gather(y_gTd, tensor, axis=2, tiled=True), lost_g
 
 
-def _gather_over_fsdp(experts: ExpertWeights, dtype: jnp.dtype, fsdp: str | None) -> ExpertWeights:
-    """Whole along D and in the type of the activations, just before use."""
+def whole_weights(
+    weights: Mapping[str, Array], specs: Mapping[str, ParamSpec], dtype: jnp.dtype, fsdp: str | None
+) -> dict[str, Array]:
+    """This device's part of the weights as they are kept -> as experts use them: whole along D,
+    matrices in the type of the activations (vectors stay as they are).
 
-    def whole(w: Array, axis: int) -> Array:
-        if fsdp is None or axis_size(fsdp) == 1:
-            return w.astype(dtype)
-        return _gathered(w, axis, dtype, fsdp)
+    One all-gather over fsdp of (f - 1) / f of the elements, for three matrices of
+    3 * E/n * D * F/t, and backward one reduce-scatter of as many, in the weights' own type; never
+    over `expert`.
+    """
 
-    gate = experts.w_gate_EDF
-    return dataclasses.replace(
-        experts,
-        w_gate_EDF=None if gate is None else whole(gate, 1),
-        w_up_EDF=whole(experts.w_up_EDF, 1),
-        w_down_EFD=whole(experts.w_down_EFD, 2),
-    )
+    def whole(w: Array, spec: ParamSpec) -> Array:
+        kept = w.dtype if spec.matrix is None else dtype
+        if fsdp is None or axis_size(fsdp) == 1 or "embed" not in spec.axes:
+            return w.astype(kept)
+        return _gathered(w, spec.axes.index("embed"), kept, fsdp)
+
+    return {name: whole(w, specs[name]) for name, w in weights.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -109,7 +109,7 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 class ColumnExperts:
     """Experts whose F is split over `axis`, for tokens of which each rank has D / t columns."""
 
-    weights: ExpertWeights
+    weights: Networks
     axis: str
 
     def slots(self, x_ECd: Float[Array, "E C d"]) -> Float[Array, "E C d"]:

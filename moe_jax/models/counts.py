@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from moe_jax.models.layout import Layout
 from moe_jax.models.transformer import TransformerConfig
 from moe_jax.models.types import IO
+from moe_jax.nn.cost import Cost, total
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.ops.expert_ffn import GATED
 
@@ -14,7 +16,8 @@ from moe_jax.ops.expert_ffn import GATED
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Parameters: all; those a token uses; routers; embedding and head. FLOPs per token of a
-    training step (forward + backward), split into matmuls and attention."""
+    training step (forward + backward), split into matmuls and attention; routed: of the matmuls
+    those of chosen experts."""
 
     total: int
     active: int
@@ -22,6 +25,7 @@ class Counts:
     embedding: int
     matmul_flops: float
     attention_flops: float
+    routed_flops: float
     iso_flop_dense_dim: int
 
     @property
@@ -29,80 +33,50 @@ class Counts:
         return self.matmul_flops + self.attention_flops
 
 
-def count(  # long: one formula, term by term
-    config: TransformerConfig, moe: MoEConfig, io: IO
-) -> Counts:
-    """Counts of one model.
+def count(config: TransformerConfig, moe: MoEConfig, io: IO) -> Counts:
+    """Counts of one model, the sum of what its layers say (`nn.cost.Cost`).
 
     Training FLOPs per token = 6 * (active matrix parameters, with router and head, without an
     embedding's look-up) + 12 * layers * heads * head_dim * S for non-causal attention; k experts
     per token, no padding, no recomputation. Mixtral 8x7B at S=4096: 76.49 + 6.44 = 82.93 GFLOP.
     iso_flop_dense_dim: hidden width of a dense layer with the arithmetic of the sparse one
     (k experts, the shared ones, latent projections; the router's D * E is left out).
-    Experts of latent width L have L in the place of D, and 2 D L for the projections.
     In a layer where c of S tokens take part (mixture of depths) a token uses c / S of the layer's
     parameters on average, and attention, c queries on c keys, takes (c / S)^2 of its FLOPs.
+    From the first sparse layer on an ensemble computes every token M times.
     """
-    D, sequence_length = config.model_dim, config.row_length(io)
-    ends = config.ends(io)
-    matrices = 3 if config.activation in GATED else 2
+    D, S, ends = config.model_dim, config.row_length(io), config.ends(io)
     layout = config.layout(moe)
-    sparse = len(layout.moe_layers)
-    c = config.depth.tokens(sequence_length)
-
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    attention = D * config.head_dim * heads
-    norms = 2 * D + (2 * config.head_dim if config.qk_norm else 0)
-    specs = moe.router.params(D, moe.num_experts)
-    router = sum(_size(spec.shape) for spec in specs.values())
-    L = moe.latent_dim or D
-    expert = matrices * L * moe.expert_dim
-    latent = 2 * D * L if moe.latent_dim else 0
-    shared = matrices * D * moe.num_shared * (moe.shared_dim or moe.expert_dim)
-    depth = D * len(layout.depth_layers)
-    used = round(moe.experts_per_token(sequence_length) * expert)
-
-    common = config.num_layers * (attention + norms) + D + ends.parameters + depth
-    common += (config.num_layers - sparse) * matrices * D * config.mlp_dim
-    total = common + sparse * (router + moe.num_experts * expert + shared + latent)
-    active = common + sparse * (router + used + shared + latent)
-    # What those do not use that pass a block by.
-    passed = 0.0
-    for layer in layout.depth_layers:
-        of_chosen = of_all = matrices * D * config.mlp_dim
-        if layer in layout.moe_layers:
-            of_all = router + used + shared + latent
-            of_chosen = of_all - used + round(moe.experts_per_token(c) * expert)
-        passed += attention + of_all - (attention + of_chosen) * c / sequence_length
-    matmul = active - passed - config.num_layers * norms - D
-    matmul += ends.multiplied - ends.parameters
-    # From the first sparse layer on an ensemble computes every token M times.
-    M = moe.ensemble if sparse else 1
     once = len(layout.before_sparse)
-    matmul = M * matmul - (M - 1) * once * (attention + matrices * D * config.mlp_dim)
-    attended = config.num_layers - len(layout.depth_layers) * (1 - (c / sequence_length) ** 2)
-    width = moe.experts_per_token(sequence_length) * moe.expert_dim * L / D
-    width += moe.num_shared * (moe.shared_dim or moe.expert_dim) + latent / (matrices * D)
+    blocks = [_block(config, moe, layout, layer, S) for layer in range(config.num_layers)]
+    model = total([*blocks, Cost.of_vectors(2 * D * config.num_layers + D)])
+    shared, copied = total(blocks[:once]), total(blocks[once:])
+    M = moe.ensemble if layout.moe_layers else 1
     return Counts(
-        total=total,
-        active=round(active - passed),
-        router=sparse * router + depth,
+        total=round(model.parameters + ends.parameters),
+        active=round(model.active + ends.parameters),
+        router=round(model.router),
         embedding=ends.parameters,
-        matmul_flops=6.0 * matmul,
-        attention_flops=12.0
-        * (M * attended - (M - 1) * once)
-        * config.num_heads
-        * config.head_dim
-        * sequence_length,
-        iso_flop_dense_dim=round(width) if sparse else config.mlp_dim,
+        matmul_flops=6.0 * (shared.multiplied + M * (copied.multiplied + ends.multiplied)),
+        attention_flops=shared.attended + M * copied.attended,
+        routed_flops=6.0 * M * copied.routed,
+        iso_flop_dense_dim=_dense_dim(config, moe, S) if layout.moe_layers else config.mlp_dim,
     )
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dimension in shape:
-        size *= dimension
-    return size
+def _block(config: TransformerConfig, moe: MoEConfig, layout: Layout, layer: int, S: int) -> Cost:
+    sparse = moe if layer in layout.moe_layers else None
+    if layer in layout.depth_layers:
+        return config.depth.cost(lambda c: config.block_cost(sparse, c), config.model_dim, S)
+    return config.block_cost(sparse, S)
+
+
+def _dense_dim(config: TransformerConfig, moe: MoEConfig, S: int) -> int:
+    """The hidden width at which a dense layer multiplies as much as the sparse one's experts."""
+    of_layer = moe.cost(config.model_dim, config.activation, S)
+    a_column = (3 if config.activation in GATED else 2) * config.model_dim
+    rounded = of_layer.multiplied - of_layer.router - round(of_layer.routed)
+    return round((of_layer.routed + rounded) / a_column)
 
 
 def summary(counts: Counts) -> dict[str, Any]:

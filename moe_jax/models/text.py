@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
 from moe_jax.models.types import IO, Ends, Output, RouterState
-from moe_jax.nn.attention import KeyValueCache
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.ensemble import mean_prediction, repeat_rows
 from moe_jax.nn.head import POOLINGS, ClassHead
@@ -108,17 +107,17 @@ class TextModel(Transformer):
         weights = partial(parameter, rngs, dtype=self.param_dtype, matrix=((0,), (1,)), decays=True)
         return weights(init, shape, axes)
 
-    def make_cache(self, B: int, P: int) -> dict[str, KeyValueCache]:
-        """An empty cache for B rows of up to P positions."""
+    def make_cache(self, B: int, P: int) -> dict[str, Any]:
+        """An empty cache for B rows of up to P positions. ValueError where the mixer has none."""
         config, members = self.config, self.members
         caches = {}
         for stack in self.layout.stacks:
             rows = B if stack in self.layout.before_sparse else B * members
-            shape = (stack.count, rows, P, config.num_kv_heads, config.head_dim)
-            caches[stack.name] = KeyValueCache(
-                key_BPMH=jnp.zeros(shape, self.dtype),
-                value_BPMH=jnp.zeros(shape, self.dtype),
-                length=jnp.zeros((stack.count,), jnp.int32),
+            cache = config.mixer.cache(config.row_sizes, rows, P, self.dtype)
+            if cache is None:
+                raise ValueError("this model's mixer keeps no cache")
+            caches[stack.name] = jax.tree.map(
+                lambda leaf, n=stack.count: jnp.broadcast_to(leaf[None], (n, *leaf.shape)), cache
             )
         return caches
 
@@ -127,7 +126,7 @@ class TextModel(Transformer):
         batch: TokenBatch,
         context: Context,
         router_state: RouterState,
-        cache: Mapping[str, KeyValueCache] | None = None,
+        cache: Mapping[str, Any] | None = None,
     ) -> Output:
         x_BSD = rows_of_table(self._embedding_table(), jnp.asarray(batch.token_BS), self.dtype)
         # Embedding rows have norm 1; the blocks expect elements of variance 1.

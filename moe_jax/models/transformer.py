@@ -12,15 +12,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.config.fields import Rule, at_least, kind, one_of
+from moe_jax.experts.types import sizes_of
 from moe_jax.models.layout import Layout, Stack, layout_of
 from moe_jax.models.types import IO, Ends, Output, RouterState
-from moe_jax.nn.attention import KERNELS, KeyValueCache
+from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
-from moe_jax.nn.context import Context, DepthReport, LayerReport, TokenBatch
-from moe_jax.nn.depth import MixtureOfDepths
+from moe_jax.nn.context import Context, LayerReport, TokenBatch
+from moe_jax.nn.cost import Cost
+from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
 from moe_jax.nn.ensemble import copies, join_members, mean_prediction, repeat_rows
-from moe_jax.nn.mlp import MLP
+from moe_jax.nn.mixer import Mixer, RowSizes
+from moe_jax.nn.mlp import MLP, feed_forward_params
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.predictions import ClassLogits
@@ -52,7 +55,8 @@ class TransformerConfig:
     """The config of a model, a row of MODELS: sizes and numerics of its layers here, and what it
     reads and gives in the subclass (`fits`, `row_length`, `ends`, `build`).
 
-    mlp_dim is the hidden width of the dense layers. attention: the kernel, see nn/attention.py.
+    mlp_dim is the hidden width of the dense layers. mixer: how the tokens of a row see each other,
+    attention as a rule. attention: its kernel, see nn/attention.py.
     depth: layers in which only some tokens take part. unrolled_layers: up to so many layers are
     compiled one by one, more of them as a loop, whose time to compile does not grow with them;
     None: 8 on CPU, where the loop makes a step a fifth longer (it copies what the backward pass
@@ -75,6 +79,7 @@ class TransformerConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    mixer: Mixer = kind(MIXERS, GroupedQuery)
     depth: MixtureOfDepths = field(default_factory=MixtureOfDepths)
 
     def check(self) -> Iterator[Rule]:
@@ -112,6 +117,35 @@ class TransformerConfig:
     def rotary_theta(self) -> float | None:
         """Of rotary positions in attention; None: it knows no positions."""
         return None
+
+    @property
+    def row_sizes(self) -> RowSizes:
+        """What a mixer knows of the model."""
+        return RowSizes(
+            model_dim=self.model_dim,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            causal=self.in_order,
+            rope_theta=self.rotary_theta,
+            qk_norm=self.qk_norm,
+            kernel=self.attention,
+            init_scale=self.init_scale,
+        )
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether it can go on behind a token without computing the row again, as generation
+        does."""
+        return self.mixer.cache(self.row_sizes, 1, 1, jnp.float32) is not None
+
+    def block_cost(self, moe: MoEConfig | None, S: int) -> Cost:
+        """Of a block for rows of S tokens, without its two norms; moe: of a sparse one."""
+        mixer = self.mixer.cost(self.row_sizes, S)
+        if moe is not None:
+            return mixer + moe.cost(self.model_dim, self.activation, S)
+        dense = feed_forward_params(self.model_dim, self.mlp_dim, self.activation, 1.0)
+        return mixer + Cost.of_matrices(sizes_of(dense))
 
     def layout(self, moe: MoEConfig) -> Layout:
         """Which layers are sparse, and how they are stacked."""
@@ -159,32 +193,29 @@ class Transformer(nnx.Module):
 
     def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
         config = self.config
-        numerics: dict[str, Any] = dict(init_scale=config.init_scale, param_dtype=self.param_dtype)
-        attention = dict(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rotary_theta,
-            causal=config.in_order,
-            qk_norm=config.qk_norm,
-            mesh=self.mesh,
-            kernel=config.attention,
-            **numerics,
+        D, options = (
+            config.model_dim,
+            dict(activation=config.activation, init_scale=config.init_scale),
         )
-        options: dict[str, Any] = dict(activation=config.activation, **numerics)
-        if stack.moe:
-            options |= dict(config=self.moe, mesh=self.mesh)
-        else:
-            options |= dict(hidden_dim=config.mlp_dim)
+
+        def mixer(rngs: nnx.Rngs) -> nnx.Module:
+            return config.mixer.make(config.row_sizes, self.mesh, rngs)
+
+        def feed_forward(rngs: nnx.Rngs) -> MLP | MoELayer:
+            given: dict[str, Any] = dict(model_dim=D, rngs=rngs, **options)
+            if stack.moe:
+                return MoELayer(self.moe, mesh=self.mesh, **given)
+            return MLP(hidden_dim=config.mlp_dim, **given)
+
+        def depth(rngs: nnx.Rngs) -> DepthRouter:
+            return config.depth.make(D, self.mesh, rngs)
 
         def make(key: Array) -> Block:
             return Block(
-                model_dim=config.model_dim,
-                attention=attention,
-                feed_forward=MoELayer if stack.moe else MLP,
-                feed_forward_options=options,
-                depth=config.depth if stack.depth else None,
-                mesh=self.mesh,
+                D,
+                mixer=mixer,
+                feed_forward=feed_forward,
+                depth=depth if stack.depth else None,
                 rngs=nnx.Rngs(params=key),
             )
 
@@ -209,13 +240,13 @@ class Transformer(nnx.Module):
         batch: TokenBatch,
         context: Context,
         router_state: RouterState,
-        cache: Mapping[str, KeyValueCache] | None = None,
+        cache: Mapping[str, Any] | None = None,
     ) -> tuple[Float[Array, "N S D"], Output]:
         """What the layers and the last norm make of the tokens, N = B members rows; and all of the
         output but its predictions."""
         reports: dict[str, LayerReport] = {}
         depths: dict[str, DepthReport] = {}
-        caches: dict[str, KeyValueCache] = {}
+        caches: dict[str, Any] = {}
         x_BSD, members = self.constrain(x_BSD), 1
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
             if members < self.moe.ensemble and any(stack.moe for stack in stacks):
@@ -252,7 +283,7 @@ class Transformer(nnx.Module):
         batch: TokenBatch,
         context: Context,
         router_state: RouterState,
-        cache: Mapping[str, KeyValueCache] | None,
+        cache: Mapping[str, Any] | None,
     ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], dict[str, Any]]]:
         """Scans over the repeats of a pattern whose places are `stacks`: the activations, and by
         stack what was reported of sparse layers, of depths, and the caches."""
@@ -273,7 +304,7 @@ class Transformer(nnx.Module):
         def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
             reports: dict[str, LayerReport] = {}
             depths: dict[str, DepthReport] = {}
-            caches: dict[str, KeyValueCache] = {}
+            caches: dict[str, Any] = {}
             for name, layer in layers.items():
                 block = nnx.merge(graphs[name], layer["params"])
                 x_BSD, report, new_cache = block(

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from moe_jax.nn.attention import KeyValueCache
-from moe_jax.nn.context import DepthReport, LayerReport
+from moe_jax.nn.context import LayerReport
+from moe_jax.nn.depth import DepthReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Output:
     predictions: Any
     report: LayerReport | None
     depth: DepthReport | None = None
-    cache: dict[str, KeyValueCache] | None = None
+    cache: dict[str, Any] | None = None
 
     @property
     def logits_BSV(self) -> Float[Array, "B S V"]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from moe_jax.nn.cost import Cost, Division, Here, Planned
+from moe_jax.nn.mixer import BaseMixer, Mixer, RowSizes
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import fan_in, parameter
 from moe_jax.ops.attention import attend, attend_rows, query_block
@@ -78,8 +83,8 @@ def rotate(
 class Attention(nnx.Module):
     """Self-attention within segments. N query heads share M key/value heads.
 
-    causal: a token sees itself and the earlier ones, else all of its segment. rope_theta: of
-    rotary positions; None: attention knows no positions.
+    Causal: a token sees itself and the earlier ones, else all of its segment. Without rope_theta
+    attention knows no positions.
 
     `qk_norm` normalises queries and keys before the rotation, each head by itself with one scale of
     head_dim for all, as Qwen3 does. (OLMoE's norm spans all heads at once.)
@@ -89,23 +94,15 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        *,
-        model_dim: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        rope_theta: float | None,
-        qk_norm: bool,
-        init_scale: float,
-        param_dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        sizes: RowSizes,
         mesh: Mesh,
-        kernel: str = "auto",
-        causal: bool = True,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
     ):
-        D, N, M, H = model_dim, num_heads, num_kv_heads, head_dim
-        inward = fan_in(init_scale, in_axis=0, out_axis=(1, 2))
-        outward = fan_in(init_scale, in_axis=(0, 1))
+        D, N = sizes.model_dim, sizes.num_heads
+        M, H = sizes.num_kv_heads, sizes.head_dim
+        inward = fan_in(sizes.init_scale, in_axis=0, out_axis=(1, 2))
+        outward = fan_in(sizes.init_scale, in_axis=(0, 1))
         weights = functools.partial(parameter, rngs, dtype=param_dtype, decays=True)
         from_D = functools.partial(weights, inward, matrix=((0,), (1, 2)))
         self.wq = from_D((D, N, H), ("embed", "heads", "head_dim"))
@@ -113,10 +110,10 @@ class Attention(nnx.Module):
         self.wv = from_D((D, M, H), ("embed", "kv_heads", "head_dim"))
         out_axes = ("heads", "head_dim", "embed")
         self.wo = weights(outward, (N, H, D), out_axes, matrix=((0, 1), (2,)))
-        self.query_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
-        self.key_norm = RMSNorm(H, rngs=rngs) if qk_norm else None
-        self.rope_theta, self.mesh, self.kernel = rope_theta, mesh, kernel
-        self.causal = causal
+        self.query_norm = RMSNorm(H, rngs=rngs) if sizes.qk_norm else None
+        self.key_norm = RMSNorm(H, rngs=rngs) if sizes.qk_norm else None
+        self.rope_theta, self.causal = sizes.rope_theta, sizes.causal
+        self.mesh, self.kernel = mesh, sizes.kernel
 
     def __call__(
         self,
@@ -177,3 +174,53 @@ class Attention(nnx.Module):
 
 def _heads_first(x_BSNH: Array) -> Array:
     return x_BSNH.swapaxes(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedQuery(BaseMixer):
+    """`Attention`: num_heads query heads share num_kv_heads of keys and values. GQA, Ainslie et al.
+    (2305.13245); equal numbers are multi-head attention, Vaswani et al. (1706.03762)."""
+
+    def make(self, sizes: RowSizes, mesh: Mesh, rngs: nnx.Rngs) -> Attention:
+        return Attention(sizes, mesh, rngs)
+
+    def cost(self, sizes: RowSizes, S: int) -> Cost:
+        """Scores and their products are 12 * heads * head_dim * S FLOPs, as if not causal."""
+        norms = 2 * sizes.head_dim if sizes.qk_norm else 0
+        projections = sizes.model_dim * _projected(sizes)
+        attended = 12.0 * sizes.num_heads * sizes.head_dim * S
+        return Cost.of_matrices(projections) + Cost.of_vectors(norms) + Cost(attended=attended)
+
+    def planned(self, sizes: RowSizes, here: Here) -> Planned:
+        split = here.sequence > 1
+        kernel = attention_kernel(sizes.kernel, here.platform, here.row, split)
+        # Of one block of queries: none are kept, each is computed again.
+        block = 0 if sizes.causal and kernel == "splash" else query_block(here.row, split)
+        projected = here.tokens * _projected(sizes) / here.tensor * here.bytes
+        logits = here.tokens * block * sizes.num_heads / here.tensor * (4 + here.bytes)
+        # Backward each of the three matrices that take the layer's input has a sum of its own.
+        summed = (here.forward + 3) * here.tokens * sizes.model_dim * here.bytes
+        width = 2 * sizes.num_kv_heads * sizes.head_dim / here.tensor
+        return Planned(
+            kept=projected + logits,
+            products=projected,
+            summed=summed,
+            exchanged=here.tokens * width * here.bytes,
+        )
+
+    def cache(self, sizes: RowSizes, B: int, P: int, dtype: Any) -> KeyValueCache:
+        zeros = jnp.zeros((B, P, sizes.num_kv_heads, sizes.head_dim), dtype)
+        return KeyValueCache(key_BPMH=zeros, value_BPMH=zeros, length=jnp.zeros((), jnp.int32))
+
+    def divisions(self, sizes: RowSizes, mesh: Mapping[str, int]) -> Iterator[Division]:
+        for name in ("num_heads", "num_kv_heads"):
+            yield f"model.{name}", getattr(sizes, name), mesh["tensor"], "mesh.tensor"
+
+
+def _projected(sizes: RowSizes) -> int:
+    """Columns of queries, keys, values and outputs."""
+    return (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim
+
+
+# A new one is a new file and one row here.
+MIXERS: dict[str, type[Mixer]] = {"grouped_query": GroupedQuery}

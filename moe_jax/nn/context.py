@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from moe_jax.routing.counterfactual import Counterfactual, Recorded
-from moe_jax.routing.types import Sums, Traffic
+from moe_jax.routing.counterfactual import Counterfactual
+from moe_jax.routing.types import Recorded, Sums, Traffic
 
 
 def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -124,16 +124,6 @@ class Routes:
     kept_BSK: Shaped[Array, "*L B S K"]
     prob_BSE: Float[Array, "*L B S E"]
     unused: int = field(metadata={"static": True})  # the id of no expert, E + Z
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class DepthReport:
-    """Statistics of one block with a mixture of depths, additive over rows."""
-
-    chosen: Int[Array, "*L B"]  # valid tokens that take part
-    valid: Int[Array, "*L B"]
-    weight: Float[Array, "*L B"]  # sum of the weights of the chosen
 
 
 @jax.tree_util.register_dataclass

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least, one_of
-from moe_jax.nn.context import DepthReport, Routes, TokenBatch
+from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
+from moe_jax.nn.cost import Cost
 from moe_jax.nn.param import parameter
 from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.token_choice import kernel_spec
@@ -58,6 +60,51 @@ class MixtureOfDepths:
         """c, how many of the S tokens of a row take part."""
         return max(math.ceil(self.capacity * S - 1e-9), 1)
 
+    def make(self, D: int, mesh: Mesh, rngs: nnx.Rngs) -> DepthRouter:
+        """What stands around such a block."""
+        return DepthRouter(self, D, mesh, rngs)
+
+    def cost(self, block: Callable[[int], Cost], D: int, S: int) -> Cost:
+        """Of such a block, given what it costs for rows of so many tokens: of the S of a row c pay,
+        and attention is among c."""
+        c = self.tokens(S)
+        router = Cost(parameters=D, active=D, multiplied=D, router=D)
+        return block(c).of_some(c / S) + router
+
+    def fits(self, num_layers: int, sequence: int) -> Iterator[Rule]:
+        """The rules of the model around it; sequence: devices that a row is split over."""
+        if not self.every:
+            return
+        if self.first >= num_layers:
+            yield "first", f"must be below model.num_layers = {num_layers}"
+        if sequence > 1:
+            yield (
+                "every",
+                f"needs mesh.sequence = 1, not {sequence}: it chooses among a whole row",
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DepthReport:
+    """Statistics of one block with a mixture of depths, additive over rows."""
+
+    chosen: Int[Array, "*L B"]  # valid tokens that take part
+    valid: Int[Array, "*L B"]
+    weight: Float[Array, "*L B"]  # sum of the weights of the chosen
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """By layer, from sums over all rows:
+
+        passed_fraction  share of the tokens that pass the block by
+        weight           mean weight of those that take part
+        """
+        chosen, valid, weight = (np.asarray(x) for x in (self.chosen, self.valid, self.weight))
+        return {
+            "passed_fraction": 1 - chosen / np.maximum(valid, 1),
+            "weight": weight / np.maximum(chosen, 1),
+        }
+
 
 def choose_tokens(
     score_T: Float[Array, "T"], valid_T: Bool[Array, "T"], c: int
@@ -78,6 +125,11 @@ class Chosen:
     weight_BC: Float[Array, "B C"]
 
 
+# What attention and what the feed-forward layer add to some tokens of rows of `span`, and the
+# report of the latter.
+Parts = Callable[[Array, TokenBatch, Context, int], tuple[Array, Array, LayerReport | None]]
+
+
 class DepthRouter(nnx.Module):
     """Chooses the tokens of a row, gathers them and scatters what the block adds to them.
 
@@ -89,6 +141,18 @@ class DepthRouter(nnx.Module):
         form: dict[str, Any] = dict(matrix=spec.matrix, decays=spec.decays)
         self.kernel = parameter(rngs, spec.init, spec.shape, spec.axes, **form)
         self.config, self.mesh = config, mesh
+
+    def around(
+        self, parts: Parts, x_BSD: Float[Array, "B S D"], batch: TokenBatch, context: Context
+    ) -> tuple[Float[Array, "B S D"], LayerReport | None, DepthReport]:
+        """The block's output: each chosen token gets x + r (what the block adds), the others x."""
+        S = x_BSD.shape[1]
+        x_BCD, batch, chosen, depth = self.gather(x_BSD, batch)
+        h_BCD, y_BCD, report = parts(x_BCD, batch, _of_chosen(context, chosen), S)
+        if report is not None and report.routes is not None:
+            routes = self.spread(report.routes, chosen, S)
+            report = dataclasses.replace(report, routes=routes)
+        return self.scatter_add(x_BSD, h_BCD + y_BCD, chosen), report, depth
 
     def gather(
         self, x_BSD: Float[Array, "B S D"], batch: TokenBatch
@@ -172,3 +236,12 @@ class DepthRouter(nnx.Module):
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=ROWS, check_vma=False
         )(*whole, *by_row)
+
+
+def _of_chosen(context: Context, chosen: Chosen) -> Context:
+    """The context with the recorded routes of the chosen tokens alone."""
+
+    def take(leaf_LBSK: Array) -> Array:
+        return jnp.take_along_axis(leaf_LBSK, chosen.place_BC[None, :, :, None], axis=2)
+
+    return dataclasses.replace(context, recorded=jax.tree.map(take, context.recorded))

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from moe_jax.config.checks import check
+from moe_jax.experts import Expert, FeedForward
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer
 from moe_jax.parallel.axes import OURS, MeshAxes, Place
@@ -73,7 +74,8 @@ class MoE(nnx.Module):
     dim: D, the width of a token. experts: E. hidden: F, the hidden width of one expert. router: how
     tokens choose, one of `moe_jax.routers` or your own (default: the best 2 by a softmax over
     them, as in Mixtral). losses: the routing losses of `report.loss` (default: load balance with
-    coefficient 0.01). activation: a key of ops.expert_ffn.ACTIVATIONS. capacity_factor: of
+    coefficient 0.01). activation: a key of ops.expert_ffn.ACTIVATIONS. expert: what an expert
+    computes, of `moe_jax.experts` or your own (default: that activation's). capacity_factor: of
     training; None: dropless. eval_capacity_factor: without `train`. group_size: tokens among which
     capacity is shared; None: one row. shared: shared experts, of width `shared_dim`.
     Further settings are those of `MoEConfig`.
@@ -98,6 +100,7 @@ class MoE(nnx.Module):
         router: Router | None = None,
         losses: RoutingLosses | None = None,
         activation: str = "swiglu",
+        expert: Expert | None = None,
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         group_size: int | None = None,
@@ -111,6 +114,7 @@ class MoE(nnx.Module):
             num_experts=experts,
             expert_dim=hidden,
             router=Mixtral() if router is None else router,
+            expert=FeedForward() if expert is None else expert,
             losses=USUAL_LOSSES if losses is None else losses,
             capacity_factor=capacity_factor,
             group_size=group_size,
@@ -125,7 +129,6 @@ class MoE(nnx.Module):
             model_dim=dim,
             activation=activation,
             init_scale=init_scale,
-            param_dtype=jnp.dtype("float32"),
             mesh=None,
             rngs=rngs,
         )

@@ -12,11 +12,17 @@ from jax import Array
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind, one_of
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
+from moe_jax.experts import EXPERTS, Expert, FeedForward
+from moe_jax.experts.types import sizes_of
+from moe_jax.nn.around import AROUND, Around, Nothing
+from moe_jax.nn.cost import Cost
+from moe_jax.nn.latent import Latent
+from moe_jax.nn.shared import Shared
 from moe_jax.ops.expert_ffn import ROW_BACKENDS
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS
 from moe_jax.routing.losses import RoutingLosses
-from moe_jax.routing.types import Router
+from moe_jax.routing.types import ParamSpec, Router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +31,10 @@ class MoEConfig:
 
     every, first: MoE in layers first, first + every, ... (counting from 0), dense elsewhere;
       every=0: nowhere, a dense model.
-    expert_dim: hidden width F of one expert. num_shared, shared_dim: experts that see every token.
+    expert_dim: hidden width F of one expert. expert: what one computes.
+    num_shared, shared_dim: experts that see every token.
     latent_dim: width L in which the routed experts work and tokens travel (`Latent`); None: the
-      model's width D.
+      model's width D. around: what else stands around them.
     ensemble: M members, each with E / M of the experts (docs/layers.md); 1: none.
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
@@ -43,7 +50,9 @@ class MoEConfig:
     num_shared: int = 0
     shared_dim: int | None = None  # width of one shared expert; None: expert_dim
     latent_dim: int | None = None
+    around: Around = kind(AROUND, Nothing)
     ensemble: int = 1
+    expert: Expert = kind(EXPERTS, FeedForward)
     router: Router = kind(ROUTERS, Mixtral)
     losses: RoutingLosses = field(default_factory=RoutingLosses)
     capacity_factor: float | None = None
@@ -68,6 +77,66 @@ class MoEConfig:
         yield from one_of(self, TRANSPORTS, "transport")
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
         yield from one_of(self, ("auto", *ROW_BACKENDS), "matmul")
+
+    def expert_params(
+        self, model_dim: int, activation: str, init_scale: float = 1.0
+    ) -> dict[str, ParamSpec]:
+        """The parameters of all experts of a layer of that width."""
+        expert = self.expert.completed(activation)
+        width = self.width(model_dim)
+        return expert.params(self.num_experts, width, self.expert_dim, init_scale)
+
+    def surroundings(self, activation: str) -> dict[str, Around]:
+        """What stands around the routed experts, from the outside, by the names of its parameters.
+        A new one that has settings here is a new file and one row."""
+        hidden = self.shared_dim or self.expert_dim
+        rows: dict[str, Around | None] = {
+            "shared": Shared(
+                number=self.num_shared,
+                hidden=hidden,
+                own_width=self.shared_dim is not None,
+                activation=activation,
+            )
+            if self.num_shared
+            else None,
+            "latent": Latent(latent_dim=self.latent_dim) if self.latent_dim else None,
+            "around": None if isinstance(self.around, Nothing) else self.around,
+        }
+        return {name: around for name, around in rows.items() if around is not None}
+
+    def widths(self, model_dim: int) -> dict[str, int]:
+        """The width of what each of `surroundings` gets."""
+        found, width = {}, model_dim
+        for name, around in self.surroundings("relu").items():
+            found[name] = width
+            width = around.width(width)
+        return found
+
+    def width(self, model_dim: int) -> int:
+        """In which the routed experts work and tokens travel."""
+        width = model_dim
+        for around in self.surroundings("relu").values():
+            width = around.width(width)
+        return width
+
+    def cost(self, model_dim: int, activation: str, S: int) -> Cost:
+        """Of a layer, for groups of S tokens, or of group_size."""
+        expert, k = self.expert.completed(activation), self.experts_per_token(S)
+        width, F = self.width(model_dim), self.expert_dim
+        one = sizes_of(expert.params(1, width, F, 1.0))
+        multiplied = k * expert.multiplied(width, F)
+        router = sizes_of(self.router.params(model_dim, self.num_experts))
+        found = Cost(parameters=router, active=router, multiplied=router, router=router)
+        found += Cost(
+            parameters=self.num_experts * one,
+            active=round(k * one),
+            multiplied=round(multiplied),
+            routed=multiplied,
+        )
+        widths = self.widths(model_dim)
+        for name, around in self.surroundings(activation).items():
+            found += around.cost(widths[name])
+        return found
 
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""

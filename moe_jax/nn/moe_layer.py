@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
-from moe_jax.nn.experts import Experts, Latent, RouterParams
-from moe_jax.nn.mlp import MLP
 from moe_jax.nn.moe_config import Grouping, MoEConfig, fine_grained
 from moe_jax.nn.moe_shard import ShardArguments, ShardBody, ShardOutputs
+from moe_jax.nn.param import Parameters
 from moe_jax.parallel.axes import OURS, MeshAxes, Place
 from moe_jax.parallel.mesh import with_trivial_axes
 
@@ -26,8 +26,9 @@ __all__ = ["Grouping", "MoEConfig", "MoELayer", "fine_grained"]
 class MoELayer(nnx.Module):
     """y = sum over the chosen experts of weight * expert(x), plus the shared experts.
 
-    With `latent_dim` = L: y = (sum of weight * expert(x W_down)) W_up + shared(x). The router, the
-    shared experts and what is computed at home (null, copy experts) see the whole width.
+    With what stands around the experts (nn/around.py): y = outward(sum of weight *
+    expert(inward(x))) + beside(x). The router and what is computed at home (null, copy experts) see
+    x itself.
     """
 
     def __init__(
@@ -37,21 +38,19 @@ class MoELayer(nnx.Module):
         model_dim: int,
         activation: str,
         init_scale: float,
-        param_dtype: jnp.dtype,
         mesh: Mesh | None,
         rngs: nnx.Rngs,
         axes: MeshAxes = OURS,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         D, E = model_dim, config.num_experts
-        created: dict[str, Any] = dict(init_scale=init_scale, param_dtype=param_dtype, rngs=rngs)
-        common = dict(activation=activation, **created)
-        self.router = RouterParams(config.router, D, E, rngs)
-        self.experts = Experts(E, config.latent_dim or D, config.expert_dim, **common)
-        # Shared experts that all see every token are one wider MLP.
-        width = config.num_shared * (config.shared_dim or config.expert_dim)
-        self.shared = MLP(model_dim=D, hidden_dim=width, **common) if width else None
-        L = config.latent_dim
-        self.latent = Latent(D, L, **created) if L else None
+        self.router = Parameters(config.router.params(D, E), rngs)
+        experts = config.expert_params(D, activation, init_scale)
+        self.experts = Parameters(experts, rngs, param_dtype)
+        self.surroundings, widths = config.surroundings(activation), config.widths(D)
+        for name, around in self.surroundings.items():
+            params = around.params(widths[name], init_scale)
+            setattr(self, name, Parameters(params, rngs, param_dtype))
         self.config, self.activation = config, activation
         self.place = Place() if mesh is None else Place(mesh=mesh, axes=axes)
 
@@ -69,9 +68,13 @@ class MoELayer(nnx.Module):
         place = self.place if place is None else place
         group_size = None if context.whole_rows else self.config.group_size
         grouping = Grouping.of(group_size, x_BSD.shape[1])
+        z_BSL, params, entered = x_BSD, self._surrounding_params(), {}
+        for name, around in self.surroundings.items():
+            entered[name] = z_BSL
+            z_BSL = around.inward(params[name], z_BSL)
         arguments = ShardArguments(
             x_BSD=x_BSD,
-            z_BSL=x_BSD if self.latent is None else self.latent.inward(x_BSD),
+            z_BSL=z_BSL,
             batch=batch,
             group_BP=_group_ids(batch.row_B, grouping),
             experts=self.experts.arrays(),
@@ -90,14 +93,20 @@ class MoELayer(nnx.Module):
             platform=place.platform,
         )
         outputs = self._on_the_mesh(body, arguments, place)
-        y_BSD = outputs.y_BSL
-        if self.latent is not None:
-            y_BSD = self.latent.outward(y_BSD)
-        if outputs.home_BSD is not None:
-            y_BSD = y_BSD + outputs.home_BSD
-        if self.shared is not None:
-            y_BSD = y_BSD + self.shared(x_BSD)
+        y_BSD, home_BSD = outputs.y_BSL, outputs.home_BSD
+        for name, around in reversed(self.surroundings.items()):
+            y_BSD = around.outward(params[name], y_BSD)
+            # Experts at home see x itself: they join where the others are back in its width.
+            if home_BSD is not None and entered[name] is x_BSD:
+                y_BSD, home_BSD = y_BSD + home_BSD, None
+            beside = around.beside(params[name], entered[name])
+            y_BSD = y_BSD if beside is None else y_BSD + beside
+        if home_BSD is not None:
+            y_BSD = y_BSD + home_BSD
         return y_BSD, _flatten_groups(outputs.report)
+
+    def _surrounding_params(self) -> dict[str, dict[str, Array]]:
+        return {name: getattr(self, name).arrays() for name in self.surroundings}
 
     def _on_the_mesh(
         self, body: ShardBody, arguments: ShardArguments, place: Place

@@ -17,19 +17,20 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from moe_jax.config.knobs import bind
-from moe_jax.dispatch import sharded_dispatch
+from moe_jax.dispatch import sharded_dispatch, whole_weights
+from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
 from moe_jax.nn.ensemble import Merged
 from moe_jax.nn.moe_config import Grouping, MoEConfig
-from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.parallel.axes import MeshAxes, axis_index, axis_size
 from moe_jax.routing.capacity import expert_capacity
-from moe_jax.routing.counterfactual import Recorded, token_probabilities
+from moe_jax.routing.counterfactual import rerouted, token_probabilities
 from moe_jax.routing.plan import make_plan, plan_traffic, pool, renormalize_kept
 from moe_jax.routing.types import (
     PLACES,
     Assignments,
     Plan,
+    Recorded,
     RouterInputs,
     SoftPlan,
     Sums,
@@ -118,11 +119,9 @@ class ShardBody:
     platform: str | None = None
 
     def __call__(self, a: ShardArguments) -> ShardOutputs:
-        config, cut = bind(self.config, a.knobs, prefix="moe"), self.grouping.cut
+        config = self._config(a.knobs)
         inputs = self._inputs(config, a)
-        routed = jax.vmap(
-            lambda inputs, recorded: self._route(config, a.router, a.state, inputs, recorded)
-        )(inputs, jax.tree.map(cut, a.recorded))
+        routed = jax.vmap(lambda inputs: self._route(config, a.router, a.state, inputs))(inputs)
         y_gTL, overflow_g = self._through_experts(config, a, routed.plan)
         home_bsD = None
         if routed.home_TD is not None:
@@ -138,6 +137,12 @@ class ShardBody:
             home_BSD=home_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
+
+    def _config(self, knobs: Mapping[str, Array]) -> MoEConfig:
+        """With the values of this step, and in evaluation perhaps other routes."""
+        config = bind(self.config, knobs, prefix="moe")
+        router = rerouted(config.router, self.switches.counterfactual)
+        return config if router is config.router else dataclasses.replace(config, router=router)
 
     def _inputs(self, config: MoEConfig, a: ShardArguments) -> RouterInputs:
         """What routers see of each group, leaves (g, T, ...)."""
@@ -158,6 +163,7 @@ class ShardBody:
             segment_T=cut(batch.segment_BS),
             place_T=cut(place_bs),
             allowed_E=self._allowed(batch.member_B, a.group_BP.shape[1]),
+            recorded=jax.tree.map(cut, a.recorded),
             key=keys_g,
             E=config.num_experts,
             train=self.switches.train,
@@ -177,15 +183,10 @@ class ShardBody:
         params: Mapping[str, Array],
         state: Mapping[str, Array],
         inputs: RouterInputs,
-        recorded: Recorded | None,
     ) -> Routed:
         """One group: router, capacity, statistics, and what is computed at home."""
         router, T, home_TD = config.router, inputs.x_TD.shape[0], None
-        what_if = self.switches.counterfactual
-        if what_if is None:
-            decision, sums = router.route(params, state, inputs)
-        else:
-            decision, sums = what_if.route(router, params, state, inputs, recorded)
+        decision, sums = router.route(params, state, inputs)
         plan: Plan | SoftPlan
         if isinstance(decision, Assignments):
             if decision.Z:
@@ -216,7 +217,7 @@ class ShardBody:
         y_gTL, overflow_g = sharded_dispatch(
             z_gTL,
             plan_g,
-            self._weights(a.experts),
+            self._networks(a.experts, z_gTL.dtype),
             layout=config.layout,
             transport=config.transport,
             receive_factor=config.receive_factor,
@@ -227,16 +228,14 @@ class ShardBody:
             y_gTL, overflow_g = merged.split(y_gTL), merged.counts(overflow_g)
         return y_gTL, overflow_g
 
-    def _weights(self, experts: Mapping[str, Array]) -> ExpertWeights:
-        """This device's part of the experts."""
-        return ExpertWeights(
-            w_gate_EDF=experts.get("w_gate"),
-            w_up_EDF=experts["w_up"],
-            w_down_EFD=experts["w_down"],
-            activation=self.activation,
-            backend=self.config.matmul,
-            platform=self.platform,
-        )
+    def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
+        """This device's experts, gathered just before use."""
+        config, axes = self.config, self.axes
+        # Of the sizes only the axes are asked.
+        specs = config.expert_params(1, self.activation)
+        weights = whole_weights(experts, specs, dtype, axes.fsdp)
+        expert = config.expert.completed(self.activation)
+        return expert.networks(weights, config.matmul, self.platform, axes.tensor)
 
     def _routes(
         self, config: MoEConfig, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
-from moe_jax.routing.types import Matrix
+from moe_jax.parallel.axes import MeshAxes
+from moe_jax.routing.types import Matrix, ParamSpec
 
 Initializer = Callable[..., jax.Array]
 Axes = tuple[int, ...]
@@ -79,6 +83,31 @@ def parameter(
         raise ValueError(f"shape {shape} and axes {axes} differ in length")
     form = Form.of(len(shape), matrix, decays)
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, form=form)
+
+
+class Parameters(nnx.Module):
+    """Parameters that somebody without Flax asks for, a router or an expert: attributes by name."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, ParamSpec],
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        for name, spec in specs.items():
+            form: dict[str, Any] = dict(dtype=dtype, matrix=spec.matrix, decays=spec.decays)
+            setattr(self, name, parameter(rngs, spec.init, spec.shape, spec.axes, **form))
+        self.names = tuple(specs)
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: getattr(self, name)[...] for name in self.names}
+
+    def specs(self, axes: MeshAxes) -> dict[str, PartitionSpec]:
+        """How those of experts lie on a mesh."""
+        return {
+            name: axes.of_weights(tuple(getattr(self, name).get_metadata("axes")))
+            for name in self.names
+        }
 
 
 def fan_in(

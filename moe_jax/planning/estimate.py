@@ -12,14 +12,15 @@ import jax
 
 from moe_jax.config.errors import ConfigError, Problem
 from moe_jax.config.knobs import parse_schedules
+from moe_jax.experts import Expert
+from moe_jax.experts.types import sizes_of
 from moe_jax.models.counts import Counts
 from moe_jax.models.text import TextConfig
 from moe_jax.models.transformer import DTYPES
-from moe_jax.nn.attention import attention_kernel
+from moe_jax.nn.cost import Here, Planned
+from moe_jax.nn.mlp import feed_forward_planned
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.predictions import chunks_of
-from moe_jax.ops.attention import query_block
-from moe_jax.ops.expert_ffn import GATED
 from moe_jax.parallel.mesh import AXES, MeshConfig, axis_names
 from moe_jax.routing.capacity import expert_capacity
 from moe_jax.routing.losses import global_terms
@@ -228,13 +229,65 @@ class Shape:
         return int(DTYPES[self.experiment.model.param_dtype](0).dtype.itemsize)
 
     @property
-    def matrices(self) -> int:
-        return 3 if self.experiment.model.activation in GATED else 2
-
-    @property
     def width(self) -> int:
         """Width in which the routed experts work and tokens travel: D, or the latent L."""
-        return self.experiment.moe.latent_dim or self.experiment.model.model_dim
+        return self.experiment.moe.width(self.experiment.model.model_dim)
+
+    @property
+    def expert(self) -> Expert:
+        return self.experiment.moe.expert.completed(self.experiment.model.activation)
+
+    @property
+    def multiplied(self) -> int:
+        """Weights of one expert by which a token is multiplied."""
+        return self.expert.multiplied(self.width, self.experiment.moe.expert_dim)
+
+    @property
+    def last_product(self) -> int:
+        """Of them those of the products that give an expert's output."""
+        specs = self.expert.params(1, self.width, self.experiment.moe.expert_dim, 1.0).values()
+        last = [s for s in specs if s.matrix is not None and s.axes[-1] == "embed"]
+        return sum(math.prod(spec.shape) for spec in last)
+
+    @property
+    def hidden(self) -> float:
+        """Bytes of the hidden activations of the experts' rows."""
+        numbers = self.expert.hidden(self.width, self.experiment.moe.expert_dim)
+        return numbers * self.buffer / self.sizes["tensor"] * self.b
+
+    @property
+    def here(self) -> Here:
+        s = self.sizes
+        return Here(
+            tokens=self.tokens,
+            row=self.row,
+            bytes=self.b,
+            tensor=s["tensor"],
+            sequence=s["sequence"],
+            forward=self.forward_passes,
+            platform=self.platform,
+        )
+
+    @functools.cached_property
+    def mixer(self) -> Planned:
+        """Of one layer."""
+        model = self.experiment.model
+        return model.mixer.planned(model.row_sizes, self.here)
+
+    @functools.cached_property
+    def dense(self) -> Planned:
+        """Of one dense feed-forward layer."""
+        model = self.experiment.model
+        return feed_forward_planned(model.model_dim, model.mlp_dim, model.activation, self.here)
+
+    @functools.cached_property
+    def around(self) -> Planned:
+        """Of what stands around the experts of one sparse layer."""
+        moe, model = self.experiment.moe, self.experiment.model
+        widths = moe.widths(model.model_dim)
+        parts = moe.surroundings(model.activation)
+        planned = [part.planned(widths[name], self.here) for name, part in parts.items()]
+        return sum(planned, start=Planned())
 
     @property
     def whole_expert_bytes(self) -> float:
@@ -242,8 +295,8 @@ class Shape:
         moe, s = self.experiment.moe, self.sizes
         if not self.sparse:
             return 0.0
-        size = moe.num_experts // s["expert"] * self.width
-        return self.matrices * size * moe.expert_dim // s["tensor"] * self.b
+        one = sizes_of(self.expert.params(1, self.width, moe.expert_dim, 1.0))
+        return moe.num_experts // s["expert"] * one // s["tensor"] * self.b
 
     def weight_bytes(self, parameters: int) -> float:
         """Parameters on this device, whole over fsdp and in the compute type."""
@@ -285,23 +338,22 @@ class Shape:
         if not self.sparse or moe.layout == "rows":
             return 0.0
         empty = max(self.slots - self.experts_per_token * self.tokens, 0.0)
-        width = self.width * moe.expert_dim / self.sizes["tensor"]
-        return 6 * self.matrices * width * empty * self.sparse * self.micro_batches
+        of_row = 6 * self.multiplied / self.sizes["tensor"]
+        return of_row * empty * self.sparse * self.micro_batches
 
     def recomputation(self, counts: Counts) -> float:
         """FLOPs of a step as a multiple of the model's: 4/3 if all is computed twice."""
-        remat, moe, model = self.experiment.model.remat, self.experiment.moe, self.experiment.model
+        remat, model = self.experiment.model.remat, self.experiment.model
         if remat in ("none", "dots"):
             return 1.0
         total = counts.flops_per_token
         head = 6.0 * model.ends(self.experiment.io).multiplied
         again = (total - head) / 3
         rows = sum(p.experts_per_token * p.sparse * p.tokens / self.tokens for p in self.parts)
-        one = 2.0 * self.width * moe.expert_dim * rows
         if remat == "received":
-            again -= one  # the outputs of w_down are kept
+            again -= 2.0 * self.last_product * rows  # the experts' outputs are kept
         if remat == "expert_hidden":
-            again -= self.matrices * one
+            again -= 2.0 * self.multiplied * rows
         return 1 + again / total
 
     # --- memory ---
@@ -310,32 +362,22 @@ class Shape:
         """Bytes of one layer that the backward pass keeps; for "none" also what a recomputed
         layer needs while it is worked on."""
         s, b, T = self.sizes, self.b, self.tokens
-        model, moe = self.experiment.model, self.experiment.moe
-        x = T * model.model_dim * b
+        x = T * self.experiment.model.model_dim * b
         rows = self.buffer * self.width * b if self.sparse else 0.0
         sent = rows / (s["tensor"] if s["expert"] > 1 else 1)
         back = self.slots * self.width * b / (s["tensor"] if s["expert"] > 1 else 1)
         named = x + (sent + back if s["expert"] > 1 and self.sparse else 0.0)
-        width = moe.expert_dim * self.buffer if self.sparse else model.mlp_dim * T
-        hidden = (self.matrices - 1) * width / s["tensor"] * b
+        hidden = self.hidden if self.sparse else self.dense.products
         if remat == "full":
             return x
         if remat == "received":
             return x + named
         if remat == "expert_hidden":
             return x + named + hidden
-        heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / s["tensor"]
-        projected = T * heads * b
         if remat == "dots":
-            return x + projected + hidden
-        # Of one block of queries: none are kept, each is computed again.
-        split = s["sequence"] > 1
-        kernel = attention_kernel(model.attention, self.platform, self.row, split)
-        splash = model.in_order and kernel == "splash"
-        block = 0 if splash else query_block(self.row, split)
-        logits = T * block * model.num_heads / s["tensor"] * (4 + b)
-        latent = 2 * T * self.width * b if moe.latent_dim and self.sparse else 0.0
-        return 4 * x + projected + logits + 2 * rows + 2 * hidden + latent
+            return x + self.mixer.products + hidden
+        around = self.around.kept if self.sparse else 0.0
+        return 4 * x + self.mixer.kept + 2 * rows + 2 * hidden + around
 
     @property
     def logits(self) -> float:
@@ -382,8 +424,7 @@ class Shape:
     def _over_tensor(self) -> list[Traffic]:
         """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradients of
         their inputs. Sparse layers: docs/transports.md. Once each: the embedding's rows and the
-        gradient of the head's input. Latent projections: the input of dispatch, gathered, and
-        their weights, thrice (XLA's choice)."""
+        gradient of the head's input."""
         sums = sum(part.summed_over_tensor() for part in self.parts)
         e = self.experiment
         # The embedding of ids, and a head over them.
@@ -415,29 +456,26 @@ class Shape:
     def summed_over_tensor(self) -> float:
         """Bytes of the sums of these layers.
 
-        Backward every matrix that takes the layer's input has a sum of its own: three of attention,
-        one or two of a dense MLP. The input of a sparse layer is two arguments, what the router and
-        what the experts see; with expert = 1 its outputs are a sum, and their gradient another.
+        The input of a sparse layer is two arguments, what the router and what the experts see; with
+        expert = 1 its outputs are a sum, and their gradient another.
         """
-        forward, dense, n = self.forward_passes, self.layers - self.sparse, self.sizes["expert"]
-        full = self.layers * (forward + 3) + dense * (forward + self.matrices - 1) + self.sparse
-        own = self.sparse * (forward + 2 if n == 1 else 1)
-        return (full * self.experiment.model.model_dim + own * self.width) * self.tokens * self.b
+        own = self.forward_passes + 2 if self.sizes["expert"] == 1 else 1
+        width = self.experiment.model.model_dim + own * self.width
+        sparse = self.around.summed + width * self.tokens * self.b
+        dense = (self.layers - self.sparse) * self.dense.summed
+        return self.layers * self.mixer.summed + dense + self.sparse * sparse
 
     def gathered_over_tensor(self) -> float:
         """Bytes of what the sparse ones of these layers gather and scatter."""
         forward, tokens, n = self.forward_passes, self.tokens, self.sizes["expert"]
         rows = (forward + 1) * (2 * self.buffer + tokens) if n > 1 else 0.0
-        if self.experiment.moe.latent_dim is not None:
-            rows += forward * tokens + (forward + 2) * self.experiment.model.model_dim
-        return self.sparse * rows * self.width * self.b
+        return self.sparse * (rows * self.width * self.b + self.around.gathered)
 
     def _over_sequence(self) -> list[Traffic]:
-        s, model = self.sizes["sequence"], self.experiment.model
-        width = 2 * model.num_kv_heads * model.head_dim / self.sizes["tensor"] * self.b
+        s = self.sizes["sequence"]
         # Gathered forward, reduce-scattered backward.
         times = self.micro_batches * (2 + self.extra_passes)
-        sent = times * self.layers * (s - 1) * self.tokens * width
+        sent = times * self.layers * (s - 1) * self.mixer.exchanged
         return [Traffic(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
 
     def _over_fsdp(self, dense: int) -> list[Traffic]:

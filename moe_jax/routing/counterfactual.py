@@ -1,18 +1,18 @@
 """Other routes than the router's own, on the same trained model: what would have happened if.
 
-Each stands in the place of `Router.route` while a model is evaluated. Weights keep each token's
-total, so that only where it goes differs.
+Each makes another router of the trained one while a model is evaluated (`rerouted`). Weights keep
+each token's total, so that only where it goes differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from moe_jax.routing.plan import count_experts, one_hot
 from moe_jax.routing.token_choice import choose, renormalize, top
@@ -29,15 +29,7 @@ from moe_jax.routing.types import (
 Decision = tuple[Assignments | SoftPlan, Sums]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """Routes of a trace: experts (E + Z or more: none) and weights of each token."""
-
-    expert_TK: Int[Array, "*L T K"]
-    weight_TK: Float[Array, "*L T K"]
-
-
+@runtime_checkable
 class Counterfactual(Protocol):
     """Hashable: a static part of the compiled evaluation."""
 
@@ -47,11 +39,29 @@ class Counterfactual(Protocol):
         params: RouterParams,
         state: RouterState,
         inputs: RouterInputs,
-        recorded: Recorded | None,
     ) -> Decision:
         """In place of router.route(params, state, inputs), for one group. Load and first choices of
         the sums are of the new routes, the rest is the router's own."""
         ...
+
+
+@dataclass(frozen=True)
+class Rerouted:
+    """A router in whose place a counterfactual chooses. All but `route` is the router's own."""
+
+    router: Router
+    by: Counterfactual
+
+    def route(self, params: RouterParams, state: RouterState, inputs: RouterInputs) -> Decision:
+        return self.by.route(self.router, params, state, inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.router, name)
+
+
+def rerouted(router: Router, by: Counterfactual | None) -> Router:
+    """The router, or the one that the counterfactual makes of it."""
+    return router if by is None else cast(Router, Rerouted(router, by))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,6 @@ class MaskBest:
         params: RouterParams,
         state: RouterState,
         inputs: RouterInputs,
-        recorded: Recorded | None,
     ) -> Decision:
         decision, sums = router.route(params, state, inputs)
         a = _hard(decision)
@@ -114,7 +123,6 @@ class RouteBy:
         params: RouterParams,
         state: RouterState,
         inputs: RouterInputs,
-        recorded: Recorded | None,
     ) -> Decision:
         decision, sums = router.route(params, state, inputs)
         a = _hard(decision)
@@ -137,8 +145,8 @@ class Replay:
         params: RouterParams,
         state: RouterState,
         inputs: RouterInputs,
-        recorded: Recorded | None,
     ) -> Decision:
+        recorded = inputs.recorded
         if recorded is None:
             raise ValueError("a replay needs recorded routes")
         decision, sums = router.route(params, state, inputs)
@@ -151,7 +159,9 @@ def token_probabilities(
 ) -> Float[Array, "T E"]:
     """The router's probabilities of every token of a group, without noise: the prob_E of a group of
     that one token."""
-    quiet = dataclasses.replace(inputs, key=None, train=False, allowed_E=None)
+    if isinstance(router, Rerouted):
+        router = router.router
+    quiet = dataclasses.replace(inputs, key=None, train=False, allowed_E=None, recorded=None)
 
     def one_token(token: RouterInputs) -> Array:
         alone = jax.tree.map(lambda leaf: leaf[None], token)

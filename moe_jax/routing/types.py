@@ -126,6 +126,15 @@ class Traffic:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Routes of a trace: experts (E + Z or more: none) and weights of each token."""
+
+    expert_TK: Int[Array, "*L T K"]
+    weight_TK: Float[Array, "*L T K"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class RouterInputs:
     """What a router may look at, for one group."""
 
@@ -140,14 +149,15 @@ class RouterInputs:
     place_T: Int[Array, "*G T"] | None = None
     # The experts that this group may choose (one member of an ensemble); None: all.
     allowed_E: Bool[Array, "*G E"] | None = None
+    recorded: Recorded | None = None  # other routes, for who replays them
     E: int = _static()  # matrix experts
     train: bool = _static(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """A router's parameter: shape, initializer(key, shape, dtype), logical axis names, and what an
-    optimizer cannot see from the shape.
+    """A parameter of a router or of experts: shape, initializer(key, shape, dtype), logical axis
+    names, and what an optimizer cannot see from the shape.
 
     matrix: its (row axes, column axes), say ((0,), (1, 2)) where (D, E, C) is one map from D to
       E * C; None: a vector along the last axis, or a scalar.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
@@ -24,15 +24,10 @@ def training_tokens(experiment: Experiment) -> int:
 def used_flops(experiment: Experiment, dropped: float) -> float:
     """Training FLOPs per token without those of dropped assignments.
 
-    dropped: share of the wanted assignments that got no place. `flops_per_token` is linear in the
-    width of the routed experts, whose part is what remains when it is 0.
+    dropped: share of the wanted assignments that got no place.
     """
-    moe = experiment.moe
-    # The width of shared experts, which follows that of the routed ones unless it is set.
-    shared = moe.expert_dim if moe.shared_dim is None else moe.shared_dim
-    without = replace(experiment, moe=replace(moe, expert_dim=0, shared_dim=shared))
-    rest = counts_of(without).flops_per_token
-    return rest + (1 - dropped) * (counts_of(experiment).flops_per_token - rest)
+    counts = counts_of(experiment)
+    return counts.flops_per_token - dropped * counts.routed_flops
 
 
 def least_dropped(experiment: Experiment) -> float:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from moe_jax.config.activity import counted
-from moe_jax.routing.counterfactual import Recorded
 from moe_jax.routing.plan import add_sums
+from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import VALID, BatchSums
@@ -94,17 +94,11 @@ def routing_report(
 
 
 def depth_report(program: Program, sums: BatchSums) -> dict[str, float]:
-    """Of layers with a mixture of depths, `depth/NAME` over all and `depth/layer_07/NAME`:
-
-    passed_fraction  share of the tokens that pass the block by
-    weight           mean weight of those that take part
-    """
+    """Of layers with a mixture of depths, `depth/NAME` over all and `depth/layer_07/NAME`, as
+    `DepthReport.metrics` has them."""
     if sums.depth is None:
         return {}
-    found = {
-        "passed_fraction": 1 - _ratio(sums.depth.chosen, sums.depth.valid),
-        "weight": _ratio(sums.depth.weight, sums.depth.chosen),
-    }
+    found = sums.depth.metrics()
     report = {f"depth/{name}": float(np.mean(values)) for name, values in found.items()}
     for name, values in found.items():
         for layer, value in zip(program.layout.depth_layers, values, strict=True):

@@ -13,7 +13,7 @@ from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
 from moe_jax.data.types import DataInfo
-from moe_jax.routing.counterfactual import Recorded
+from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.evaluation import told_batches
 from moe_jax.training.state import TrainState

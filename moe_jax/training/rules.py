@@ -179,14 +179,8 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     """A mixture of depths chooses among the tokens of a whole row."""
     model, moe = experiment.model, experiment.moe
-    if not model.depth.every:
-        return
-    if model.depth.first >= model.num_layers:
-        rule = f"must be below model.num_layers = {model.num_layers}"
-        yield Problem("model.depth.first", model.depth.first, rule)
-    if sizes["sequence"] > 1:
-        rule = f"needs mesh.sequence = 1, not {sizes['sequence']}: it chooses among a whole row"
-        yield Problem("model.depth.every", model.depth.every, rule)
+    for name, rule in model.depth.fits(model.num_layers, sizes["sequence"]):
+        yield Problem(f"model.depth.{name}", getattr(model.depth, name), rule)
     layout = model.layout(moe)
     if moe.group_size is not None and set(layout.moe_layers) & set(layout.depth_layers):
         rule = "must be none: in a block of model.depth a group is the chosen tokens of a row"
@@ -234,9 +228,10 @@ def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     model, moe = experiment.model, experiment.moe
     layout = model.layout(moe)
-    for name in ("num_heads", "num_kv_heads", "vocab_size"):
-        size = getattr(model, name, 0)
-        yield from _divides(f"model.{name}", size, sizes["tensor"], "mesh.tensor")
+    for division in model.mixer.divisions(model.row_sizes, sizes):
+        yield from _divides(*division)
+    vocabulary = experiment.vocabulary or 0
+    yield from _divides("model.vocab_size", vocabulary, sizes["tensor"], "mesh.tensor")
     if isinstance(model, TextConfig) and model.logits_chunks and sizes["tensor"] > 1:
         parts = model.logits_chunks * sizes["tensor"]
         by = "model.logits_chunks * mesh.tensor"
@@ -245,18 +240,16 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
         yield from _divides("model.mlp_dim", model.mlp_dim, sizes["tensor"], "mesh.tensor")
     if layout.moe_layers:
         yield from _divides("moe.expert_dim", moe.expert_dim, sizes["tensor"], "mesh.tensor")
-    if layout.moe_layers and moe.num_shared and moe.shared_dim is not None:
-        # All shared experts are one layer, num_shared * shared_dim wide.
-        parts = sizes["tensor"] // math.gcd(moe.num_shared, sizes["tensor"])
-        by = "mesh.tensor / gcd(mesh.tensor, moe.num_shared)"
-        yield from _divides("moe.shared_dim", moe.shared_dim, parts, by)
     parts, by = sizes["fsdp"], "mesh.fsdp"
-    both = math.lcm(parts, sizes["tensor"]), "lcm(mesh.fsdp, mesh.tensor)"
-    if layout.moe_layers and moe.latent_dim is not None:
-        # The projections are split over tensor, the experts' L over fsdp.
-        yield from _divides("moe.latent_dim", moe.latent_dim, *both)
-    elif layout.moe_layers and sizes["expert"] > 1 and sizes["tensor"] > 1:
-        parts, by = both  # each rank along tensor sends its columns of a token
+    if layout.moe_layers:
+        for part in moe.surroundings(model.activation).values():
+            for division in part.divisions(sizes):
+                yield from _divides(*division)
+        sends_columns = sizes["expert"] > 1 and sizes["tensor"] > 1
+        if sends_columns and moe.width(model.model_dim) == model.model_dim:
+            # Each rank along tensor sends its columns of a token.
+            parts = math.lcm(parts, sizes["tensor"])
+            by = "lcm(mesh.fsdp, mesh.tensor)"
     yield from _divides("model.model_dim", model.model_dim, parts, by)
     S = experiment.row_length
     yield from _divides(_row(experiment), S, sizes["sequence"], "mesh.sequence")

@@ -15,15 +15,16 @@ from jaxtyping import Array, Float
 from moe_jax.config.knobs import bind
 from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network
-from moe_jax.nn.context import Context, DepthReport, LayerReport, Routes
+from moe_jax.nn.context import Context, LayerReport, Routes
+from moe_jax.nn.depth import DepthReport
 from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.parallel.mesh import row_shards
 from moe_jax.routing.balance import routing_metrics
-from moe_jax.routing.counterfactual import Counterfactual, Recorded
+from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
 from moe_jax.routing.plan import add_sums, reduce_sums
-from moe_jax.routing.types import Sums, Traffic
+from moe_jax.routing.types import Recorded, Sums, Traffic
 from moe_jax.tasks.types import Objective, RawBatch
 from moe_jax.tasks.types import Sums as TaskSums
 from moe_jax.training.parameters import trained
@@ -357,12 +358,14 @@ class Step:
         return jax.vmap(of_layer)(sums.routing, sums.traffic, state)
 
     def _expert_grad_norm(self, grads: Mapping[str, Any]) -> Array | None:
-        """(L, E): Euclidean norm of each expert's gradient, over its matrices."""
+        """(L, E): Euclidean norm of each expert's gradient, over its parameters."""
         if not self.layout.moe_stacks:
             return None
 
         def norm(experts: Mapping[str, Array]) -> Array:
-            squares = [jnp.sum(jnp.square(w), axis=(2, 3)) for w in experts.values()]
+            squares = [
+                jnp.sum(jnp.square(w), axis=tuple(range(2, w.ndim))) for w in experts.values()
+            ]
             return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
 
         by_stack = {

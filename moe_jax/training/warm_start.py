@@ -22,7 +22,6 @@ from moe_jax.training.checkpoint import flatten
 BY_TOKEN = ("embedding", "head")  # parameters with a row or a column for each token
 GROW = ("noise", "new", "copy")
 NOISE = 0.1  # standard deviation, of the root mean square of the column that it is added to
-EXPERT_AXIS = -3  # of (..., E, D, F)
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class _Match:
         if len(old) != len(new) or len(differ) != 1:
             return None
         if "experts" in name.split("."):
-            return EXPERT_AXIS if differ == [EXPERT_AXIS] else None
+            return -len(new) if differ == [-len(new)] else None
         (axis,) = differ
         more = None if self._experts is None else self._experts[1] - self._experts[0]
         of_router = any(part.startswith("router") for part in name.split("."))

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.nn.attention import Attention
+from moe_jax.nn.mixer import RowSizes
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.planning.hardware import topology_of
 from moe_jax.planning.topologies import absent_devices, prepare_environment
@@ -28,16 +29,10 @@ def compiled(chip: str, S: int = S, **mesh_sizes) -> str:
     mesh = make_mesh(MeshConfig(**mesh_sizes), devices)
     layer = nnx.eval_shape(
         lambda: Attention(
-            model_dim=D,
-            num_heads=N,
-            num_kv_heads=M,
-            head_dim=H,
-            rope_theta=1e4,
-            qk_norm=False,
-            init_scale=1.0,
-            param_dtype=jnp.bfloat16,
-            mesh=mesh,
-            rngs=nnx.Rngs(0),
+            RowSizes(model_dim=D, num_heads=N, num_kv_heads=M, head_dim=H, rope_theta=1e4),
+            mesh,
+            nnx.Rngs(0),
+            jnp.bfloat16,
         )
     )
     graph, params = nnx.split(layer)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from moe_jax.dispatch import sharded_dispatch
+from moe_jax.dispatch import sharded_dispatch, whole_weights
 from moe_jax.dispatch.dense import dense
 from moe_jax.dispatch.transport.ragged import ragged_all_to_all
+from moe_jax.experts import FeedForward
 from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.parallel.mesh import AXES
 from moe_jax.routing.plan import make_plan
@@ -119,6 +120,9 @@ def arrays():
     return x_GTD, w, jax.random.uniform(keys[4], (G, T, K))
 
 
+SPECS = FeedForward(activation="swiglu").params(E, D, F, 1.0)
+
+
 def experts(w) -> ExpertWeights:
     return ExpertWeights(
         w_gate_EDF=w["w_gate"],
@@ -159,7 +163,7 @@ def on_mesh(layout, transport, sizes, capacity=None, receive_factor=8.0, shape=N
         return sharded_dispatch(
             x_gTD,
             plan_g,
-            experts(w),
+            experts(whole_weights(w, SPECS, x_gTD.dtype, "fsdp")),
             layout=layout,
             transport=transport,
             receive_factor=receive_factor,
@@ -242,7 +246,12 @@ def test_soft_plan(transport):
 
     def on_devices(x, p, w):
         return sharded_dispatch(
-            x, p, experts(w), layout="slots_einsum", transport=transport, receive_factor=1.0
+            x,
+            p,
+            experts(whole_weights(w, SPECS, x.dtype, "fsdp")),
+            layout="slots_einsum",
+            transport=transport,
+            receive_factor=1.0,
         )[0]
 
     def run(x, p, w):

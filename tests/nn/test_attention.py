@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from moe_jax.nn.attention import Attention, KeyValueCache, rotate, rotations
+from moe_jax.nn.mixer import RowSizes
 from moe_jax.ops.attention import attend, attend_rows, query_block
 from moe_jax.ops.attention_splash import attend_splash
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -16,19 +17,18 @@ from moe_jax.parallel.mesh import MeshConfig, make_mesh
 B, S, D, N, M, H, THETA = 2, 7, 6, 4, 2, 4, 100.0
 
 
-def make(qk_norm=False, heads=(N, M), **options):
-    layer = Attention(
+def make(qk_norm=False, heads=(N, M), mesh=None, **options):
+    sizes = RowSizes(
         model_dim=D,
         num_heads=heads[0],
         num_kv_heads=heads[1],
         head_dim=H,
         rope_theta=THETA,
         qk_norm=qk_norm,
-        init_scale=1.0,
-        param_dtype=jnp.float32,
-        rngs=nnx.Rngs(params=jax.random.key(0)),
-        **(dict(mesh=make_mesh(MeshConfig(), jax.devices()[:1])) | options),
+        **options,
     )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+    layer = Attention(sizes, mesh, nnx.Rngs(params=jax.random.key(0)))
     if qk_norm:
         rng = np.random.default_rng(5)
         for norm in (layer.query_norm, layer.key_norm):
@@ -210,17 +210,10 @@ def test_large_logits_stay_finite():
 
 def test_initial_variances():
     """1 / D for the projections in, 1 / (N H) for the one out, whatever the number of heads."""
-    layer = Attention(
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        model_dim=64,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=16,
-        rope_theta=THETA,
-        qk_norm=False,
-        init_scale=0.5,
-        param_dtype=jnp.float32,
-        rngs=nnx.Rngs(params=jax.random.key(0)),
+    sizes = RowSizes(
+        model_dim=64, num_heads=8, num_kv_heads=4, head_dim=16, rope_theta=THETA, init_scale=0.5
     )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    layer = Attention(sizes, mesh, nnx.Rngs(params=jax.random.key(0)))
     for weight, fan in ((layer.wq, 64), (layer.wk, 64), (layer.wv, 64), (layer.wo, 8 * 16)):
         assert np.var(np.asarray(weight[...])) * fan == pytest.approx(0.5, rel=0.1)

@@ -11,9 +11,11 @@ import pytest
 import scipy.special
 from flax import nnx
 
+from moe_jax.nn.attention import GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.depth import MixtureOfDepths, choose_tokens
+from moe_jax.nn.mixer import RowSizes
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -32,17 +34,19 @@ BATCH = TokenBatch(
 
 def make(depth, moe=None):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    numerics = dict(init_scale=1.0, param_dtype=jnp.float32)
-    heads = dict(num_heads=N, num_kv_heads=N, head_dim=H, rope_theta=100.0)
-    heads |= dict(qk_norm=False, mesh=mesh)
-    own = dict(hidden_dim=F) if moe is None else dict(config=moe, mesh=mesh)
+    sizes = RowSizes(model_dim=D, num_heads=N, num_kv_heads=N, head_dim=H, rope_theta=100.0)
+    given = dict(model_dim=D, activation="swiglu", init_scale=1.0)
+
+    def feed_forward(rngs):
+        if moe is None:
+            return MLP(hidden_dim=F, rngs=rngs, **given)
+        return MoELayer(moe, mesh=mesh, rngs=rngs, **given)
+
     block = Block(
-        model_dim=D,
-        attention=heads | numerics,
-        feed_forward=MLP if moe is None else MoELayer,
-        feed_forward_options=dict(activation="swiglu", **own, **numerics),
-        depth=depth,
-        mesh=mesh,
+        D,
+        mixer=lambda rngs: GroupedQuery().make(sizes, mesh, rngs),
+        feed_forward=feed_forward,
+        depth=None if depth is None else lambda rngs: depth.make(D, mesh, rngs),
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
     return block, *nnx.split(block)

@@ -37,7 +37,6 @@ def layer_of(config, mesh_config):
         model_dim=D,
         activation="swiglu",
         init_scale=1.0,
-        param_dtype=jnp.float32,
         mesh=mesh,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )

@@ -91,7 +91,6 @@ def test_it_is_the_layer_of_our_own_models(router):
         model_dim=D,
         activation="swiglu",
         init_scale=1.0,
-        param_dtype=jnp.float32,
         mesh=mesh,
         rngs=nnx.Rngs(params=1),
     )

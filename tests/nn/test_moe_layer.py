@@ -26,7 +26,6 @@ def make(config, mesh=None):
         model_dim=D,
         activation="swiglu",
         init_scale=1.0,
-        param_dtype=jnp.float32,
         mesh=mesh or make_mesh(MeshConfig(), jax.devices()[:1]),
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )

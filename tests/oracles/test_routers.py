@@ -262,7 +262,6 @@ def test_switch_layer_with_drops(layout):
             model_dim=D,
             activation="relu",
             init_scale=1.0,
-            param_dtype=jnp.float32,
             mesh=mesh,
             rngs=rngs,
         ),

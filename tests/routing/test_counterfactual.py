@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moe_jax.routing import GShard, LossFree, Mixtral, MoEPlusPlus, Switch, TopK
-from moe_jax.routing.counterfactual import MaskBest, Recorded, Replay, RouteBy, token_probabilities
+from moe_jax.routing.counterfactual import MaskBest, Replay, RouteBy, token_probabilities
+from moe_jax.routing.types import Recorded
 from tests.routing.test_contract import inputs, parameters
 
 T, E = 24, 6
@@ -34,7 +35,7 @@ def rows(a):
 @pytest.mark.parametrize("n", [1, 2, 4, 5])
 def test_mask_best(router, n):
     params, batch, a, sums = original(router, padding=3)
-    new, new_sums = MaskBest(n=n).route(router, params, router.state(E), batch, None)
+    new, new_sums = MaskBest(n=n).route(router, params, router.state(E), batch)
     prob_TE = np.asarray(token_probabilities(router, params, router.state(E), batch), np.float64)
     for (before, weights), (after, new_weights), prob_E in zip(
         rows(a), rows(new), prob_TE, strict=True
@@ -54,7 +55,7 @@ def test_mask_best(router, n):
 def test_masking_nearly_all_leaves_unused_rows():
     router = TopK(k=3)
     params, batch, a, _ = original(router)
-    half, few = (MaskBest(n=n).route(router, params, {}, batch, None)[0] for n in (3, 5))
+    half, few = (MaskBest(n=n).route(router, params, {}, batch)[0] for n in (3, 5))
     assert all(len(e) == 3 for e, _ in rows(half)) and all(len(e) == 1 for e, _ in rows(few))
     # The one that is left has the whole weight.
     for (_, weights), (_, alone) in zip(rows(a), rows(few), strict=True):
@@ -66,7 +67,7 @@ def test_experts_at_home_are_not_among_the_masked():
     router = MoEPlusPlus(k=3, zero=1, copy=1, constant=0)
     params, batch, a, _ = original(router)
     prob_TE = np.asarray(token_probabilities(router, params, router.state(E), batch))
-    new, _ = MaskBest(n=1).route(router, params, router.state(E), batch, None)
+    new, _ = MaskBest(n=1).route(router, params, router.state(E), batch)
     first = np.asarray(a.expert_R).reshape(T, 3)[:, 0]
     assert np.any(first >= E)  # some tokens like a cheap expert best
     for (before, _), (after, _), prob_E in zip(rows(a), rows(new), prob_TE, strict=True):
@@ -90,7 +91,7 @@ def test_route_by_keeps_the_total_weight():
             ones_TE = jnp.ones((T, E))
             return self.decide(jnp.full((T, 2), 0.5), expert_TK, inputs, ones_TE, ones_TE / E)
 
-    new, sums = RouteBy(router=Shifted()).route(router, params, {}, batch, None)
+    new, sums = RouteBy(router=Shifted()).route(router, params, {}, batch)
     for t, ((_, weights), (after, new_weights)) in enumerate(zip(rows(a), rows(new), strict=True)):
         assert list(after) == ([] if t >= T - 2 else [t % E, (t + 1) % E])
         np.testing.assert_allclose(new_weights.sum(), weights.sum(), rtol=1e-6)
@@ -102,17 +103,17 @@ def test_replay_gives_the_recorded_routes_in_the_order_of_service():
     params, batch, a, _ = original(router)
     other = inputs(seed=9, train=False)
     recorded = Recorded(expert_TK=a.expert_R.reshape(T, a.k), weight_TK=a.weight_R.reshape(T, a.k))
-    new, _ = Replay().route(router, params, {}, other, recorded)
+    new, _ = Replay().route(router, params, {}, dataclasses.replace(other, recorded=recorded))
     for name in ("expert_R", "weight_R", "priority_R", "token_R"):
         np.testing.assert_array_equal(getattr(new, name), getattr(a, name))
     with pytest.raises(ValueError, match="recorded"):
-        Replay().route(router, params, {}, batch, None)
+        Replay().route(router, params, {}, batch)
 
 
 def test_runs_under_jit_and_vmap():
     router = Mixtral(k=2)
     params, batch, _, _ = original(router)
     groups = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), batch)
-    route = jax.jit(jax.vmap(lambda one: MaskBest().route(router, params, {}, one, None)[0]))
-    alone = MaskBest().route(router, params, {}, batch, None)[0]
+    route = jax.jit(jax.vmap(lambda one: MaskBest().route(router, params, {}, one)[0]))
+    alone = MaskBest().route(router, params, {}, batch)[0]
     np.testing.assert_array_equal(route(groups).expert_R[1], alone.expert_R)

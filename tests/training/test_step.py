@@ -15,8 +15,9 @@ import pytest
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import VMoE
-from moe_jax.routing.counterfactual import Recorded, Replay
+from moe_jax.routing.counterfactual import Replay
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
+from moe_jax.routing.types import Recorded
 from tests.drawn import some
 from tests.training.test_invariance import (
     GSHARD,

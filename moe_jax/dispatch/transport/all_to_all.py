@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.dispatch.rows import through_rows
 from moe_jax.dispatch.slots import FILLS, through_slots
 from moe_jax.dispatch.transport.receive import run_received
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.ops.permute import gather_rows, invert_index
 from moe_jax.routing.types import Plan, SoftPlan
 
@@ -24,7 +24,7 @@ from moe_jax.routing.types import Plan, SoftPlan
 def all_to_all(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: Experts,
+    experts: Networks,
     *,
     layout: str,
     axis: str,
@@ -39,7 +39,9 @@ def all_to_all(
     )
 
 
-def _slots(x_gECD: Float[Array, "g E C D"], experts: Experts, axis: str) -> Float[Array, "g E C D"]:
+def _slots(
+    x_gECD: Float[Array, "g E C D"], experts: Networks, axis: str
+) -> Float[Array, "g E C D"]:
     """Slots to their experts and back. Each all-to-all sends (n - 1) / n of g * E * C * D elements
     per device."""
     n = jax.lax.axis_size(axis)
@@ -57,7 +59,7 @@ def _slots(x_gECD: Float[Array, "g E C D"], experts: Experts, axis: str) -> Floa
 def _rows(
     x_MD: Float[Array, "M D"],
     sizes_E: Int[Array, "E"],
-    experts: Experts,
+    experts: Networks,
     axis: str,
     receive_factor: float,
 ) -> tuple[Float[Array, "M D"], Bool[Array, "M"]]:

@@ -15,14 +15,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.transport.local import local
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.routing.types import Plan, SoftPlan
 
 
 def gather(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: Experts,
+    experts: Networks,
     *,
     layout: str,
     axis: str,

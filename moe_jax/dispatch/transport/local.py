@@ -7,14 +7,14 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.rows import through_rows
 from moe_jax.dispatch.slots import FILLS, through_slots
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.routing.types import Plan, SoftPlan
 
 
 def local(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: Experts,
+    experts: Networks,
     *,
     layout: str,
     axis: str | None = None,
@@ -38,7 +38,7 @@ def local(
     return through_rows(x_gTD, plan_g, rows, limit)
 
 
-def _slots(x_gECD: Float[Array, "g E C D"], experts: Experts) -> Float[Array, "g E C D"]:
+def _slots(x_gECD: Float[Array, "g E C D"], experts: Networks) -> Float[Array, "g E C D"]:
     g, E, C, D = x_gECD.shape
     x_END = x_gECD.transpose(1, 0, 2, 3).reshape(E, g * C, D)
     return experts.slots(x_END).reshape(E, g, C, D).transpose(1, 0, 2, 3)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.dispatch.rows import through_rows
 from moe_jax.dispatch.transport.receive import run_received
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.ops.permute import take_or_zero
 from moe_jax.routing.types import Plan, SoftPlan
 
@@ -23,7 +23,7 @@ from moe_jax.routing.types import Plan, SoftPlan
 def ragged(
     x_gTD: Float[Array, "g T D"],
     plan_g: Plan | SoftPlan,
-    experts: Experts,
+    experts: Networks,
     *,
     layout: str,
     axis: str,
@@ -40,7 +40,7 @@ def ragged(
 def _rows(
     x_MD: Float[Array, "M D"],
     sizes_E: Int[Array, "E"],
-    experts: Experts,
+    experts: Networks,
     axis: str,
     receive_factor: float,
 ) -> tuple[Float[Array, "M D"], Bool[Array, "M"]]:

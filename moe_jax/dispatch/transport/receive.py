@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.dispatch.transport.types import Experts
+from moe_jax.experts.types import Networks
 from moe_jax.ops.permute import gather_rows, invert_index
 
 
@@ -13,7 +13,7 @@ def run_received(
     x_ND: Float[Array, "N D"],
     sizes_ne: Int[Array, "n e"],
     start_ne: Int[Array, "n e"],
-    experts: Experts,
+    experts: Networks,
     expected: int,
 ) -> Float[Array, "N D"]:
     """The experts on received rows, which lie by (source, expert); the results lie likewise.

@@ -1,4 +1,4 @@
-"""What a transport is, and what it knows of experts."""
+"""What a transport is."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from moe_jax.experts.types import Networks
 from moe_jax.routing.types import Plan, SoftPlan
-
-
-@runtime_checkable
-class Experts(Protocol):
-    """Expert networks on buffers; `ops.expert_ffn.ExpertWeights` is the usual one."""
-
-    def slots(self, x_ECD: Array) -> Array:
-        """(E, C, D) -> (E, C, D): every expert on its own slots."""
-        ...
-
-    def rows(self, x_RD: Array, sizes_E: Array, expected: int | None = None) -> Array:
-        """(R, D) -> (R, D), rows sorted by expert; rows past sum(sizes) give zeros. expected: how
-        many there are under an even load; None: R."""
-        ...
-
-    def all(self, x_TD: Array) -> Array:
-        """(T, D) -> (T, E, D): every expert on every token."""
-        ...
 
 
 @runtime_checkable
@@ -40,7 +23,7 @@ class Transport(Protocol):
         self,
         x_gTD: Array,
         plan_g: Plan | SoftPlan,
-        experts: Experts,
+        experts: Networks,
         *,
         layout: str,
         axis: str,
