@@ -174,7 +174,14 @@ def here(monkeypatch, tmp_path):
 
 
 # The reader's own modules, by the page that has them.
-MODULES = {"my_module": "own_router", "my_task": "own_task", "my_model": "own_task"}
+MODULES = {
+    "my_module": "own_router",
+    "my_task": "own_task",
+    "my_model": "own_task",
+    "my_expert": "own_layers",
+    "my_mixer": "own_layers",
+    "my_around": "own_layers",
+}
 
 
 def write_my_modules(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -45,10 +46,27 @@ class Stack:
 
 @dataclass(frozen=True)
 class Layout:
-    """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern."""
+    """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern.
+
+    shared: so many layers stand before the first part, of the prologue or the pattern, with a
+    sparse one: an ensemble has one copy of them.
+    """
 
     prologue: tuple[Stack, ...]
     pattern: tuple[Stack, ...]
+    shared: int = 0
+
+    def unrolled(self) -> Layout:
+        """Every layer a stack of its own: no loop, and no array of several layers to cut up."""
+        layers = sorted(
+            (
+                dataclasses.replace(stack, first=layer, step=1, count=1)
+                for stack in self.stacks
+                for layer in stack.layers
+            ),
+            key=lambda stack: stack.first,
+        )
+        return Layout(prologue=tuple(layers), pattern=(), shared=self.shared)
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
@@ -65,9 +83,8 @@ class Layout:
 
     @property
     def before_sparse(self) -> tuple[Stack, ...]:
-        """The stacks before the first part, of the prologue or the pattern, with a sparse one: an
-        ensemble shares them."""
-        return tuple(itertools.takewhile(lambda stack: not stack.moe, self.prologue))
+        """The stacks that an ensemble shares."""
+        return tuple(stack for stack in self.stacks if stack.first < self.shared)
 
     @property
     def depth_stacks(self) -> tuple[Stack, ...]:
@@ -122,7 +139,10 @@ def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKE
 
     repeats = (num_layers - start) // period
     places = range(start, start + period if repeats else start)
+    prologue = tuple(stack(layer, 1, 1) for layer in range(start))
+    dense = itertools.takewhile(lambda stack: not stack.moe, prologue)
     return Layout(
-        prologue=tuple(stack(layer, 1, 1) for layer in range(start)),
+        prologue=prologue,
         pattern=tuple(stack(at, period, repeats) for at in places),
+        shared=len(tuple(dense)),
     )

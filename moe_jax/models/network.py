@@ -26,6 +26,7 @@ class Network:
         self._make = make
         self.mesh = mesh
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0))))
+        self.abstract_module: Any = abstract  # shapes in the place of arrays
         self._graph, self._state = nnx.split(abstract)
         self.abstract: Params = nnx.to_pure_dict(self._state)
         self.axes: Params = axes_of(self._state)

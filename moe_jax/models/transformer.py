@@ -179,10 +179,18 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, moe: MoEConfig, mesh: Mesh, *, rngs: nnx.Rngs):
         self.param_dtype, self.dtype = DTYPES[config.param_dtype], DTYPES[config.dtype]
         self.config, self.moe, self.mesh = config, moe, mesh
-        self.layout = config.layout(moe)
+        stacked = config.layout(moe)
+        self.layout = stacked.unrolled() if self._unrolls else stacked
         self.make_input(rngs)
+        # Drawn by stacks in any case: how layers are run changes no number.
+        layers = {
+            layer: (block, row)
+            for stack in stacked.stacks
+            for block in [self._make_stack(stack, rngs)]
+            for row, layer in enumerate(stack.layers)
+        }
         self.layers = nnx.Dict(
-            {stack.name: self._make_stack(stack, rngs) for stack in self.layout.stacks}
+            {stack.name: _rows(*layers[stack.first], stack.count) for stack in self.layout.stacks}
         )
         self.final_norm = RMSNorm(config.model_dim, rngs=rngs)
 
@@ -249,8 +257,9 @@ class Transformer(nnx.Module):
         caches: dict[str, Any] = {}
         x_BSD, members = self.constrain(x_BSD), 1
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
-            if members < self.moe.ensemble and any(stack.moe for stack in stacks):
-                members = self.moe.ensemble
+            begins = stacks and stacks[0].first >= self.layout.shared
+            if members < self.members and begins:
+                members = self.members
                 x_BSD, batch = self.constrain(repeat_rows(x_BSD, members)), copies(batch, members)
             x_BSD, (new_reports, new_depths, new_caches) = self._run(
                 stacks, x_BSD, batch, context, router_state, cache
@@ -316,7 +325,7 @@ class Transformer(nnx.Module):
                 caches |= {name: new_cache} if new_cache is not None else {}
             return x_BSD, (reports, depths, caches)
 
-        unroll = self.config.num_layers <= self._most_unrolled
+        unroll = stacks[0].count == 1
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
             # Of a loop's two bodies none is taken for the other.
@@ -324,7 +333,14 @@ class Transformer(nnx.Module):
         return jax.lax.scan(body, x_BSD, per_layer, unroll=unroll)
 
     @property
-    def _most_unrolled(self) -> int:
-        if self.config.unrolled_layers is not None:
-            return self.config.unrolled_layers
-        return UNROLLED_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else 0
+    def _unrolls(self) -> bool:
+        most = self.config.unrolled_layers
+        if most is None:
+            most = UNROLLED_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else 0
+        return self.config.num_layers <= most
+
+
+def _rows(block: Block, first: int, count: int) -> Block:
+    """So many layers of a stack of them."""
+    graph, state = nnx.split(block)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[first : first + count], state))

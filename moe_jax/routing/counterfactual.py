@@ -6,9 +6,10 @@ each token's total, so that only where it goes differs.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,23 +46,22 @@ class Counterfactual(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Rerouted:
-    """A router in whose place a counterfactual chooses. All but `route` is the router's own."""
-
-    router: Router
-    by: Counterfactual
-
-    def route(self, params: RouterParams, state: RouterState, inputs: RouterInputs) -> Decision:
-        return self.by.route(self.router, params, state, inputs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.router, name)
-
-
 def rerouted(router: Router, by: Counterfactual | None) -> Router:
-    """The router, or the one that the counterfactual makes of it."""
-    return router if by is None else cast(Router, Rerouted(router, by))
+    """The router, or one that is the same in all but its choices, which the counterfactual makes
+    in its place."""
+    if by is None:
+        return router
+    chooses = by
+
+    class Rerouted(type(router)):  # type: ignore[misc]
+        own = router
+
+        def route(self, params: RouterParams, state: RouterState, inputs: RouterInputs) -> Decision:
+            return chooses.route(router, params, state, inputs)
+
+    new = copy.copy(router)
+    object.__setattr__(new, "__class__", Rerouted)
+    return new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +159,7 @@ def token_probabilities(
 ) -> Float[Array, "T E"]:
     """The router's probabilities of every token of a group, without noise: the prob_E of a group of
     that one token."""
-    if isinstance(router, Rerouted):
-        router = router.router
+    router = getattr(router, "own", router)
     quiet = dataclasses.replace(inputs, key=None, train=False, allowed_E=None, recorded=None)
 
     def one_token(token: RouterInputs) -> Array:

@@ -40,9 +40,13 @@ class Program:
     network: Network
     step: Step
     schedule: optax.Schedule  # learning rate
-    layout: Layout
     columns: Columns  # of a batch
     counterfactual: Counterfactual | None = None  # of evaluations, in place of the router
+
+    @property
+    def layout(self) -> Layout:
+        """How the network's layers are stacked."""
+        return self.step.layout
 
     # --- state ---
 
@@ -302,13 +306,11 @@ def build(experiment: Experiment, info: DataInfo | Any, devices: Any = None) -> 
     optimizer, schedule = make_optimizer(
         experiment.optimizer, network.abstract, network.forms, experiment.steps
     )
-    layout = experiment.model.layout(experiment.moe)
     step = Step(
         network=network,
         task=experiment.task.start(experiment.vocabulary or 0, info),
         optimizer=optimizer,
         moe=experiment.moe,
-        layout=layout,
         row_length=experiment.row_length,
         accumulation=experiment.accumulation,
         noise_seed=_seed(experiment, "routing"),
@@ -316,7 +318,7 @@ def build(experiment: Experiment, info: DataInfo | Any, devices: Any = None) -> 
         frozen=experiment.optimizer.groups.frozen,
         most_rows=experiment.batch_size // experiment.accumulation,
     )
-    return Program(experiment, mesh, network, step, schedule, layout, experiment.columns)
+    return Program(experiment, mesh, network, step, schedule, experiment.columns)
 
 
 def _against(experiment: Experiment, info: DataInfo) -> list[Problem]:

@@ -36,6 +36,7 @@ from moe_jax.config.paths import (
 from moe_jax.parallel.agreement import from_primary, together
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training import read_back
+from moe_jax.training.restack import Restacking
 
 MANIFESTS = "manifests"
 META = "meta.json"
@@ -277,7 +278,8 @@ class Checkpoints:
         """The state of `step`, or of the newest good one; None where there is none.
 
         abstract_state: ShapeDtypeStructs with shardings, on any mesh. partial: arrays that it does
-        not name are left in the file; without: these alone are. UserError where the step is not
+        not name are left in the file; without: these alone are. Layers that are stacked in another
+        way in the file are brought to the wanted one. UserError where the step is not
         there or bad, or where stored and wanted arrays differ.
         """
         self.wait()
@@ -310,14 +312,15 @@ class Checkpoints:
 
         folder, meta = self.directory / str(step), self._metadata(step)
         wanted, structure = flatten(abstract_state)
-        _compare(meta, wanted, folder, partial, without)
+        form = Restacking.of(wanted, meta.shapes)
+        _compare(meta, form.asked, folder, partial, without)
         context = ocp.Context()
         context.pytree.loading.partial_load = partial or bool(without)
         try:
             with context:
                 loaded = together(
                     lambda: ocp.load_checkpointables(
-                        for_orbax(folder), {"state": _not_empty(wanted)}
+                        for_orbax(folder), {"state": _not_empty(form.asked)}
                     )["state"]
                 )
         except Exception as error:
@@ -325,13 +328,14 @@ class Checkpoints:
             if self._config.verify or _is_out_of_memory(error):
                 raise UserError(told, exit_code=1) from error  # the files are as they were written
             raise Unreadable(told) from error
-        leaves = [
-            loaded[name]
+        read = {
+            name: loaded[name]
             if name in loaded
             else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-            for name, leaf in wanted.items()
-        ]
-        state = jax.tree.unflatten(structure, leaves)
+            for name, leaf in form.asked.items()
+        }
+        arrays = form.restacked(wanted, read)
+        state = jax.tree.unflatten(structure, [arrays[name] for name in wanted])
         return Restored(step, state, meta.data_index, meta.config, meta.fingerprint)
 
     # --- writing ---

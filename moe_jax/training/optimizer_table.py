@@ -64,7 +64,9 @@ def optimizer_table(config: Optimizer, network: Network) -> list[Line]:
 
 def table_of(experiment: Experiment) -> list[Line]:
     """The table of a config, on whatever mesh it will run. ConfigError for a broken one."""
-    alone = replace(experiment, mesh=MeshConfig())
+    # A line for each stack of layers.
+    looped = replace(experiment.model, unrolled_layers=0)
+    alone = replace(experiment, mesh=MeshConfig(), model=looped)
     if problems := cross_check(alone, 1):
         raise ConfigError(problems)
     mesh = make_mesh(alone.mesh, jax.devices()[:1])

@@ -89,13 +89,18 @@ class Step:
     task: Objective
     optimizer: optax.GradientTransformation
     moe: MoEConfig
-    layout: Layout
     row_length: int
     accumulation: int
     noise_seed: int
     scheduled: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     most_rows: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How the network's layers are stacked."""
+        layout: Layout = self.network.abstract_module.layout
+        return layout
 
     def train(
         self, state: TrainState, raw: RawBatch, knobs: Knobs

@@ -182,7 +182,9 @@ class _Match:
         if len(old) != len(new) or len(differ) != 1:
             return None
         if "experts" in name.split("."):
-            return -len(new) if differ == [-len(new)] else None
+            # Of one layer the first; without layouts trees may be stacked.
+            expert_axis = -3 if self._experts is None else -len(new)
+            return expert_axis if differ == [expert_axis] else None
         (axis,) = differ
         more = None if self._experts is None else self._experts[1] - self._experts[0]
         of_router = any(part.startswith("router") for part in name.split("."))

@@ -162,6 +162,7 @@ class Soft(Mixtral):
         return plan, sums
 
 
+@pytest.mark.grid
 def test_a_soft_router_and_its_layout(capsys):
     argv = [f"--config={QUICKSTART}", f"--config.moe.router.kind={__name__}:Soft", "--steps=1"]
     options = dict(usage=door.USAGE, flags=door.FLAGS)

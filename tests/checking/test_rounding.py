@@ -35,6 +35,7 @@ def arm(*overrides):
     return check(planned), planned
 
 
+@pytest.mark.grid
 def test_bfloat16_is_within_its_rounding(capsys, tmp_path):
     """Through the door: all parameters are compared, no narrow sum is named."""
     file = tmp_path / "report.json"

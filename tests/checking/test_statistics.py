@@ -29,6 +29,7 @@ from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
 from tests.checking.routers import ByIds
 from tests.drawn import some
+from tests.layers import of_all_layers
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 E, K, FACTOR = 8, 2, 0.75
@@ -153,7 +154,8 @@ def test_metrics_of_a_step_and_of_an_evaluation_against_float64():
     batches = synthetic_rows(found.small, 3)
     batches[1]["segments"][4:] = 0
     found = evaluate(program, jax.device_put(state, program.state_shardings), batches)
-    kernel = {"moe/router/kernel": state.params["layers"]["00"]["moe"]["router"]["kernel"]}
+    router = of_all_layers(state.params["layers"])["moe"]["router"]
+    kernel = {"moe/router/kernel": router["kernel"]}
     by_layer = []
     for number, offset_E in enumerate(offsets(kernel)):
         s = statistics(batches, offset_E, 16)

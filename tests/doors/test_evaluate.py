@@ -103,6 +103,7 @@ def test_a_trace_with_more_rows_than_the_data_is_refused(trained):
         run.replay(dataclasses.replace(trace, **longer))
 
 
+@pytest.mark.grid
 def test_utilisation_does_not_depend_on_the_rows_that_fill_the_last_batch(trained):
     """The slots of rows of padding are nobody's."""
     factor = {"evaluation.capacity_factor": 0.75}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from moe_jax.analysis.report.tables import leaves
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.tree import to_json_dict
+from moe_jax.nn.attention import GroupedQuery
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import FREE, config_changes
 from moe_jax.training.origin import load_origin
@@ -97,8 +99,15 @@ def another(path: str, value: object) -> object:
     raise AssertionError(f"{path}: which value but {value!r}?")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherMixer(GroupedQuery):
+    """Of another name."""
+
+
 OTHERS = {
     "task.kind": "classification", "model.kind": "encoder", "model.pooling": "first",
+    "model.mixer.kind": f"{__name__}:OtherMixer", "moe.around.kind": "output_norm",
+    "moe.expert.kind": "low_rank", "moe.expert.activation": "gelu",
     "seeds.init": 1, "seeds.data": 1, "seeds.routing": 1,
     "data.kind": "planted", "data.tokenizer.kind": "bpe", "data.field": "other",
     "data.validation": "elsewhere", "model.activation": "gelu", "model.dtype": "bfloat16",

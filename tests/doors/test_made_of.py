@@ -136,6 +136,7 @@ def test_ids_below_zero(door, tiny, tmp_path):
     assert_refused(door("train", *argv, "--config.data.tokenizer.vocab_size=259"), "the id -1")
 
 
+@pytest.mark.lab
 def test_a_bpe_sets_the_vocabulary(door, tiny, tmp_path):
     """Without model.vocab_size; the number is in config.json, and the run goes on with it."""
     flags = ("--config.data.tokenizer.kind=bpe", "--config.data.tokenizer.vocab_size=301")
@@ -175,6 +176,7 @@ def test_a_false_start_is_not_kept(door, tiny, tmp_path):
     assert not list(workdir.glob("metrics.before*"))
 
 
+@pytest.mark.lab
 def test_overflow_is_told_and_its_factor_belongs_to_the_run(door, tiny, tmp_path):
     """53 % of the rows became zeros where the line said "dropped 0.0 %"."""
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=4", "--config.logging.every=1")

@@ -48,6 +48,7 @@ def train(folder: Path, config: str, *flags: str) -> Path:
     return workdir
 
 
+@pytest.mark.lab
 def test_a_task_of_one_file(tmp_path, monkeypatch):
     """Regression of the rating: what sums say is what scipy says of rows."""
     write("my_task", tmp_path)

@@ -129,6 +129,7 @@ def test_sigterm_saves_and_the_run_goes_on(tiny, trained, tmp_path):
     assert results(workdir) == results(trained)
 
 
+@pytest.mark.lab
 def test_other_mesh_goes_on_with_the_same_losses(door, tiny, trained, tmp_path):
     """A checkpoint of 8 devices along data continues on data x expert = 2 x 4."""
     workdir = tmp_path / "run"
@@ -255,6 +256,7 @@ def test_dense_model_trains_and_is_evaluated(door, tiny, tmp_path):
     assert code == 0 and "complete" in out
 
 
+@pytest.mark.lab
 def test_warm_start_with_other_experts(door, tiny, trained, tmp_path):
     argv = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}", f"--warm_start={trained}"]
     code, out, err = door("train", *argv, "--config.moe.num_experts=8", "--config.steps=2")

@@ -104,6 +104,7 @@ def test_it_learns_and_says_so(run, task):
     assert known["classes"] == (list("0123456789") if task == "vision" else ["bad", "good", "so"])
 
 
+@pytest.mark.lab
 def test_a_run_that_lost_its_last_checkpoints_goes_on_bit_for_bit(config, run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)

@@ -92,6 +92,7 @@ def test_who_trusts_a_run_evaluates_it(stranger, door, trained):
     assert again == 0 and told == out
 
 
+@pytest.mark.lab
 def test_a_config_file_of_the_user_s_own_names_what_it_likes(stranger, door, tmp_path):
     config = stranger.workdir / "config.json"
     argv = [f"--config={config}", f"--workdir={tmp_path / 'mine'}", "--config.steps=1"]

@@ -86,6 +86,7 @@ def two(stopped, config, tmp_path_factory) -> tuple[Path, str]:
     return workdir, out
 
 
+@pytest.mark.lab
 def test_a_signal_to_one_process_stops_all_at_one_step(stopped):
     workdir, out = stopped
     last = lines(workdir)[-1]["step"]
@@ -127,6 +128,7 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(two, alone, config, tmp_
     assert_same_losses(workdir, alone)
 
 
+@pytest.mark.lab
 def test_another_mesh_goes_on_with_the_checkpoint(alone, config, tmp_path):
     """(2, 4) -> (8, 1)."""
     workdir = at_step_10(alone, tmp_path / "run")

@@ -87,6 +87,7 @@ def lowered(layers, unrolled=None):
     return jax.jit(jax.grad(total)).lower(params).as_text()
 
 
+@pytest.mark.grid
 def test_layers_one_by_one_and_as_a_loop():
     """The same numbers; the loop's program does not grow with the layers."""
     tokens = random_tokens()

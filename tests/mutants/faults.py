@@ -661,10 +661,10 @@ MOVEMENT = (
         MOVES + "equals_dense_on_every_load[rows-all_to_all-3-expert 4, tensor 2]",
     ),
     _fault(
-        "fsdp: weights gathered along the hidden axis",
+        "fsdp: weights gathered in another order of the devices",
         DISPATCH + "sharded.py",
-        "whole(experts.w_up_EDF, 1)",
-        "whole(experts.w_up_EDF.swapaxes(1, 2), 2).swapaxes(1, 2)[:, ::-1]",
+        'return _gathered(w, spec.axes.index("embed"), kept, fsdp)',
+        'return jnp.flip(_gathered(w, spec.axes.index("embed"), kept, fsdp), 1)',
         MOVES + "equals_dense_on_every_load[rows-all_to_all-3-fsdp 2, expert 4]",
     ),
     _fault(
@@ -764,8 +764,8 @@ IN_THE_LAYER = (
     _fault(
         "shared experts take the place of the routed ones",
         LAYER,
-        "y_BSD = y_BSD + self.shared(x_BSD)",
-        "y_BSD = self.shared(x_BSD)",
+        "else y_BSD + beside",
+        "else beside",
         LAYERS + "dropless_layer_with_shared_experts[rows]",
     ),
     _fault(
@@ -1026,8 +1026,8 @@ LABORATORY = (
     _fault(
         "matching: FLOPs of dropped assignments count",
         "moe_jax/sweeps/matching.py",
-        "rest + (1 - dropped) *",
-        "rest +",
+        "- dropped * counts.routed_flops",
+        "- 0 * counts.routed_flops",
         "tests/sweeps/test_points.py::test_assignments_that_must_be_dropped_cost_nothing",
     ),
     _fault(
@@ -1183,6 +1183,149 @@ FILES = (
     ),
 )
 
+EXPERTS = "tests/experts/test_experts.py::test_"
+CLASSES = "tests/tasks/test_classification.py::test_"
+VIT = "tests/models/test_vit.py::test_"
+IMAGES = "tests/data/test_images.py::test_"
+
+KINDS = (
+    _fault(
+        "views: what a formula makes of nothing",
+        "moe_jax/experts/views.py",
+        "return jnp.where((expert_R < E)[:, None], y_RD, 0)",
+        "return y_RD",
+        EXPERTS + "rows[clamped-auto]",
+    ),
+    _fault(
+        "views: the vector of the expert before",
+        "moe_jax/experts/views.py",
+        'side="right"',
+        'side="left"',
+        EXPERTS + "rows[swiglu with biases-auto]",
+    ),
+    _fault(
+        "views: an output bias from every device of an expert",
+        "moe_jax/experts/views.py",
+        "jax.lax.axis_index(self.tensor) == 0, value, 0",
+        "jax.lax.axis_index(self.tensor) >= 0, value, 0",
+        EXPERTS + "a_mesh_changes_nothing[clamped-expert 2, tensor 4]",
+    ),
+    _fault(
+        "expert: a bias that no view adds once",
+        "moe_jax/experts/feed_forward.py",
+        'y + view.once(view.vector("b_down"))',
+        'y + view.vector("b_down")',
+        EXPERTS + "a_mesh_changes_nothing[swiglu with biases-fsdp 2, tensor 2]",
+    ),
+    _fault(
+        "expert: a vector whose axis no mesh splits",
+        "moe_jax/experts/base.py",
+        'names = ("expert", AXES.get(axis))',
+        'names = ("expert", None)',
+        EXPERTS + "parameters_say_what_they_are",
+    ),
+    _fault(
+        "clamped: the gate is clamped below too",
+        "moe_jax/experts/clamped_swiglu.py",
+        'g = jnp.minimum(view.times(x, "w_gate") + view.vector("b_gate"), self.limit)',
+        'g = jnp.clip(view.times(x, "w_gate") + view.vector("b_gate"), -self.limit, self.limit)',
+        EXPERTS + "rows[clamped-auto]",
+    ),
+    _fault(
+        "around: from the inside out",
+        LAYER,
+        "for name, around in reversed(self.surroundings.items()):",
+        "for name, around in self.surroundings.items():",
+        "tests/nn/test_around.py::test_one_in_the_other",
+    ),
+    _fault(
+        "counts: a depth's block costs as much as any",
+        "moe_jax/nn/depth.py",
+        "return block(c).of_some(c / S) + router",
+        "return block(c) + router",
+        "tests/nn/test_around.py::test_costs_of_some",
+    ),
+    _fault(
+        "classification: label and prediction change places",
+        "moe_jax/tasks/classification.py",
+        "jnp.maximum(label_B, 0) * self._C + best_B",
+        "best_B * self._C + jnp.maximum(label_B, 0)",
+        CLASSES + "metrics_are_scikit_learns",
+    ),
+    _fault(
+        "classification: F1 over classes that do not occur",
+        "moe_jax/tasks/classification.py",
+        "return float(np.mean(2 * right_C[there_C] / either_C[there_C])) if there_C.any() else 0.0",
+        "return float(np.sum(2 * right_C[there_C] / either_C[there_C])) / len(there_C)",
+        CLASSES + "f1_of_classes_that_do_not_occur",
+    ),
+    _fault(
+        "classification: the other image of a mixture has the label's share",
+        "moe_jax/tasks/classification.py",
+        "share_B * of_label_B + (1 - share_B) *",
+        "share_B * of_label_B + share_B *",
+        CLASSES + "smoothed_labels_and_mixtures",
+    ),
+    _fault(
+        "classification: smoothing beside the whole label",
+        "moe_jax/tasks/classification.py",
+        "-(1 - smoothing) * of_label_B",
+        "-of_label_B",
+        CLASSES + "smoothed_labels_and_mixtures",
+    ),
+    _fault(
+        "vit: patches column by column",
+        "moe_jax/models/vit.py",
+        "jnp.swapaxes(cut, 2, 3)",
+        "jnp.moveaxis(cut, 3, 1).swapaxes(2, 3)",
+        VIT + "patches_are_in_reading_order",
+    ),
+    _fault(
+        "vit: rows and columns change places",
+        "moe_jax/models/vit.py",
+        'indexing="ij"',
+        'indexing="xy"',
+        VIT + "sincos_is_the_formula",
+    ),
+    _fault(
+        "images: what fills up a batch is routed",
+        "moe_jax/models/vit.py",
+        "segment_BS=valid_BS.astype(jnp.int32),",
+        "segment_BS=jnp.ones((B, S), jnp.int32),",
+        VIT + "images_that_fill_up_a_batch_are_not_routed",
+    ),
+    _fault(
+        "images: the mixture's share of the other image",
+        "moe_jax/data/images.py",
+        'share * row["image"] + (1 - share) * moved',
+        '(1 - share) * row["image"] + share * moved',
+        IMAGES + "a_mixture_is_one_of_two_images",
+    ),
+    _fault(
+        "sentiment: sentences of one review in both splits",
+        "moe_jax/data/sentiment.py",
+        "f\"{domain} {match['id'].partition('_')[0]}\"",
+        "f\"{domain} {match['id']}\"",
+        "tests/data/test_labelled.py::test_ratings_become_classes_and_sources_domains",
+    ),
+    _fault(
+        "counterfactual: a replay routes as the router does",
+        "moe_jax/nn/moe_shard.py",
+        "router = rerouted(config.router, self.switches.counterfactual)",
+        "router = rerouted(config.router, None)",
+        STEPS + "evaluation_in_micro_batches",
+    ),
+)
+
 FAULTS = (
-    CHOICES + ORDER + BALANCE + MOVEMENT + IN_THE_LAYER + IN_THE_STEP + KERNELS + LABORATORY + FILES
+    CHOICES
+    + ORDER
+    + BALANCE
+    + MOVEMENT
+    + IN_THE_LAYER
+    + IN_THE_STEP
+    + KERNELS
+    + LABORATORY
+    + FILES
+    + KINDS
 )

@@ -76,6 +76,7 @@ def test_the_router_of_the_page(folder, monkeypatch):
     assert abs(float(slope["log_tau"][0])) > 0.01
 
 
+@pytest.mark.lab
 def test_it_trains_through_the_door(folder, one_device_flags):
     texts = folder / "texts"
     texts.mkdir()

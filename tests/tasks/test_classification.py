@@ -14,7 +14,7 @@ from moe_jax.data.types import ArraySpec, DataInfo, text_columns
 from moe_jax.models.types import IO
 from moe_jax.nn.predictions import ClassLogits
 from moe_jax.routing.plan import add_sums
-from moe_jax.tasks.classification import BINS, Classification, ClassOfRow
+from moe_jax.tasks.classification import BINS, Classification, ClassOfRow, macro_f1
 
 B, C = 60, 7
 DOMAINS = ("film", "shop")
@@ -67,6 +67,13 @@ def test_metrics_are_scikit_learns(batch):
         accuracy = sk.accuracy_score(label[own], best[own])
         assert found[f"domain/{name}/accuracy"] == pytest.approx(accuracy)
     assert next(h.name for h in Classification.headlines if h.name in found) == "accuracy"
+
+
+def test_f1_of_classes_that_do_not_occur():
+    """Neither as label nor as prediction: they are left out, as scikit-learn does."""
+    label, best = np.array([0, 0, 2, 2, 4]), np.array([0, 2, 2, 2, 0])
+    confusion = sk.confusion_matrix(label, best, labels=range(6))
+    assert macro_f1(confusion) == pytest.approx(sk.f1_score(label, best, average="macro"))
 
 
 def test_sums_of_parts_are_those_of_the_whole(batch):

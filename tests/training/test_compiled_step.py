@@ -202,6 +202,7 @@ def test_the_vocabulary_stays_split():
         assert all(V not in shape for _, shape in c.arrays), c
 
 
+@pytest.mark.grid
 def test_attention_gathers_keys_and_values_over_sequence():
     """Over `sequence` go K and V and sums of gradients, no logits and no queries."""
     N, M, H = 4, 2, 4

@@ -71,6 +71,7 @@ class NoGradientOfTheHead(Step):
         return loss, {**grads, "head": jnp.full_like(grads["head"], jnp.nan)}, sums
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("alone", "skipped"), [("router", 0), ("nothing", 1)])
 def test_a_nan_of_a_frozen_group_stops_nothing(alone, skipped):
     one = trained_program(alone)

@@ -12,6 +12,7 @@ from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.training.origin import load_origin
 from moe_jax.training.warm_start import GROW, NOISE, Like, growth_warnings, warm_start
 from tests.doors.conftest import texts, tiny, trained  # noqa: F401 - fixtures
+from tests.layers import of_all_layers
 
 
 def like(every: int, layers: int = 4, first: int = 0, experts: int = 4) -> Like:
@@ -115,7 +116,7 @@ def grown(door, tiny, trained, workdir: Path, grow: str, steps: int) -> np.ndarr
     )  # fmt: skip
     assert code == 0, err
     _, state, _ = load_origin(workdir)
-    return state.params["layers"]["00"]["moe"]["experts"]["w_up"]
+    return of_all_layers(state.params["layers"])["moe"]["experts"]["w_up"]
 
 
 @pytest.mark.parametrize("grow", ["noise", pytest.param("new", marks=pytest.mark.grid), "copy"])
@@ -123,7 +124,7 @@ def test_twins_part(grow, door, tiny, trained, tmp_path):  # noqa: F811
     """Within 20 steps, by a share of how far they went that no rounding makes. Copied columns keep
     them together, which is why they are not the default."""
     _, before, _ = load_origin(trained)
-    start = before.params["layers"]["00"]["moe"]["experts"]["w_up"]
+    start = of_all_layers(before.params["layers"])["moe"]["experts"]["w_up"]
     w_LEDF = grown(door, tiny, trained, tmp_path / grow, grow, steps=20)
     went = np.sqrt(np.mean(np.square(w_LEDF[:, :4] - start)))
     twins = np.sqrt(np.mean(np.square(w_LEDF[:, :4] - w_LEDF[:, 4:]), axis=(0, 2, 3)))

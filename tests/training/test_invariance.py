@@ -4,6 +4,7 @@ layout. And what a bad step must leave alone."""
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import optax
 import pytest
 
 from moe_jax.models.decoder import Decoder, DecoderConfig
-from moe_jax.models.layout import layout_of
 from moe_jax.models.network import Network
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -59,13 +59,21 @@ def raw_batch(seed=0):
 
 def parameters(network):
     """Random parameters on the network's mesh; `network.init` would compile for seconds."""
-    rng = np.random.default_rng(0)
+    layers = {stack.name: stack.layers for stack in network.abstract_module.layout.stacks}
+
+    def normal(keys, layer, shape):
+        rng = np.random.default_rng([zlib.crc32("/".join(keys).encode()), layer])
+        return rng.normal(0, shape[-1 if keys[-1] == "embedding" else -2] ** -0.5, shape)
 
     def draw(path, leaf):
+        first, *rest = (part.key for part in path)
         if path[-1].key == "scale":
             return np.ones(leaf.shape, leaf.dtype)
-        fan = leaf.shape[-1 if path[-1].key == "embedding" else -2]
-        return rng.normal(0, fan**-0.5, leaf.shape).astype(leaf.dtype)
+        if first != "layers":
+            return normal([first, *rest], 0, leaf.shape).astype(leaf.dtype)
+        # By layer, however they are stacked.
+        of_layers = [normal(rest[1:], layer, leaf.shape[1:]) for layer in layers[rest[0]]]
+        return np.stack(of_layers).astype(leaf.dtype)
 
     drawn = jax.tree_util.tree_map_with_path(draw, network.abstract)
     return jax.device_put(drawn, network.shardings)
@@ -91,7 +99,6 @@ def make(moe, mesh=None, accumulation=1, optimizer=None, **model):
         task=NextToken(np.ones(V)),
         optimizer=optimizer or optax.adamw(1e-2),
         moe=moe,
-        layout=layout_of(config.num_layers, moe, config.depth),
         row_length=S,
         accumulation=accumulation,
         noise_seed=1,
@@ -154,7 +161,7 @@ def on_one_device():
             [("m", MIXTRAL, "fsdp tensor expert")],
             several=True,
         ),
-        ("g", GSHARD, "2x4"),
+        pytest.param("g", GSHARD, "2x4", marks=pytest.mark.grid),
         pytest.param("n", NOISY, "2x4", marks=pytest.mark.grid),
     ],
 )
@@ -178,6 +185,7 @@ def gap(a, b):
     )
 
 
+@pytest.mark.grid
 def test_micro_batches():
     """Global-batch and row scopes, with drops: the same gradient whatever the accumulation."""
     moe = GSHARD

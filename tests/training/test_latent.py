@@ -66,6 +66,7 @@ def test_bytes_shrink_by_the_latent_width(mesh):
     assert told == over_expert
 
 
+@pytest.mark.grid
 def test_columns_over_tensor_are_those_of_the_formula():
     """Gathers and reduce-scatters over `tensor`, but for the indices of the head."""
     mesh, L = "fsdp 2, expert 2, tensor 2", D // 2

@@ -97,6 +97,7 @@ def program(router="mixtral", optimizer=None, **sizes):
                     "num_kv_heads": 1,
                     "head_dim": 4,
                     "qk_norm": True,
+                    "unrolled_layers": 0,
                     **sizes,
                 }
             ),

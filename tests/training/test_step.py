@@ -19,6 +19,7 @@ from moe_jax.routing.counterfactual import Replay
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses
 from moe_jax.routing.types import Recorded
 from tests.drawn import some
+from tests.layers import of_all_layers
 from tests.training.test_invariance import (
     GSHARD,
     LOSSES,
@@ -82,7 +83,7 @@ def test_reported_norms_and_the_other_layout_and_remat_policy():
     grads = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), before, after)
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(result.grad_norm, norm, rtol=1e-4)
-    experts = grads["layers"]["00"]["moe"]["experts"].values()  # (L, E, ., .) each
+    experts = of_all_layers(grads["layers"])["moe"]["experts"].values()  # (L, E, ., .) each
     squares = sum((g**2).sum((2, 3)) for g in experts)
     np.testing.assert_allclose(result.expert_grad_norm, np.sqrt(squares), rtol=1e-3, atol=1e-6)
 

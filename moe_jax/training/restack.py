@@ -1,0 +1,104 @@
+"""Arrays of layers by name, however they are stacked in a file and in a program.
+
+A stack "layers.02" of n layers holds arrays (n, ...) of the layers 2, 2 + p, 2 + 2 p, ..., where p
+stacks alternate. Where layers are compiled one by one each is a stack of its own
+(models/layout.py). What a file holds in one of these forms is read into the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# What stands before the number of a stack; the stacks of parameters are those of all else.
+NAME = re.compile(r"((?:.*\.)?(?:layers|router_state))\.(\d+)(\..*)")
+PARAMETERS = "params.layers"
+
+Stacks = dict[int, tuple[int, ...]]  # first layer -> all of them
+
+
+def stacks_of(shapes: Mapping[str, Any]) -> Stacks:
+    """The layers of each stack, from the shapes of the parameters' arrays; {} where these do not
+    say it."""
+    counts: dict[int, int] = {}
+    for name, shape in shapes.items():
+        found = NAME.fullmatch(name)
+        if found and found[1] == PARAMETERS:
+            count = shape[0] if isinstance(shape, Sequence) and shape else None
+            if not isinstance(count, int) or counts.setdefault(int(found[2]), count) != count:
+                return {}
+    period = sum(count > 1 for count in counts.values())
+    return {
+        first: tuple(first + period * i for i in range(count)) for first, count in counts.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Where a layer's array is: row `row` of the array `name`."""
+
+    name: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Restacking:
+    """How arrays of a program are made of those of a file.
+
+    asked: what to read, by the file's names. rows: of each array of the program that is made of
+    others, where its layers are; all others have the same name in both.
+    """
+
+    asked: dict[str, Any]
+    rows: dict[str, tuple[_Row, ...]]
+
+    @classmethod
+    def of(cls, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> Restacking:
+        """wanted: ShapeDtypeStructs with shardings by name. stored: shapes by name."""
+        new, old = stacks_of({n: leaf.shape for n, leaf in wanted.items()}), stacks_of(stored)
+        layers = sorted(layer for stack in old.values() for layer in stack)
+        if new == old or layers != sorted(layer for stack in new.values() for layer in stack):
+            return cls(dict(wanted), {})
+        place = {layer: (first, i) for first, stack in old.items() for i, layer in enumerate(stack)}
+        asked: dict[str, Any] = {}
+        rows: dict[str, tuple[_Row, ...]] = {}
+        for name, leaf in wanted.items():
+            found = NAME.fullmatch(name)
+            if found is None or int(found[2]) not in new:
+                asked[name] = leaf
+                continue
+            at = [place[layer] for layer in new[int(found[2])]]
+            rows[name] = tuple(_Row(f"{found[1]}.{first:02d}{found[3]}", i) for first, i in at)
+            for (first, _), row in zip(at, rows[name], strict=True):
+                shape = (len(old[first]), *leaf.shape[1:]) if leaf.shape else ()
+                asked[row.name] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+        return cls(asked, rows)
+
+    def restacked(self, wanted: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of the program by name, from those that were read."""
+        if not self.rows:
+            return dict(read)
+        made = {name: wanted[name] for name in self.rows}
+
+        def make(read: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: _joined([read[r.name] for r in rows], rows) for name, rows in used}
+
+        used = tuple(self.rows.items())
+        sources = {row.name: read[row.name] for _, rows in used for row in rows}
+        shardings = {name: leaf.sharding for name, leaf in made.items()}
+        others = {name: array for name, array in read.items() if name not in sources}
+        return others | jax.jit(make, out_shardings=shardings)(sources)
+
+
+def _joined(arrays: Sequence[Any], rows: Sequence[_Row]) -> Any:
+    """One row of each. A scalar belongs to all layers alike."""
+    if not arrays[0].ndim:
+        return arrays[0]
+    return jnp.concatenate(
+        [array[row.row : row.row + 1] for array, row in zip(arrays, rows, strict=True)]
+    )
