@@ -87,7 +87,8 @@ def whole_weights(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(w: Array, axis: int, dtype: jnp.dtype, fsdp: str) -> Array:
     """All-gather over fsdp in the type of the activations; the gradient is summed in w's own."""
-    return jax.lax.all_gather(w.astype(dtype), fsdp, axis=axis, tiled=True)
+    whole: Array = jax.lax.all_gather(w.astype(dtype), fsdp, axis=axis, tiled=True)
+    return whole
 
 
 def _gathered_forward(w: Array, axis: int, dtype: jnp.dtype, fsdp: str) -> tuple[Array, Array]:
@@ -124,7 +125,9 @@ class ColumnExperts:
         return self._split(self.weights.all(self._whole(x_Td)))
 
     def _whole(self, x: Array) -> Array:
-        return jax.lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
+        whole: Array = jax.lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
+        return whole
 
     def _split(self, y: Array) -> Array:
-        return jax.lax.psum_scatter(y, self.axis, scatter_dimension=y.ndim - 1, tiled=True)
+        part: Array = jax.lax.psum_scatter(y, self.axis, scatter_dimension=y.ndim - 1, tiled=True)
+        return part

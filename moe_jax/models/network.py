@@ -36,6 +36,10 @@ class Network:
             self.abstract,
             self.axes,
         )
+        placed = nnx.traversals.flatten_mapping(self.shardings)
+        for path, variable in nnx.to_flat_state(self._state):
+            # Flax's own metadata, which `nnx.get_partition_spec` reads.
+            variable.set_metadata(out_sharding=tuple(placed[path].spec))
 
     def init(self, key: jax.Array) -> Params:
         """New parameters, each created on its own devices."""

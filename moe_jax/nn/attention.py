@@ -125,7 +125,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         """span: a bound of the positions; None: the length of the rows or of the cache."""
 
-        def project(weight: nnx.Param) -> Array:
+        def project(weight: nnx.Param[Any]) -> Array:
             w_DNH = weight[...]
             y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
             return y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from moe_jax.parallel.mesh import ROW_AXES
 from moe_jax.routing.token_choice import kernel_spec
 from moe_jax.routing.types import PLACES
 
+T = TypeVar("T")
 WEIGHTS = ("linear", "sigmoid")
 ROWS = PartitionSpec(ROW_AXES)
 
@@ -230,12 +231,13 @@ class DepthRouter(nnx.Module):
         x_bcD = x_bsD.at[row_b1, place_bc].get(unique_indices=True, mode="promise_in_bounds")
         return x_bcD, batch, Chosen(place_BC=place_bc, weight_BC=weight_bc), report
 
-    def _on_rows(self, function: Any, *by_row: Any, whole: tuple[Any, ...] = ()) -> Any:
+    def _on_rows(self, function: Callable[..., T], *by_row: Any, whole: tuple[Any, ...] = ()) -> T:
         """function(*whole, *by_row) on each device's own rows."""
         specs = tuple(PartitionSpec() for _ in whole) + tuple(ROWS for _ in by_row)
-        return jax.shard_map(
+        found: T = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=ROWS, check_vma=False
         )(*whole, *by_row)
+        return found
 
 
 def _of_chosen(context: Context, chosen: Chosen) -> Context:

@@ -110,7 +110,7 @@ class BaseMixer:
 def _shapes(mixer: BaseMixer, sizes: RowSizes, mesh: Any) -> list[tuple[int, Any]]:
     """(size, form) of each parameter of a mixer's module."""
 
-    def make(key: Array) -> nnx.State:
+    def make(key: Array) -> nnx.State[Any, Any]:
         return nnx.state(mixer.make(sizes, mesh, nnx.Rngs(params=key)), nnx.Param)
 
     state = nnx.to_flat_state(nnx.eval_shape(make, jax.random.key(0)))

@@ -33,7 +33,7 @@ State = Mapping[str, Array]
 USUAL_LOSSES = RoutingLosses(load_balance=LoadBalance(coefficient=0.01))
 
 
-class RouterState(nnx.Variable):
+class RouterState(nnx.Variable[Any]):
     """What a router keeps between steps and no optimizer sees: a balancing bias, say."""
 
 
@@ -176,7 +176,8 @@ class MoE(nnx.Module):
         auto = jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)
         around = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh  # `mesh=` is not around yet
         with jax.sharding.use_abstract_mesh(around):
-            return auto(state, x, valid, ids, context)
+            found: tuple[Array, Report] = auto(state, x, valid, ids, context)
+        return found
 
     def _run(
         self, x: Array, valid: Array | None, ids: Array | None, context: Context

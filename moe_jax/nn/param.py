@@ -72,7 +72,7 @@ def parameter(
     *,
     matrix: Matrix | None,
     decays: bool,
-) -> nnx.Param:
+) -> nnx.Param[Any]:
     """A Param whose metadata `axes` names each dimension for `parallel.rules`, and whose metadata
     `form` says what optimizers take it for.
 
@@ -127,13 +127,13 @@ def fan_in(
     )
 
 
-def axes_of(state: nnx.State) -> dict[str, Any]:
+def axes_of(state: nnx.State[Any, Any]) -> dict[str, Any]:
     """The logical axes of every parameter of a state, as nested plain dicts.
 
     A parameter with one more dimension than names is stacked over layers: "layers" leads.
     """
 
-    def axes(variable: nnx.Variable) -> tuple[str | None, ...]:
+    def axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
         names = tuple(variable.get_metadata("axes"))
         stacked = len(variable.get_value().shape) - len(names)
         return ("layers",) * stacked + names
@@ -142,7 +142,7 @@ def axes_of(state: nnx.State) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(flat)
 
 
-def forms_of(state: nnx.State) -> dict[str, Any]:
+def forms_of(state: nnx.State[Any, Any]) -> dict[str, Any]:
     """The form of every parameter of a state, as nested plain dicts."""
     flat = {path: variable.get_metadata("form") for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(flat)

@@ -73,7 +73,8 @@ class Program:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
         shapes = self._state_shapes
-        return abstract_with(shapes, self.state_shardings)
+        abstract: TrainState = abstract_with(shapes, self.state_shardings)
+        return abstract
 
     @cached_property
     def abstract_model(self) -> TrainState:
@@ -89,7 +90,8 @@ class Program:
 
     def fresh_probe(self) -> jax.Array:
         """The routes before the first probe."""
-        return put(self._no_probe, self.state_shardings.probe)
+        probe: jax.Array = put(self._no_probe, self.state_shardings.probe)
+        return probe
 
     @property
     def _no_probe(self) -> np.ndarray:
@@ -192,14 +194,16 @@ class Program:
 
         def route(params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
             routes = self._route(params, router_state, raw, knobs)
-            return jax.tree.map(lambda leaf: leaf[:, : self.probe_rows], routes)
+            few: Routes = jax.tree.map(lambda leaf: leaf[:, : self.probe_rows], routes)
+            return few
 
         return jax.jit(route, out_shardings=replicated(self.mesh))
 
     def _route(self, params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
         context = Context(knobs=knobs, capture=True)
         batch = self.step.task.inputs(raw)
-        return self.network.apply(params, batch, context, router_state).report.routes
+        routes: Routes = self.network.apply(params, batch, context, router_state).report.routes
+        return routes
 
     # --- arguments ---
 

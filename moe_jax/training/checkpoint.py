@@ -518,7 +518,8 @@ def _not_empty(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(file: Path) -> Iterable[tuple[str, Any]]:
     """The items of a JSON object. OSError, ValueError, AttributeError where it is none."""
-    return parsed(file.read_bytes()).items()
+    found: Iterable[tuple[str, Any]] = parsed(file.read_bytes()).items()
+    return found
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -71,7 +71,8 @@ def _widen(leaf: np.ndarray) -> np.ndarray:
 
 def _narrow(sums: BatchSums) -> BatchSums:
     """Types that a device takes; metrics are ratios, so float32 counts are exact enough."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), sums)
+    narrow: BatchSums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), sums)
+    return narrow
 
 
 def routing_report(
@@ -141,4 +142,5 @@ def _share(x_LN: Any) -> np.ndarray:
 def _ratio(part: Any, whole: Any) -> np.ndarray:
     """part / whole, 0 where the whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    return part / np.where(whole == 0, 1, whole)
+    ratio: np.ndarray = part / np.where(whole == 0, 1, whole)
+    return ratio

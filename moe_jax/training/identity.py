@@ -48,10 +48,10 @@ def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without its FREE parts."""
-    copy = json.loads(json.dumps(config))
+    copy: dict[str, Any] = json.loads(json.dumps(config))
     for path in FREE:
         *parents, name = path.split(".")
-        node = copy
+        node: Any = copy
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):  # a damaged file may hold anything

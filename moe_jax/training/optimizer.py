@@ -263,7 +263,8 @@ class Muon(Optimizer):
             )
 
         def to_adam_size(path: str, update: jax.Array) -> jax.Array:
-            return update * (0.2 * max(forms[path].sizes(update.shape)) ** 0.5)
+            scaled: jax.Array = update * (0.2 * max(forms[path].sizes(update.shape)) ** 0.5)
+            return scaled
 
         labels = by_path(label, params)
         muon = optax.chain(

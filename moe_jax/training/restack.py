@@ -92,7 +92,8 @@ class Restacking:
         sources = {row.name: read[row.name] for _, rows in used for row in rows}
         shardings = {name: leaf.sharding for name, leaf in made.items()}
         others = {name: array for name, array in read.items() if name not in sources}
-        return others | jax.jit(make, out_shardings=shardings)(sources)
+        found: dict[str, Any] = others | jax.jit(make, out_shardings=shardings)(sources)
+        return found
 
 
 def _joined(arrays: Sequence[Any], rows: Sequence[_Row]) -> Any:

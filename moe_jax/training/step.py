@@ -377,7 +377,8 @@ class Step:
             stack.name: norm(grads["layers"][stack.name]["moe"]["experts"])
             for stack in self.layout.moe_stacks
         }
-        return self.layout.in_layer_order(by_stack)
+        norm_LE: Array = self.layout.in_layer_order(by_stack)
+        return norm_LE
 
     @property
     def _grouping(self) -> Grouping:

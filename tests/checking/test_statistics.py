@@ -123,8 +123,8 @@ def trial_of(name):
 
 def offsets(start):
     """(L, E): the row of the kernel that each layer adds to its logits."""
-    (kernel_LDE,) = (w for name, w in start.items() if name.endswith("moe/router/kernel"))
-    return np.asarray(kernel_LDE, np.float64)[:, 0]
+    kernels = [start[name] for name in sorted(start) if name.endswith("moe/router/kernel")]
+    return np.concatenate(kernels).astype(np.float64)[:, 0]
 
 
 @pytest.mark.parametrize("variant", some([*VARIANTS, MIXED], [*VARIANTS[1:3], MIXED]))

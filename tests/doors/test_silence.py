@@ -64,6 +64,7 @@ def test_samples(told, trained):
     assert 5 <= found["writing"] <= 10
 
 
+@pytest.mark.lab
 def test_a_check(told, tiny):
     found = told("check", f"--config={tiny}", "--steps=1", "--only=data=8 rows")
     assert found["compiling and comparing"] > 0 and "computing the reference" in found

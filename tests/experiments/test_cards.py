@@ -111,6 +111,7 @@ def test_an_unknown_card_is_told():
         load_card("los_free")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", CARDS)
 def test_every_point_of_every_scale_is_a_valid_config(name: str):
     card = CARDS[name]

@@ -1309,11 +1309,11 @@ KINDS = (
         "tests/data/test_labelled.py::test_ratings_become_classes_and_sources_domains",
     ),
     _fault(
-        "counterfactual: a replay routes as the router does",
+        "counterfactual: the layer routes as its router does",
         "moe_jax/nn/moe_shard.py",
         "router = rerouted(config.router, self.switches.counterfactual)",
         "router = rerouted(config.router, None)",
-        STEPS + "evaluation_in_micro_batches",
+        LAYERS + "other_routes_in_the_place_of_the_router_s",
     ),
 )
 

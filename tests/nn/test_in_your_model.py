@@ -19,6 +19,7 @@ from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing.losses import SCOPES, LoadBalance, RouterZ, RoutingLosses, scoped_loss
 from tests.drawn import some
+from tests.training.test_compiled_step import program_of
 
 PAGE = Path(__file__).parents[2] / "docs/in_your_model.md"
 LOSSES = RoutingLosses(
@@ -151,6 +152,18 @@ def test_no_mesh_of_the_user_changes_a_number(name, kind):
     np.testing.assert_allclose(report_there.loss, report.loss, rtol=2e-6)
     np.testing.assert_array_equal(report_there.sums.wanted_E, report.sums.wanted_E)
     close(grads, grads_there)
+
+
+def test_metadata_of_a_whole_model_tell_where_its_parameters_lie():
+    """What `nnx.get_partition_spec` says of a model of a run is how its arrays are placed."""
+    program = program_of("fsdp 2, expert 2, tensor 2")
+    network = program.network
+    told = nnx.get_partition_spec(nnx.state(network.module(network.abstract), nnx.Param))
+    told = nnx.to_pure_dict(told)
+    placed = jax.tree.map(lambda sharding: sharding.spec, network.shardings)
+    assert jax.tree.leaves(told) == jax.tree.leaves(placed)
+    experts = told["layers"]["00"]["moe"]["experts"]
+    assert experts["w_up"] == PartitionSpec(None, "expert", "fsdp", "tensor")
 
 
 def test_the_mesh_may_be_given():

@@ -14,7 +14,8 @@ from flax import nnx
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer, _group_ids
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.routing import GShard, Mixtral, NoisyTopK, Switch, TopK, VMoE
+from moe_jax.routing import GShard, Mixtral, NoisyTopK, RoundRobin, Switch, TopK, VMoE
+from moe_jax.routing.counterfactual import RouteBy
 
 B, S, D, F, E = 3, 8, 6, 5, 4
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1] * S, [1] * 4 + [2] * 4], np.int32)
@@ -160,6 +161,23 @@ def test_routes_are_what_was_counted():
     np.testing.assert_allclose(routes.weight_BSK[SEGMENTS > 0].sum(-1), 1, rtol=1e-5)
     best = np.argsort(-routes.prob_BSE, -1)[..., :2]
     np.testing.assert_array_equal(best[SEGMENTS > 0], routes.expert_BSK[SEGMENTS > 0])
+
+
+def test_other_routes_in_the_place_of_the_router_s():
+    """Experts in turn, with each token's weight in total; probabilities stay the router's."""
+    _, apply = make(MoEConfig(num_experts=E, expert_dim=F))
+    x_BSD, batch, number = jnp.asarray(inputs()), batch_of(range(B)), jnp.int32(0)
+    _, own = apply(x_BSD, batch, Context(capture=True), number)
+    what_if = RouteBy(router=RoundRobin(k=2))
+    y_BSD, report = apply(x_BSD, batch, Context(capture=True, counterfactual=what_if), number)
+    routes = jax.tree.map(np.asarray, report.routes)
+    for b in range(B):
+        turn = np.arange((SEGMENTS[b] > 0).sum())[:, None]  # positions of this batch are all 0
+        wanted = (2 * turn + np.arange(2)) % E
+        np.testing.assert_array_equal(routes.expert_BSK[b][SEGMENTS[b] > 0], wanted)
+    np.testing.assert_allclose(routes.weight_BSK[SEGMENTS > 0], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(routes.prob_BSE, own.routes.prob_BSE, rtol=1e-5)
+    assert np.isfinite(y_BSD).all()
 
 
 @pytest.mark.parametrize(

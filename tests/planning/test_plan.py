@@ -139,6 +139,7 @@ def test_a_global_loss_under_accumulation_takes_one_more_forward_pass():
     assert sums(2, "row") == pytest.approx(sums(1, "row"))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["data 2, expert 4"])
 def test_compiled_step_by_kind(name):
     """The plan's own compile of the run's step: memory and collectives as the compiler has them."""

@@ -249,6 +249,7 @@ def test_frozen_tables_cost_nothing():
     assert "cond" in names and not names & {"scan", "while"}
 
 
+@pytest.mark.grid
 def test_balanced_is_more_even_than_random():
     """Roller et al. section 3.1: ids by Zipf's law make a random hash uneven, a table by frequency
     does not. On fresh tokens of the same law; its most frequent id is below the mean load."""

@@ -79,7 +79,7 @@ def one_step(router, layout, transport="local", **options):
     return jax.device_get((after.params, result.loss, result.sums.traffic))
 
 
-@pytest.fixture(scope="module", params=some(ROUTERS, ("mixtral",)))
+@pytest.fixture(scope="module", params=some(ROUTERS, ("sinkhorn",)))
 def on_one_device(request):
     return request.param, one_step(request.param, "dense")
 

@@ -72,6 +72,7 @@ DEPTH_MESHES = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", some(DEPTH_MESHES, ["fsdp expert tensor"]))
 def test_mesh(name, on_one_device):
     params, loss, depth, traffic = one_step(mesh=DEPTH_MESHES[name])

@@ -41,6 +41,7 @@ def raw_of(one):
     return {name: raw[name] for name in ("tokens", "segments", "row")}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("alone", some(ALONE, ["router"]))
 def test_the_norm_is_of_what_is_trained(alone):
     """Adam's first moment after one step is 0.1 g, for the groups that are trained alone."""

@@ -34,6 +34,7 @@ def on_one_device():
     return one_step()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "mesh", some(["2x4", "fsdp tensor expert", "sequence"], ["fsdp tensor expert"])
 )
@@ -82,6 +83,7 @@ def test_columns_over_tensor_are_those_of_the_formula():
     assert moved == told
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("mesh", ["data 2, expert 4", "fsdp 2, expert 2, tensor 2"])
 def test_state_is_exact_and_nothing_is_replicated(mesh):
     program, sizes = program_of(mesh, latent_dim=8), COMPILED[mesh]

@@ -173,6 +173,7 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
     assert all(max(found) >= step for step, found in seen.items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("scheme", some(["gs://bucket", "local"], ["gs://bucket"]))
 def test_a_profile_lies_in_the_workdir(door, tiny, bucket: Path, tmp_path: Path, scheme):  # noqa: F811
     workdir = f"{scheme}/run" if "://" in scheme else str(tmp_path / "run")

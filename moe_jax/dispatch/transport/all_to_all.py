@@ -53,7 +53,8 @@ def _slots(
     y_eND = experts.slots(x_necD.transpose(1, 0, 2, 3).reshape(e, n * g * C, D))
     y_necD = y_eND.reshape(e, n, g * C, D).transpose(1, 0, 2, 3)
     y_necD = checkpoint_name(jax.lax.all_to_all(y_necD, axis, 0, 0), "returned")
-    return y_necD.reshape(E, g, C, D).transpose(1, 0, 2, 3)
+    y_gECD: Array = y_necD.reshape(E, g, C, D).transpose(1, 0, 2, 3)
+    return y_gECD
 
 
 def _rows(

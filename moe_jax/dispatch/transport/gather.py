@@ -72,4 +72,7 @@ def _own_plan(plan_g: Plan, axis: str) -> Plan:
 
 def _own_soft_plan(plan_g: SoftPlan, axis: str) -> SoftPlan:
     """(g, T, E, C) -> (n * g, T, E / n, C): all groups' maps of this device's experts."""
-    return jax.tree.map(lambda map_g: jax.lax.all_to_all(map_g, axis, 2, 0, tiled=True), plan_g)
+    own: SoftPlan = jax.tree.map(
+        lambda map_g: jax.lax.all_to_all(map_g, axis, 2, 0, tiled=True), plan_g
+    )
+    return own

@@ -117,14 +117,24 @@ def ragged_all_to_all(
     it, elsewhere its emulation.
     """
     arguments = (x_MD, out_ND, from_n, sent_n, to_n, received_n)
-    return jax.lax.platform_dependent(
+    moved: Array = jax.lax.platform_dependent(
         *arguments,
         cpu=functools.partial(_emulated, axis=axis),
         default=functools.partial(jax.lax.ragged_all_to_all, axis_name=axis),
     )
+    return moved
 
 
-def _emulated(x_MD, out_ND, from_n, sent_n, to_n, received_n, *, axis):
+def _emulated(
+    x_MD: Array,
+    out_ND: Array,
+    from_n: Array,
+    sent_n: Array,
+    to_n: Array,
+    received_n: Array,
+    *,
+    axis: str,
+) -> Array:
     """The same by an all-to-all of n buffers of min(M, N) rows each."""
     (M, _), N = x_MD.shape, out_ND.shape[0]
     j_B = jnp.arange(min(M, N), dtype=jnp.int32)
