@@ -65,7 +65,7 @@ class Twins:
 
     @property
     def router_state(self) -> dict[str, Any]:
-        return {stack.name: {} for stack in layout_of(self.config.num_layers, self.moe).moe_stacks}
+        return {stack.name: {} for stack in self.network.abstract_module.layout.moe_stacks}
 
 
 def make_twins(
@@ -149,7 +149,7 @@ def to_ours(
         "final_norm": {"scale": jnp.asarray(arrays["model.norm.weight"] * (root if tied else 1))},
         "layers": {
             stack.name: block(stack.layers, stack.moe)
-            for stack in layout_of(config.num_layers, moe).stacks
+            for stack in layout_of(config.num_layers, moe).unrolled().stacks  # as on CPU
         },
     }
     return tree if tied else tree | {"head": jnp.asarray(arrays["lm_head.weight"].T)}

@@ -130,7 +130,7 @@ def convert(named):
     gate_up = "mlp.experts.gate_up_proj"
     halves = np.stack([arrays[f"model.layers.{i}.{gate_up}"] for i in range(L)])
     gate, up = (part.swapaxes(2, 3) for part in np.split(halves, 2, axis=2))
-    return {
+    tree = {
         "embedding": jnp.asarray(arrays["model.embed_tokens.weight"] / np.sqrt(D)),
         "final_norm": {"scale": jnp.asarray(arrays["model.norm.weight"])},
         "head": jnp.asarray(arrays["lm_head.weight"].T),
@@ -155,6 +155,11 @@ def convert(named):
             }
         },
     }
+    whole = tree["layers"].pop("00")
+    for layer in range(L):
+        cut = jax.tree.map(lambda leaf, i=layer: leaf[i : i + 1], whole)
+        tree["layers"][f"{layer:02d}"] = cut
+    return tree
 
 
 def tokens():

@@ -206,8 +206,8 @@ def test_the_twins_differ_where_they_should():
     task = NextToken(np.ones(V))
     expected = twins.theirs(input_ids=to_torch(raw["tokens"], torch.int64)[:, :-1]).logits
     params = twins.params
-    router = params["layers"]["00"]["moe"]["router"]
-    router["kernel"] = router["kernel"].at[L - 1, 0, 0].add(0.01)
+    router = params["layers"][f"{L - 1:02d}"]["moe"]["router"]
+    router["kernel"] = router["kernel"].at[0, 0, 0].add(0.01)
     found = twins.network.apply(params, task.inputs(raw), Context(), twins.router_state)
     with pytest.raises(AssertionError):
         assert_close(found.logits_BSV, expected.detach().numpy(), 1e-5)

@@ -119,7 +119,6 @@ def train_ours(twins, optimizer, accumulation=1):
         task=NextToken(np.ones(V)),
         optimizer=optimizer,
         moe=twins.moe,
-        layout=network.module(params).layout,
         row_length=S,
         accumulation=accumulation,
         noise_seed=0,

@@ -63,7 +63,8 @@ def parameters(network):
 
     def normal(keys, layer, shape):
         rng = np.random.default_rng([zlib.crc32("/".join(keys).encode()), layer])
-        return rng.normal(0, shape[-1 if keys[-1] == "embedding" else -2] ** -0.5, shape)
+        fan = shape[-1 if keys[-1] == "embedding" else -2] if len(shape) > 1 else 2
+        return rng.normal(0, fan**-0.5, shape)
 
     def draw(path, leaf):
         first, *rest = (part.key for part in path)
