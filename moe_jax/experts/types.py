@@ -6,6 +6,7 @@ An expert is written once, for tokens of one expert; the three views in which to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol, Self, runtime_checkable
 
@@ -99,10 +100,4 @@ class Expert(Protocol):
 
 def sizes_of(specs: Mapping[str, ParamSpec]) -> int:
     """Parameters in all."""
-    total = 0
-    for spec in specs.values():
-        size = 1
-        for dimension in spec.shape:
-            size *= dimension
-        total += size
-    return total
+    return sum(math.prod(spec.shape) for spec in specs.values())

@@ -183,12 +183,10 @@ class Transformer(nnx.Module):
         self.layout = stacked.unrolled() if self._unrolls else stacked
         self.make_input(rngs)
         # Drawn by stacks in any case: how layers are run changes no number.
-        layers = {
-            layer: (block, row)
-            for stack in stacked.stacks
-            for block in [self._make_stack(stack, rngs)]
-            for row, layer in enumerate(stack.layers)
-        }
+        layers: dict[int, tuple[Block, int]] = {}
+        for stack in stacked.stacks:
+            block = self._make_stack(stack, rngs)
+            layers |= {layer: (block, row) for row, layer in enumerate(stack.layers)}
         self.layers = nnx.Dict(
             {stack.name: _rows(*layers[stack.first], stack.count) for stack in self.layout.stacks}
         )
@@ -201,10 +199,8 @@ class Transformer(nnx.Module):
 
     def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
         config = self.config
-        D, options = (
-            config.model_dim,
-            dict(activation=config.activation, init_scale=config.init_scale),
-        )
+        D = config.model_dim
+        options = dict(activation=config.activation, init_scale=config.init_scale)
 
         def mixer(rngs: nnx.Rngs) -> nnx.Module:
             return config.mixer.make(config.row_sizes, self.mesh, rngs)

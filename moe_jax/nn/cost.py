@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 # (config path, value, parts, what the parts are): the value must be divisible by them.
 Division = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class _Additive:
+    """Numbers that add up field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        names = [field.name for field in dataclasses.fields(self)]
+        return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(_Additive):
     """Parameters and arithmetic, additive.
 
     parameters: all. active: those that a token uses, on average. multiplied: weights by which a
@@ -36,10 +46,6 @@ class Cost:
     def of_vectors(cls, size: float) -> Cost:
         """Of scales and biases."""
         return cls(parameters=size, active=size)
-
-    def __add__(self, other: Cost) -> Cost:
-        names = [field.name for field in dataclasses.fields(self)]
-        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def of_some(self, share: float) -> Cost:
         """Where only that share of the tokens takes part."""
@@ -74,7 +80,7 @@ class Here:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Planned(_Additive):
     """Bytes of a layer on one device, additive.
 
     kept: what the backward pass keeps. products: of it, the outputs of products with weights.
@@ -87,7 +93,3 @@ class Planned:
     summed: float = 0.0
     gathered: float = 0.0
     exchanged: float = 0.0
-
-    def __add__(self, other: Planned) -> Planned:
-        names = [field.name for field in dataclasses.fields(self)]
-        return Planned(**{name: getattr(self, name) + getattr(other, name) for name in names})

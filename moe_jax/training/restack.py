@@ -83,14 +83,15 @@ class Restacking:
         """The arrays of the program by name, from those that were read."""
         if not self.rows:
             return dict(read)
-        made = {name: wanted[name] for name in self.rows}
 
         def make(read: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: _joined([read[r.name] for r in rows], rows) for name, rows in used}
+            return {
+                name: _joined([read[row.name] for row in rows], rows)
+                for name, rows in self.rows.items()
+            }
 
-        used = tuple(self.rows.items())
-        sources = {row.name: read[row.name] for _, rows in used for row in rows}
-        shardings = {name: leaf.sharding for name, leaf in made.items()}
+        sources = {row.name: read[row.name] for rows in self.rows.values() for row in rows}
+        shardings = {name: wanted[name].sharding for name in self.rows}
         others = {name: array for name, array in read.items() if name not in sources}
         found: dict[str, Any] = others | jax.jit(make, out_shardings=shardings)(sources)
         return found
