@@ -15,7 +15,7 @@ TESTS   ?=
 DRAWN   ?=
 # Of `make test-fuzz`: how many cases of each test. The suite draws 25.
 EXAMPLES ?= 2000
-FUZZED  := tests/doors/test_fuzz_files.py tests/data/test_fuzz_corpora.py
+FUZZED  := tests/commands/test_fuzz_files.py tests/data/test_fuzz_corpora.py
 # The pythons of `make test-oldest` and `make test-latest`.
 OLDEST  ?= python3.11
 NEWEST  ?= python3.13

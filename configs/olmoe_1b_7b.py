@@ -17,7 +17,7 @@ from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
-from moe_jax.routing.top_k import TopK
+from moe_jax.routing.token_choice.top_k import TopK
 from moe_jax.training.experiment import Experiment
 
 

@@ -156,8 +156,8 @@ def load_card(name: str) -> LoadedCard:
     """UserError where there is no such card."""
     if name not in names():
         meant = nearest(name, names())
-        told = f"did you mean {meant}?" if meant else f"there are {', '.join(names())}"
-        raise UserError(f"no card {name!r}; {told}")
+        message = f"did you mean {meant}?" if meant else f"there are {', '.join(names())}"
+        raise UserError(f"no card {name!r}; {message}")
     sweep, verdict = (
         importlib.import_module(f"experiments.{name}.{part}") for part in ("sweep", "verdict")
     )

@@ -10,12 +10,12 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_boolean("check", False, "write nothing; exit code 1 if stale", flag_values=FLAGS)
 
 main = body("experiments.pages")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

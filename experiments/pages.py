@@ -15,8 +15,8 @@ from experiments.record import (
     null_gain,
     records,
     setting,
+    summary,
     text,
-    told,
 )
 from moe_jax.config.cli import Arguments
 from moe_jax.config.errors import UserError
@@ -103,7 +103,7 @@ def results(cards: list[LoadedCard]) -> str:
         link = f"[{card.card.title}](../experiments/{card.name}/README.md)"
         for record in records(card):
             where = setting(card, record)
-            runs.append(f"* {link}: {told(card, record)}")
+            runs.append(f"* {link}: {summary(card, record)}")
             for judgement in judgements(card, record):
                 cells = (
                     f"{link} ({record['scale']})",

@@ -166,7 +166,7 @@ def figure(card: LoadedCard, record: Record) -> str:
 def text(card: LoadedCard, record: Record) -> str:
     """Arms and claims in Markdown: what a README shows of the last run."""
     judged, where = judgements(card, record), setting(card, record)
-    lines = [told(card, record), "", *arms_table(card, record), ""]
+    lines = [summary(card, record), "", *arms_table(card, record), ""]
     for judgement in judged:
         claim = judgement.claim
         lines += [
@@ -190,17 +190,17 @@ def among(judged: Sequence[Judgement], where: str) -> str:
     )
 
 
-def told(card: LoadedCard, record: Record) -> str:
+def summary(card: LoadedCard, record: Record) -> str:
     skipping = sum(run.get("skipped", 0.0) > MANY for run in record["runs"])
     return (
-        f"Scale {record['scale']}, {record['date']}, {told_commits(record)}: "
-        f"{told_seeds(card, record)}, {record['tokens'] / 1e6:.1f}M tokens a run, "
+        f"Scale {record['scale']}, {record['date']}, {commits_text(record)}: "
+        f"{seeds_text(card, record)}, {record['tokens'] / 1e6:.1f}M tokens a run, "
         f"{len(record['runs'])} runs in {record['minutes']:.0f} minutes (of one run at a time)."
         + (f" {skipping} runs skipped more than {MANY:.0%} of their updates." if skipping else "")
     )
 
 
-def told_commits(record: Record) -> str:
+def commits_text(record: Record) -> str:
     """Each commit, with a + where there were uncommitted changes. Older records kept that of their
     first run alone."""
     if "commits" not in record:
@@ -217,7 +217,7 @@ def _commit(git: Mapping[str, Any]) -> str:
     return (git.get("revision") or "?")[:10] + ("+" if git.get("dirty") else "")
 
 
-def told_seeds(card: LoadedCard, record: Record) -> str:
+def seeds_text(card: LoadedCard, record: Record) -> str:
     """How many seeds the arms really have, and how many were asked for where that is more."""
     asked = len(asked_seeds(card, record))
     counts = Counter(run["arm"] for run in record["runs"])
@@ -282,12 +282,12 @@ def null_gain(finding: Any) -> str:
     show = _ratio if test.unit == "log ratio" else _difference
     if interval.n == 0:
         return "no pairs of runs"
-    told = f"{show(interval.mean)} [{show(interval.low)}, {show(interval.high)}]"
+    summary = f"{show(interval.mean)} [{show(interval.low)}, {show(interval.high)}]"
     if finding.problems:
-        return f"{told}; {'; '.join(finding.problems)}"
+        return f"{summary}; {'; '.join(finding.problems)}"
     if interval.low <= 0 <= interval.high:
-        return f"{told}, as it must be"
-    return f"{told}, not 0, as one such interval in twenty is by chance"
+        return f"{summary}, as it must be"
+    return f"{summary}, not 0, as one such interval in twenty is by chance"
 
 
 def _ratio(value: float) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400  # seconds
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("scale", "tiny", "a size that the card has", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "the folder of the sweep", flag_values=FLAGS)
 flags.DEFINE_integer("workers", 1, "runs at a time", 1, flag_values=FLAGS)
@@ -124,11 +124,11 @@ def parts(argv: list[str]) -> tuple[str, list[str]]:
 if __name__ == "__main__":
     name, rest = parts(sys.argv[1:])
 
-    def door(arguments: Arguments) -> int:
+    def body(arguments: Arguments) -> int:
         from experiments.card import load_card, names
 
         if not name:
             raise UserError(f"name a card: {', '.join(names())}")
         return main(arguments, load_card(name))
 
-    sys.exit(run_door(door, usage=__doc__ or "", flags=FLAGS, argv=rest))
+    sys.exit(run_command(body, usage=__doc__ or "", flags=FLAGS, argv=rest))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 
-FLAGS = door_flags("workdir")
+FLAGS = command_flags("workdir")
 flags.DEFINE_string("card", None, "a folder of experiments/", required=True, flag_values=FLAGS)
 
 
@@ -40,4 +40,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

@@ -1,4 +1,4 @@
-"""What is started on a cluster: a door with its arguments, behind `--` on the command line."""
+"""What is started on a cluster: a command with its arguments, behind `--` on the command line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Command:
         return cls(module, tuple(arguments))
 
     def argv(self, python: str = "python") -> list[str]:
-        return telling([python, "-m", self.module, *self.arguments])
+        return with_stopped_code([python, "-m", self.module, *self.arguments])
 
     def __str__(self) -> str:
         """For a shell."""
         return shlex.join(self.argv())
 
 
-def telling(argv: Sequence[str]) -> list[str]:
+def with_stopped_code(argv: Sequence[str]) -> list[str]:
     """The command line, so that a run which is stopped before its end says so by its exit code."""
     stopped = [f"--stopped_exit_code={STOPPED}"] if "moe_jax.train" in argv else []
     return [*argv, *stopped]

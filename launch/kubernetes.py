@@ -15,7 +15,7 @@ from absl import flags
 from launch.command import STOPPED, Command, require_label, split
 from launch.hardware import GPUS, Slice, slice_of
 from launch.xla_flags import variables
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
+from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -28,7 +28,7 @@ its workdir must outlive the pods.
   python -m launch.kubernetes --name=olmoe --topology=v5p-128 --image=IMAGE --dry_run -- \\
     --config=configs/olmoe_1b_7b.py --workdir=gs://BUCKET/olmoe
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("name", None, "of the JobSet", flag_values=FLAGS, required=True)
 text = "of one slice: v5e-256, v5p-128, v6e-64, as v5p:4x4x8, or GPUs, as h200:64"
 flags.DEFINE_string("topology", None, text, flag_values=FLAGS, required=True)
@@ -244,5 +244,5 @@ def to_yaml(manifest: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     own, command = split(sys.argv[1:])
-    door = functools.partial(main, command=command)
-    sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))
+    body = functools.partial(main, command=command)
+    sys.exit(run_command(body, usage=USAGE, flags=FLAGS, argv=own))

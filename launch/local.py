@@ -21,7 +21,7 @@ from typing import IO
 from absl import flags
 
 from launch.command import split
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
+from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.slots import Slot
 
@@ -34,7 +34,7 @@ When a process fails the others are ended, and its error and exit code are the l
   python -m launch.local --processes=2 --devices_per_process=4 -- \\
     --config=configs/quickstart.py --workdir=runs/two --config.mesh.expert=4
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_integer("processes", 2, "processes of the run", 1, flag_values=FLAGS)
 flags.DEFINE_integer("devices_per_process", 1, "CPU devices of each", 1, flag_values=FLAGS)
 flags.DEFINE_string("module", "moe_jax.train", "the module that is run", flag_values=FLAGS)
@@ -80,7 +80,7 @@ class Rank:
         code = self.process.poll()
         return code if code is None or code >= 0 else 128 - code
 
-    def told(self) -> str:
+    def message(self) -> str:
         """How the process ended and what it said last."""
         code = self.process.returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -107,7 +107,7 @@ def main(arguments: Arguments, command: Sequence[str]) -> int:
             pump.join(timeout=5)
     if failed is None:
         return 0
-    sys.stderr.write(failed.told())
+    sys.stderr.write(failed.message())
     return failed.exit_code or 1
 
 
@@ -186,5 +186,5 @@ def end(ranks: Sequence[Rank], grace: float) -> None:
 
 if __name__ == "__main__":
     own, command = split(sys.argv[1:])
-    door = functools.partial(main, command=command)
-    sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))
+    body = functools.partial(main, command=command)
+    sys.exit(run_command(body, usage=USAGE, flags=FLAGS, argv=own))

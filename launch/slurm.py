@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from launch.command import STOPPED, Command, split, telling
+from launch.command import STOPPED, Command, split, with_stopped_code
 from launch.xla_flags import merged, variables
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, door_flags, run_door
+from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.slots import Slot
 
@@ -32,7 +32,7 @@ when it is preempted, a run saves, is queued again and goes on. --dry_run only p
   python -m launch.slurm --logs=runs/logs --nodes=4 --tasks_per_node=8 --gpus_per_node=8 \\
     --partition=gpu --minutes=1440 -- --config=configs/olmoe_1b_7b.py --workdir=/shared/olmoe
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string(
     "logs", None, "folder of scripts and logs, on a shared disk", flag_values=FLAGS, required=True
 )
@@ -140,8 +140,8 @@ def wait_for(job: Any) -> None:
     except Exception as error:
         own = (job.stderr() or "").partition("Traceback")[0].splitlines()
         said = [line for line in own if line.strip() and not line.startswith("submitit ")][-5:]
-        told = "\n  ".join([f"job {job.job_id} failed ({job.paths.stderr}):", *said])
-        raise UserError(told, exit_code=1) from error
+        message = "\n  ".join([f"job {job.job_id} failed ({job.paths.stderr}):", *said])
+        raise UserError(message, exit_code=1) from error
 
 
 def planned(file: str | None, module: str, arguments: Sequence[str]) -> list[Run]:
@@ -162,7 +162,7 @@ def planned(file: str | None, module: str, arguments: Sequence[str]) -> list[Run
         raise UserError(f"--commands={file}: is empty")
     if FLAGS.nodes * FLAGS.tasks_per_node > 1:
         raise UserError("a task of an array is one process: --nodes=1 --tasks_per_node=1")
-    return [Run(telling(shlex.split(line)), environment) for line in lines]
+    return [Run(with_stopped_code(shlex.split(line)), environment) for line in lines]
 
 
 def sbatch_parameters() -> dict[str, Any]:
@@ -238,5 +238,5 @@ if __name__ == "__main__":
     from launch.slurm import FLAGS, USAGE, main
 
     own, command = split(sys.argv[1:])
-    door = functools.partial(main, command=command)
-    sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))
+    body = functools.partial(main, command=command)
+    sys.exit(run_command(body, usage=USAGE, flags=FLAGS, argv=own))

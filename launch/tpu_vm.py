@@ -15,7 +15,7 @@ from absl import flags
 from launch.command import Command, require_label, split
 from launch.hardware import Slice, slice_of
 from launch.xla_flags import variables
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -27,7 +27,7 @@ ones to give by hand too; started again on a slice that is there (--nocreate), t
   python -m launch.tpu_vm --name=olmoe --topology=v5p-128 --zone=us-east5-a --dry_run -- \\
     --config=configs/olmoe_1b_7b.py --workdir=gs://BUCKET/olmoe
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("name", None, "of the slice", flag_values=FLAGS, required=True)
 text = "v5e-256, v5p-128, v6e-64, or as v5p:4x4x8"
 flags.DEFINE_string("topology", None, text, flag_values=FLAGS, required=True)
@@ -73,8 +73,8 @@ def call(step: Sequence[str]) -> int:
     try:
         return subprocess.run(step).returncode
     except FileNotFoundError as error:
-        told = f"{step[0]} is not installed; --dry_run prints the commands"
-        raise UserError(told) from error
+        message = f"{step[0]} is not installed; --dry_run prints the commands"
+        raise UserError(message) from error
 
 
 def commands(
@@ -134,5 +134,5 @@ def installation(archive: str) -> str:
 
 if __name__ == "__main__":
     own, command = split(sys.argv[1:])
-    door = functools.partial(main, command=command)
-    sys.exit(run_door(door, usage=USAGE, flags=FLAGS, argv=own))
+    body = functools.partial(main, command=command)
+    sys.exit(run_command(body, usage=USAGE, flags=FLAGS, argv=own))

@@ -1,4 +1,4 @@
-"""Door: does parallelism change the numbers of a config?"""
+"""Command: does parallelism change the numbers of a config?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from moe_jax.config import xla_flags
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -23,7 +23,7 @@ differs; 2: a mistake in the command.
   python -m moe_jax.check --config=configs/quickstart.py
   python -m moe_jax.check --config=configs/quickstart.py --config.moe.router.kind=my_module:MyRouter
 """
-FLAGS = door_flags("config")
+FLAGS = command_flags("config")
 flags.DEFINE_integer("steps", 3, "optimizer steps of each variant", flag_values=FLAGS)
 flags.DEFINE_integer("devices", 8, "devices to spread over, at least 2", flag_values=FLAGS)
 flags.DEFINE_string("only", "", "run the variants with this in their name", flag_values=FLAGS)
@@ -61,13 +61,13 @@ def main(arguments: Arguments) -> int:
         keep=FLAGS.keep,
     )
 
-    def tell(outcome: invariance.Outcome) -> None:
+    def show(outcome: invariance.Outcome) -> None:
         print(table.row(outcome, plan), flush=True)
         if FLAGS.debug:
             sys.stderr.write(outcome.traceback)
 
     print(table.head(plan), flush=True)
-    report = invariance.check(plan, tell)
+    report = invariance.check(plan, show)
     print(table.foot(report, plan))
     if FLAGS.json:
         with open(FLAGS.json, "w") as file:
@@ -105,4 +105,4 @@ def start_devices(count: int) -> Sequence[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

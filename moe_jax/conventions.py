@@ -1,4 +1,4 @@
-"""Door: what a coefficient or a capacity factor of another codebase is in ours."""
+"""Command: what a coefficient or a capacity factor of another codebase is in ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -22,7 +22,7 @@ a number from one to another.
   python -m moe_jax.conventions --coefficient=0.02 --source=maxtext --experts=8 --k=2 --layers=12
   python -m moe_jax.conventions --capacity_factor=1.25 --source=tutel --tokens=512 --experts=8 --k=2
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("codebase", None, "show the settings that follow this one", flag_values=FLAGS)
 flags.DEFINE_float("coefficient", None, "the coefficient of a loss", flag_values=FLAGS)
 flags.DEFINE_float("capacity_factor", None, "the factor of a capacity", flag_values=FLAGS)
@@ -132,8 +132,8 @@ def coefficient() -> str:
         f"{FLAGS.loss} {FLAGS.coefficient:g} of {FLAGS.source} is {value:.9g} in {FLAGS.target}"
     ]
     if scope != target_scope:
-        told = f"{scope} in {FLAGS.source}, {target_scope} in {FLAGS.target}"
-        lines.append(f"over the same tokens; the scope is {told}")
+        message = f"{scope} in {FLAGS.source}, {target_scope} in {FLAGS.target}"
+        lines.append(f"over the same tokens; the scope is {message}")
     return "\n".join(lines)
 
 
@@ -164,4 +164,4 @@ def capacity() -> str:
 DO = {"codebase": settings, "coefficient": coefficient, "capacity_factor": capacity}
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

@@ -1,4 +1,4 @@
-"""Door: is this machine ready?"""
+"""Command: is this machine ready?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 
 USAGE = """
 usage: python -m moe_jax.doctor [--train=false]
@@ -15,7 +15,7 @@ Tells what is installed here, which devices JAX sees, where compiled programs ar
 memory and disk are free; trains a tiny sparse model for a moment, saves it and reads it again; and
 says what would be a problem. Exit code 0: all is well; 1: something would not work.
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_boolean("train", True, "also train a tiny model", flag_values=FLAGS)
 
 
@@ -28,4 +28,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

@@ -1,4 +1,4 @@
-"""Door: evaluates a checkpoint: as its run did, otherwise routed, its leak, its trace."""
+"""Command: evaluates a checkpoint: as its run did, otherwise routed, its leak, its trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, process_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -32,7 +32,7 @@ Or says more of the run as it is:
   --leak                            how much later tokens decide of earlier ones
   python -m moe_jax.evaluate --workdir=runs/quickstart --capacity_factor=none,1.25,1.0,0.5
 """
-FLAGS = door_flags("workdir")
+FLAGS = command_flags("workdir")
 flags.DEFINE_list("capacity_factor", None, "factors (default: the config's)", flag_values=FLAGS)
 flags.DEFINE_list("k", None, "experts per token (default: the config's)", flag_values=FLAGS)
 flags.DEFINE_list("drop_order", None, "orders (default: the router's)", flag_values=FLAGS)
@@ -66,7 +66,7 @@ SHOWN = (
 class Point:
     """One evaluation: config values by path, or a counterfactual."""
 
-    told: str = ""  # "": as the run evaluates itself
+    label: str = ""  # "": as the run evaluates itself
     overrides: dict[str, str] = field(default_factory=dict)
     counterfactual: Any = None
 
@@ -100,16 +100,16 @@ def evaluate_all() -> list[dict[str, Any]]:
     for point in points(config, alone=bool(extra)):
         run = _load(point.overrides, own_mesh=True)
         if point.counterfactual is not None:
-            run = run.instead(point.counterfactual)
+            run = run.with_counterfactual(point.counterfactual)
         try:
             metrics = run.evaluate(batches)
         except ValueError as error:
             if point.counterfactual is None:
                 raise
-            raise UserError(f"{point.told}: {error}") from error
-        told = point.told or f"as the run evaluates itself ({routing_of(run.config)})"
+            raise UserError(f"{point.label}: {error}") from error
+        label = point.label or f"as the run evaluates itself ({routing_of(run.config)})"
         covered = run.covered(batches)
-        results.append(_tell(run.step, told, metrics, point.overrides, covered=covered))
+        results.append(_print_result(run.step, label, metrics, point.overrides, covered=covered))
     if extra:
         results += _more(_load())
     return results
@@ -154,7 +154,9 @@ def _more(run: Any) -> Iterable[dict[str, Any]]:
     from moe_jax.analysis.trace import Trace
 
     if FLAGS.replay:
-        yield _tell(run.step, f"replay of {FLAGS.replay}", run.replay(Trace.read(FLAGS.replay)))
+        yield _print_result(
+            run.step, f"replay of {FLAGS.replay}", run.replay(Trace.read(FLAGS.replay))
+        )
     if FLAGS.trace or FLAGS.domains:
         trace = run.trace(chosen_batches())
         if FLAGS.trace:
@@ -164,10 +166,10 @@ def _more(run: Any) -> Iterable[dict[str, Any]]:
             yield _domains(run.step, trace)
     if FLAGS.leak:
         for train in (False, True):
-            told = f"leak, routed as in {'training' if train else 'evaluation'}"
+            label = f"leak, routed as in {'training' if train else 'evaluation'}"
             metrics = {f"leak/{n}": x for n, x in run.leak(chosen_batches(), train=train).items()}
             shown = ("leak/routes_changed", "leak/nats", "leak/absolute_nats")
-            yield _tell(run.step, told, metrics, shown=shown)
+            yield _print_result(run.step, label, metrics, shown=shown)
 
 
 def _domains(step: int, trace: Any) -> dict[str, Any]:
@@ -178,21 +180,23 @@ def _domains(step: int, trace: Any) -> dict[str, Any]:
         specialisation_table,
     )
 
-    names, told = domain_counts(trace)[1], specialisation(trace)
+    names, by_layer = domain_counts(trace)[1], specialisation(trace)
     shares_LDE = specialisation_table(trace)
     for layer, share_DE in zip(trace.layers_L, shares_LDE, strict=True):
         print(f"layer {layer}: share of each domain's assignments by expert")
         for name, share_E in zip(names, share_DE, strict=True):
             print(f"  {name:24} " + " ".join(f"{100 * x:5.1f}" for x in share_E) + " %")
-    metrics: dict[str, Any] = {f"specialisation/layer_{i:02d}": x for i, x in told.items()}
-    metrics["specialisation"] = sum(told.values()) / len(told)
-    result = _tell(step, "specialisation, I(domain; expert) / H(domain)", metrics, shown=metrics)
+    metrics: dict[str, Any] = {f"specialisation/layer_{i:02d}": x for i, x in by_layer.items()}
+    metrics["specialisation"] = sum(by_layer.values()) / len(by_layer)
+    result = _print_result(
+        step, "specialisation, I(domain; expert) / H(domain)", metrics, shown=metrics
+    )
     return {**result, "domains": list(names), "shares": shares_LDE.tolist()}
 
 
-def _tell(
+def _print_result(
     step: int,
-    told: str,
+    label: str,
     metrics: dict[str, Any],
     overrides: dict[str, str] | None = None,
     shown: Iterable[str] = SHOWN,
@@ -200,11 +204,11 @@ def _tell(
 ) -> dict[str, Any]:
     from moe_jax.parallel.agreement import say
 
-    say(f"step {step}, {told}" + (f", on {covered}" if covered else ""))
+    say(f"step {step}, {label}" + (f", on {covered}" if covered else ""))
     for name in shown:
         if name in metrics:
             say(f"  {name:28} {metrics[name]:.4f}")
-    result = {"step": step, "told": told, "overrides": overrides or {}, "metrics": metrics}
+    result = {"step": step, "told": label, "overrides": overrides or {}, "metrics": metrics}
     return {**result, "covered": covered} if covered else result
 
 
@@ -230,8 +234,8 @@ def points(config: Any, alone: bool) -> list[Point]:
     found = []
     if axes:
         for pairs in itertools.product(*axes):
-            told = ", ".join(f"{path}={value}" for path, value in pairs)
-            found.append(Point(told, dict(pairs)))
+            label = ", ".join(f"{path}={value}" for path, value in pairs)
+            found.append(Point(label, dict(pairs)))
     others = list(_counterfactuals(config))
     return (found or ([] if alone and not others else [Point()])) + others
 
@@ -258,4 +262,4 @@ def _counterfactuals(config: Any) -> Iterable[Point]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

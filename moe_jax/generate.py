@@ -1,4 +1,4 @@
-"""Door: writes text with a trained model, and shows which experts wrote it."""
+"""Command: writes text with a trained model, and shows which experts wrote it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from moe_jax.config.activity import counted
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -17,7 +17,7 @@ usage: python -m moe_jax.generate --workdir=DIR --prompt=TEXT [--max_tokens=N]
 Continues the prompt with the newest checkpoint of the run in DIR.
   python -m moe_jax.generate --workdir=runs/quickstart --prompt="def " --show_routing
 """
-FLAGS = door_flags("workdir")
+FLAGS = command_flags("workdir")
 flags.DEFINE_string("prompt", None, "the text to go on from", flag_values=FLAGS, required=True)
 flags.DEFINE_integer("max_tokens", 200, "tokens to write", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the drawing", flag_values=FLAGS)
@@ -90,4 +90,4 @@ def show(run: Any, tokens: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

@@ -1,4 +1,4 @@
-"""A finished (or running) run for notebooks and doors: `run = moe_jax.load(workdir)`."""
+"""A finished (or running) run for notebooks and commands: `run = moe_jax.load(workdir)`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from moe_jax.data.types import DataInfo, Tokenizer
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.compiler import keep_compiled_programs
-from moe_jax.parallel.hosts import several
+from moe_jax.parallel.hosts import is_multiprocess
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.counterfactual import Counterfactual, Replay
 from moe_jax.training import observation
@@ -101,7 +101,7 @@ def load(
     folder = folder_of(workdir)
     with trusted(trust):
         experiment = config_of(folder)
-    if devices is None and (several() or (own_mesh and _fits(experiment.mesh))):
+    if devices is None and (is_multiprocess() or (own_mesh and _fits(experiment.mesh))):
         devices = jax.devices()
     else:
         experiment = replace(experiment, mesh=MeshConfig())
@@ -170,9 +170,9 @@ class LoadedRun:
         if self.data is not None:
             lines = data_changes(self.data, {split: rows.fingerprint})
             if lines:
-                told = "\n  ".join(lines)
+                message = "\n  ".join(lines)
                 raise UserError(
-                    f"{self.workdir}: the data are not those of the run:\n  {told}\n"
+                    f"{self.workdir}: the data are not those of the run:\n  {message}\n"
                     "--allow_changes evaluates on them all the same, with the run's own tokenizer."
                 )
         own = self.info.tokenizer
@@ -268,7 +268,7 @@ class LoadedRun:
         share = "all" if rows == total else f"the first {rows:,} of"
         return f"{share} {total:,} rows of the {self.config.evaluation.split} split"
 
-    def instead(self, counterfactual: Counterfactual) -> LoadedRun:
+    def with_counterfactual(self, counterfactual: Counterfactual) -> LoadedRun:
         """The same model with other routes in its evaluations: `MaskBest`, `RouteBy`, ... of
         routing/counterfactual.py."""
         return replace(self, program=replace(self.program, counterfactual=counterfactual))
@@ -283,7 +283,7 @@ class LoadedRun:
     def replay(self, trace: Trace) -> dict[str, Any]:
         """Metrics over the batches of the trace with its routes in place of the router's."""
         self._alone("a replay")
-        run = self.instead(Replay())
+        run = self.with_counterfactual(Replay())
         pairs = list(observation.recorded_batches(run.program, trace, self._batches(-1)))
         if not pairs:
             raise UserError("the trace has no rows of text to replay")
@@ -299,7 +299,7 @@ class LoadedRun:
         return observation.leak(self.program, self.state, self._batches(batches), train=train)
 
     def _alone(self, what: str) -> None:
-        if several():
+        if is_multiprocess():
             raise UserError(f"{what} is of one process: start evaluate without --processes")
 
     def route(self, batch: Mapping[str, np.ndarray]) -> dict[int, Routes]:
@@ -310,8 +310,10 @@ class LoadedRun:
         routes = self.program.route_step(
             self.state.params,
             self.state.router_state,
-            self.program.put(batch, batch_size=self.program.eval_batch_size if several() else None),
-            self.program.knobs(self.step),
+            self.program.put(
+                batch, batch_size=self.program.eval_batch_size if is_multiprocess() else None
+            ),
+            self.program.scalars(self.step),
         )
         routes = jax.device_get(routes)
         return {
@@ -364,7 +366,7 @@ class LoadedRun:
             network=self.program.network,
             params=self.state.params,
             router_state=self.state.router_state,
-            knobs=self.program.knobs(self.step),
+            scalars=self.program.scalars(self.step),
             usable_V=usable_V,
             capture=show_routing,
         )

@@ -1,4 +1,4 @@
-"""Door: what would a config take on hardware that is not here?"""
+"""Command: what would a config take on hardware that is not here?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -21,7 +21,7 @@ whether it decays, and what the optimizer does with it.
   python -m moe_jax.plan --config=configs/mixtral_8x7b.py --topology=v5p:4x4x8
   python -m moe_jax.plan --config=configs/olmoe_1b_7b.py --topology=h200:64 --search
 """
-FLAGS = door_flags("config")
+FLAGS = command_flags("config")
 flags.DEFINE_string("topology", None, "KIND:SIZE, as v5p:4x4x8 or h200:64", flag_values=FLAGS)
 flags.DEFINE_boolean("parameters", False, "only a table of the parameters", flag_values=FLAGS)
 flags.DEFINE_boolean("analytic", False, "the estimate alone, no compiler", flag_values=FLAGS)
@@ -66,8 +66,8 @@ def main(arguments: Arguments) -> int:
     for one in chosen:
         plans.append(_plan(report, topology, one, devices))
         print(report.text(plans[-1]), "\n", flush=True)
-        if not FLAGS.search and (told := report.advice(plans[-1])):
-            print(told, "\n", flush=True)
+        if not FLAGS.search and (message := report.advice(plans[-1])):
+            print(message, "\n", flush=True)
     if FLAGS.json:
         try:
             with open(FLAGS.json, "w") as file:
@@ -93,4 +93,4 @@ def _plan(report, topology, one, devices):
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

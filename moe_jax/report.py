@@ -1,4 +1,4 @@
-"""Door: writes one self-contained HTML report on one run or several."""
+"""Command: writes one self-contained HTML report on one run or several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
+from moe_jax.config.cli import Arguments, command_flags, run_command, trust_flag
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import expanded
 
@@ -24,7 +24,7 @@ run's checkpoints and shows text by expert, what experts prefer, and how early r
   python -m moe_jax.report --workdir=runs/quickstart --routing
   python -m moe_jax.report --workdir=runs/quickstart,runs/dense --out=both.html
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 trust_flag(FLAGS)
 flags.DEFINE_multi_string(
     "workdir",
@@ -43,7 +43,7 @@ flags.DEFINE_boolean(
     "routing", False, "what the router does with the evaluation's text", flag_values=FLAGS
 )
 flags.DEFINE_integer("batches", 8, "of the evaluation, for --routing", 1, flag_values=FLAGS)
-MOST_CHECKPOINTS = 12
+MAX_CHECKPOINTS = 12
 
 
 def main(arguments: Arguments) -> int:
@@ -69,9 +69,9 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
 
     run = load(workdir)
     steps = run.checkpoint_steps()
-    if len(steps) > MOST_CHECKPOINTS:
+    if len(steps) > MAX_CHECKPOINTS:
         steps = [
-            steps[n * (len(steps) - 1) // (MOST_CHECKPOINTS - 1)] for n in range(MOST_CHECKPOINTS)
+            steps[n * (len(steps) - 1) // (MAX_CHECKPOINTS - 1)] for n in range(MAX_CHECKPOINTS)
         ]
     traces = [run.at(step).trace(batches) for step in steps if step != run.step]
     traces.append(run.trace(batches))
@@ -87,4 +87,4 @@ def _folders(given: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

@@ -1,4 +1,4 @@
-"""Door: searches good values of a config's settings."""
+"""Command: searches good values of a config's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
+from moe_jax.config.cli import Arguments, command_flags, run_command, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ The same command goes on where it was stopped or killed; a larger --trials adds 
     --space="optimizer.learning_rate = log(1e-3, 3e-2); moe.router.k = 1, 2, 4; \\
              moe.losses.load_balance.coefficient = log(1e-4, 0.1)"
 """
-FLAGS = door_flags("config")
+FLAGS = command_flags("config")
 trust_flag(FLAGS)
 flags.DEFINE_string("out", None, "the folder of the search", flag_values=FLAGS, required=True)
 text = "PATH=log(LOW,HIGH) | uniform(LOW,HIGH) | int(LOW,HIGH,STEP) | VALUE,VALUE; ..."
@@ -96,8 +96,8 @@ def main(arguments: Arguments) -> int:
     jobs: list[Job] = []
     with LiveTable(console, jobs) as live:
         search.run(FLAGS.trials, FLAGS.workers, live, jobs)
-    live.tell_failures()
-    return _tell(search, console, arguments.overrides)
+    live.print_failures()
+    return _print_results(search, console, arguments.overrides)
 
 
 def _study(folder: SweepFolder, base: Experiment, space: Space, metric: str) -> Any:
@@ -135,7 +135,7 @@ def _storage_name(url: str | None) -> str:
     return "journal" if url is None else hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def _tell(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -> int:
+def _print_results(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -> int:
     """The best trials, the report, how to train the best; 1 where no trial was completed."""
     from moe_jax.sweeps.report import write_report
     from moe_jax.sweeps.search import best_trials, command_of, importances
@@ -162,4 +162,4 @@ def _tell(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

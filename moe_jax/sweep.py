@@ -1,4 +1,4 @@
-"""Door: many runs of one config, each with other values."""
+"""Command: many runs of one config, each with other values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door, trust_flag
+from moe_jax.config.cli import Arguments, command_flags, run_command, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ where it was stopped or killed. Without --sweep: the config file's own get_sweep
     --sweep="moe.router.k=1,2,4; seed=0..2"
 Several paths that go together: "(moe.num_experts, moe.expert_dim) = (8, 256), (16, 128)".
 """
-FLAGS = door_flags("config")
+FLAGS = command_flags("config")
 trust_flag(FLAGS)
 flags.DEFINE_string("out", None, "the folder of the sweep", flag_values=FLAGS, required=True)
 flags.DEFINE_string(
@@ -95,7 +95,7 @@ def main(arguments: Arguments) -> int:
     if len(everyone) > len(points):
         more = len(everyone) - len(points)
         console.print(f"the tables hold {more} points of earlier sweeps in this folder too")
-    _tell(folder, everyone, console)
+    _print_results(folder, everyone, console)
     return 0 if all_done else 1
 
 
@@ -104,8 +104,8 @@ def _write_commands(commands: Sequence[Sequence[str]]) -> None:
         with open(FLAGS.commands, "w") as file:
             file.writelines(shlex.join(command) + "\n" for command in commands)
     except OSError as error:
-        told = f"--commands={FLAGS.commands}: cannot be written ({error.strerror})"
-        raise UserError(told) from error
+        message = f"--commands={FLAGS.commands}: cannot be written ({error.strerror})"
+        raise UserError(message) from error
 
 
 def _require_arm(name: str | None, points: Sequence[SweepPoint]) -> None:
@@ -114,7 +114,7 @@ def _require_arm(name: str | None, points: Sequence[SweepPoint]) -> None:
         raise UserError(f"--baseline={name}: the arms are {', '.join(arms)}")
 
 
-def _tell(folder: SweepFolder, points: Sequence[SweepPoint], console: Console) -> None:
+def _print_results(folder: SweepFolder, points: Sequence[SweepPoint], console: Console) -> None:
     """The tables and the report of what is done."""
     from moe_jax.sweeps.report import write_report
     from moe_jax.sweeps.table import arms_of, default_metric
@@ -130,4 +130,4 @@ def _tell(folder: SweepFolder, points: Sequence[SweepPoint], console: Console) -
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

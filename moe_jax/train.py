@@ -1,4 +1,4 @@
-"""Door: trains a model, or goes on with the run that a folder holds."""
+"""Command: trains a model, or goes on with the run that a folder holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, process_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, process_flags, run_command
 
 if TYPE_CHECKING:
     from moe_jax.notebook import LoadedRun
@@ -20,7 +20,7 @@ Trains the model of the config, or resumes the run that DIR holds. Ctrl-C and SI
 stop; the same command goes on.
   python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
-FLAGS = door_flags("config", "workdir")
+FLAGS = command_flags("config", "workdir")
 flags.DEFINE_boolean(
     "allow_changes", False, "resume although config or data differ", flag_values=FLAGS
 )
@@ -65,7 +65,7 @@ def main(arguments: Arguments) -> int:
     return 0 if outcome.complete else FLAGS.stopped_exit_code
 
 
-class _Door(ModuleType):
+class _Command(ModuleType):
     """`moe_jax.train(config, workdir)` from Python, beside the command of the same name."""
 
     def __call__(self, config: Any, workdir: Any, **options: Any) -> LoadedRun:
@@ -75,8 +75,8 @@ class _Door(ModuleType):
         return train(config, workdir, **options)
 
 
-sys.modules[__name__].__class__ = _Door
+sys.modules[__name__].__class__ = _Command
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS))

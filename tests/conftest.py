@@ -30,7 +30,7 @@ WANTED = (
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
-xla_flags.add(*xla_flags.known(WANTED, tell=False))
+xla_flags.add(*xla_flags.known(WANTED, warn=False))
 # Workers, subprocesses and the next run share what was compiled, however small.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -40,7 +40,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 import tests.annotations  # noqa: E402, F401 - named as a string below
-from moe_jax.config.cli import run_door  # noqa: E402
+from moe_jax.config.cli import run_command  # noqa: E402
 
 jaxtyping.install_import_hook(
     ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"],
@@ -104,13 +104,13 @@ def one_device_flags() -> str:
 
 
 @pytest.fixture
-def door(capsys):
-    """door("train", "--flag=...") -> (exit code, stdout, stderr), in this process."""
+def cli(capsys):
+    """command("train", "--flag=...") -> (exit code, stdout, stderr), in this process."""
 
     def call(name: str, *argv: str) -> tuple[int, str, str]:
         module = importlib.import_module(f"moe_jax.{name}")
-        code = run_door(module.main, usage=module.USAGE, flags=module.FLAGS, argv=list(argv))
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        code = run_command(module.main, usage=module.USAGE, flags=module.FLAGS, argv=list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return call

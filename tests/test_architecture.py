@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Imports go only downward. The doors are the modules directly in moe_jax/ (train, report, ...).
+# Imports go only downward. The commands are the modules directly in moe_jax/ (train, report, ...).
 LAYERS = (
-    "doors sweeps checking planning training tasks data models nn analysis dispatch experts "
+    "commands sweeps checking planning training tasks data models nn analysis dispatch experts "
     "routing ops parallel config"
 ).split()
 PURE = ("routing", "experts", "dispatch", "ops")  # plain arrays: no Flax, no ConfigDict
@@ -36,8 +36,8 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.item
 
 def layer(module: str) -> str:
     parts = module.split(".")
-    is_door = len(parts) == 1 or SOURCES[module].parent == ROOT / "moe_jax"
-    return "doors" if is_door else parts[1]
+    is_command = len(parts) == 1 or SOURCES[module].parent == ROOT / "moe_jax"
+    return "commands" if is_command else parts[1]
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:

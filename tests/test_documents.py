@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import experiments.run
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import ConfigError
 from moe_jax.config.overrides import load_config
 from moe_jax.data import prepare
@@ -37,7 +37,7 @@ DOCUMENTS = [
     *sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/**/README.md")),
     *sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/*.py")),
 ]
-DOORS = (
+COMMANDS = (
     *(f"moe_jax.{name}" for name in "train evaluate generate report plan check sweep".split()),
     *("moe_jax.search", "moe_jax.conventions", "moe_jax.data.prepare"),
     *(f"launch.{name}" for name in ("local", "slurm", "kubernetes", "tpu_vm")),
@@ -136,9 +136,9 @@ def documented() -> list[Command]:
 
 
 def helped() -> list[Command]:
-    """What the doors' --help gives as examples."""
+    """What the commands' --help gives as examples."""
     found = []
-    for name in DOORS:
+    for name in COMMANDS:
         lines = importlib.import_module(name).USAGE.splitlines()
         found += commands_of(f"{name} --help", lines, r"  (?=\S)| {4}(?=-)")
     return found
@@ -194,23 +194,23 @@ def write_my_modules(folder: Path) -> None:
 
 def test_commands_are_found():
     """In blocks of all kinds, over several lines, with and without variables and comments."""
-    told = {c.text: c for c in documented()}
-    assert len(told) > 40
-    local = told[
+    message = {c.text: c for c in documented()}
+    assert len(message) > 40
+    local = message[
         "JAX_NUM_CPU_DEVICES=4 python -m moe_jax.train --config=configs/quickstart.py "
         "--workdir=runs/expert_parallel --config.mesh.expert=4"
     ]
     assert local.environment == {"JAX_NUM_CPU_DEVICES": "4"}
     assert local.module == "moe_jax.train"
-    assert {"make quickstart", 'pip install -e ".[test]"', "pytest"} <= told.keys()
+    assert {"make quickstart", 'pip install -e ".[test]"', "pytest"} <= message.keys()
     assert len(helped()) > 12
 
 
 def test_the_tables_are_of_commands_that_there_are():
-    told = [command.text for command in documented()]
-    assert not PLACEHOLDERS.keys() - set(told)
+    message = [command.text for command in documented()]
+    assert not PLACEHOLDERS.keys() - set(message)
     for start in NOT_RUN:
-        assert any(text.startswith(start) for text in told), start
+        assert any(text.startswith(start) for text in message), start
 
 
 @pytest.mark.parametrize("text", readable([*documented(), *helped()]))
@@ -248,13 +248,13 @@ def test_commands_within_sentences_are_understood(text):
     if hasattr(module, "FLAGS"):
         assert {flag.removeprefix("--") for flag in own} <= set(module.FLAGS), text
     elif own:
-        told = subprocess.run(
+        message = subprocess.run(
             [sys.executable, "-m", command.module, "--help"],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        assert all(flag in told for flag in own), text
+        assert all(flag in message for flag in own), text
 
 
 def understand(name: str, argv: list[str], devices: int, capsys) -> None:
@@ -269,11 +269,11 @@ def understand(name: str, argv: list[str], devices: int, capsys) -> None:
         card, own = experiments.run.parts(own)
         own += ["--plan"] if "--plan" not in own else []
         options["main"] = lambda arguments: card_of(card, arguments.flags)
-    door = {"main": lambda arguments: resolve_config(name, arguments, devices), **options}
+    cli = {"main": lambda arguments: resolve_config(name, arguments, devices), **options}
     if name == "moe_jax.conventions" or (name == "moe_jax.plan" and "--search" not in own):
-        door["main"] = module.main
+        cli["main"] = module.main
         own += ["--analytic"] if name == "moe_jax.plan" else []
-    code = run_door(usage="", flags=module.FLAGS, argv=own, **door)
+    code = run_command(usage="", flags=module.FLAGS, argv=own, **cli)
     assert code == 0, "".join(capsys.readouterr())
     if behind:
         understand(module.FLAGS.module, behind, devices_of(name, module.FLAGS), capsys)
@@ -294,7 +294,7 @@ def devices_of(launcher, flags) -> int:
 
 
 def resolve_config(name, arguments, devices):
-    """The config as the door reads it, and what the door holds it to before it does anything."""
+    """The config as the command reads it, and what it holds it to before it does anything."""
     flags, overrides = arguments.flags, arguments.overrides
     if name == "moe_jax.data.prepare":
         prepare.chosen(flags.dataset, flags.config, overrides)

@@ -1,4 +1,4 @@
-"""The door moe_jax.report: flags, messages, exit codes."""
+"""The command moe_jax.report: flags, messages, exit codes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from moe_jax import report
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from tests.analysis.fake_run import write_run
 
 
 def call(*argv: str) -> int:
-    return run_door(report.main, usage=report.USAGE, flags=report.FLAGS, argv=argv)
+    return run_command(report.main, usage=report.USAGE, flags=report.FLAGS, argv=argv)
 
 
 def test_writes_beside_the_run(tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_commas_stand_between_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ([], "--workdir is required"),
         (["--workdir="], "--workdir is empty"),
@@ -48,10 +48,10 @@ def test_commas_stand_between_runs(tmp_path):
         (["--workdri=x"], "did you mean --workdir?"),
     ],
 )
-def test_mistakes_end_with_one_message(argv, told, capsys):
+def test_mistakes_end_with_one_message(argv, formatted, capsys):
     assert call(*argv) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert formatted in error
     assert "Traceback" not in error
 
 

@@ -15,9 +15,9 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("config", "configs/quickstart.py", "the config", flag_values=FLAGS)
 flags.DEFINE_integer("seeds", 3, "pairs of runs", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write the figures to this file", flag_values=FLAGS)
@@ -25,4 +25,4 @@ flags.DEFINE_string("json", None, "write the figures to this file", flag_values=
 main = body("experiments.benchmarks.pairs")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

@@ -15,13 +15,13 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_list("devices", ["8", "64", "256"], "numbers of devices", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write the figures to this file", flag_values=FLAGS)
 
 main = body("experiments.benchmarks.exchanges")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

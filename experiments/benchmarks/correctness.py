@@ -18,9 +18,9 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_bool("tiny", False, "small arrays", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write the figures to this file", flag_values=FLAGS)
 flags.DEFINE_bool("write_expected", False, "write expected.json anew", flag_values=FLAGS)
@@ -28,4 +28,4 @@ flags.DEFINE_bool("write_expected", False, "write expected.json anew", flag_valu
 main = body("experiments.benchmarks.exact")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
 DRIFT = 1e-4  # of a norm of the exact figures from the one that is carried
 # Kernels of TPUs would run under an interpreter elsewhere.
 PRODUCTS = ("triton", "blocks", "ragged_dot", "reference")
-EXPERTS = ("auto", "blocks", "waves")
+EXPERTS = ("auto", "blocks", "batched")
 CAPACITY = 1.25
 GROUP = 512  # tokens of a routing group, as in the layer's benchmark
 
@@ -306,10 +306,10 @@ def main(arguments: Arguments) -> int:
         good = max(found.values()) <= TOLERANCE[dtype] and moved <= DRIFT
         bad += not good
         results[check.name] = found
-        told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-        print(f"{'' if good else 'BAD '}{check.name:36} {told}", flush=True)
+        measured = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+        print(f"{'' if good else 'BAD '}{check.name:36} {measured}", flush=True)
     if flags.json:
-        told = {"machine": machine(), "tolerance": TOLERANCE, "errors": results}
-        Path(flags.json).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        measured = {"machine": machine(), "tolerance": TOLERANCE, "errors": results}
+        Path(flags.json).write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
     print(f"{len(results)} checks, {bad} beyond tolerance")
     return 1 if bad else 0

@@ -72,7 +72,7 @@ def measure(arm: str, devices: int) -> dict[str, Any]:
 
     B = experiment.batch_size
     raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
-    lowered = program.train_step.lower(program.abstract_state, raw, program.knobs(0))
+    lowered = program.train_step.lower(program.abstract_state, raw, program.scalars(0))
     compiled = lowered.compile(compiler_options=quick_options(program.mesh))
     exchanges = [
         c

@@ -5,7 +5,7 @@
 Forward, and forward + backward (gradients of rows and weights), SwiGLU, of R rows in E experts:
   dense     all rows through one expert of the same size: the same FLOPs, the limit
   even      every expert has R / E rows: one batched product, what XLA can do without routing
-  waves     `ExpertWeights.rows` with the backend "waves": a batched product and a tail
+  batched   `ExpertWeights.rows` with the backend "batched": a batched product and a remainder
   blocks    with the backend "blocks": one fused loop over blocks of rows
   separate  three calls of `grouped_matmul` with the backend "blocks"
   ragged    the same with `jax.lax.ragged_dot` (--ragged: it is slow)
@@ -20,12 +20,12 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
 # The quickstart's sizes, then those of the comparison with other frameworks.
 CASES = ["8192,128,256,8", "8192,512,1024,8", "8192,512,1024,64"]
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_multi_string(
     "case", CASES, "rows, model width, hidden width, experts", flag_values=FLAGS
 )
@@ -41,4 +41,4 @@ flags.DEFINE_string("json", None, "write the figures to this file", flag_values=
 main = body("experiments.benchmarks.products")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

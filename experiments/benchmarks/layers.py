@@ -24,6 +24,7 @@ from experiments.benchmarks.timing import (
     interleaved,
     limits,
 )
+from experiments.benchmarks.workloads import WORKLOADS
 from moe_jax.config.cli import Arguments
 from moe_jax.dispatch.rows import from_rows, sort_rows, to_rows
 from moe_jax.models.network import Network
@@ -36,13 +37,12 @@ from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import Mixtral
 from moe_jax.routing.plan import make_plan, plan_traffic
 from moe_jax.routing.types import RouterInputs
-from moe_jax.routing.workloads import WORKLOADS
 
 GROUP = 512
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": dict(layout="rows"),
     "blocks": dict(layout="rows", matmul="blocks"),
-    "waves": dict(layout="rows", matmul="waves"),
+    "batched": dict(layout="rows", matmul="batched"),
     "slots_scatter": dict(layout="slots_scatter", capacity_factor=1.25),
     "slots_einsum": dict(layout="slots_einsum", capacity_factor=1.25),
     "ragged_dot": dict(layout="rows", matmul="ragged_dot"),
@@ -372,8 +372,8 @@ def show(result: dict[str, Any]) -> None:
         if "temporary_mib" in cell:
             line += f"{cell['temporary_mib']:11.0f} MiB{cell['compile_seconds']:7.1f} s"
         print(line)
-    told = ", ".join(f"{name} {ms:.1f}" for name, ms in result["parts_ms"].items())
-    print(f"parts of rows, forward + backward, ms: {told}")
+    measured = ", ".join(f"{name} {ms:.1f}" for name, ms in result["parts_ms"].items())
+    print(f"parts of rows, forward + backward, ms: {measured}")
     print(
         f"bound by {result['bound_by']}: {result['bound_ms']:.1f} ms "
         f"({result['gflop']:.0f} GFLOP at {1e-9 * result['peak_flops']:.0f} GFLOP/s, "

@@ -47,9 +47,9 @@ def host_cost(program: Program, rows: Any, steps: int) -> dict[str, float]:
     with contextlib.closing(Pipeline(rows, experiment.batch_size, seed=0)) as pipeline:
         state = program.init()
         raw = program.put(next(pipeline))
-        state, canned = program.train_step(state, raw, program.knobs(0))
+        state, canned = program.train_step(state, raw, program.scalars(0))
         jax.block_until_ready(canned)
-        program.__dict__["train_step"] = lambda state, raw, knobs: (state, canned)
+        program.__dict__["train_step"] = lambda state, raw, scalars: (state, canned)
         with (
             tempfile.TemporaryDirectory() as folder,
             MetricWriter(Path(folder), experiment.logging) as writer,
@@ -85,8 +85,8 @@ def host_cost(program: Program, rows: Any, steps: int) -> dict[str, float]:
 def metrics_cost(program: Program, rows: Any, repeats: int) -> dict[str, float]:
     """The training step with and without its metrics."""
 
-    def bare(state: Any, raw: Any, knobs: Any) -> Any:
-        state, result = program.step.train(state, raw, knobs)
+    def bare(state: Any, raw: Any, scalars: Any) -> Any:
+        state, result = program.step.train(state, raw, scalars)
         return state, (result.loss, result.bad_steps)
 
     arms = {"full": program.train_step, "bare": jax.jit(bare, donate_argnums=0)}
@@ -99,7 +99,7 @@ def metrics_cost(program: Program, rows: Any, repeats: int) -> dict[str, float]:
             for name in order:
                 jax.block_until_ready(states[name])
                 start = time.perf_counter()
-                states[name], result = arms[name](states[name], raw, program.knobs(repeat))
+                states[name], result = arms[name](states[name], raw, program.scalars(repeat))
                 jax.block_until_ready((states[name], result))
                 times[name].append(time.perf_counter() - start)
     full, without = (statistics.median(times[name][2:]) for name in ("full", "bare"))

@@ -9,7 +9,7 @@ router, T tokens in rows of 512:
   even           token t takes the experts t k, ..., t k + k - 1 modulo E: every expert has the same
                  number of rows, one batched product, with its gather and its combine
   rows           our dropless layout with the backend of this platform
-  blocks, waves  the same with these backends: a loop over experts, one wave of all of them
+  blocks, batched  the same with these backends: a loop over experts, a batched product of all
   slots_scatter  our slots at a capacity factor of 1.25 in groups of 512 tokens: drops
   slots_einsum   the same slots filled by a one-hot product, as in GShard
   ragged_dot     our dropless layout with `jax.lax.ragged_dot` (--slow)
@@ -30,17 +30,17 @@ import sys
 from absl import flags
 
 from experiments.benchmarks.peers import available
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
 # Mixtral's proportions, then more and more experts, then the quickstart's layer.
 CASES = [*(f"4096,512,1024,{E},2" for E in (8, 16, 32, 64, 128, 256)), "4096,128,256,8,2"]
-# "random", and those of moe_jax/routing/workloads.py, which needs JAX.
+# "random", and those of experiments/benchmarks/workloads.py, which needs JAX.
 LOADS = (
     *("random", "balanced", "uniform", "hot_expert", "hot_device", "spread_hot", "empty_device"),
     *("rotating", "burst", "all_to_one"),
 )
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_multi_string("case", CASES, "tokens, D, F, experts, k", flag_values=FLAGS)
 flags.DEFINE_enum("load", "random", LOADS, "how the tokens choose", flag_values=FLAGS)
 flags.DEFINE_enum(
@@ -55,4 +55,4 @@ flags.DEFINE_string("plot", None, "a picture of this run's figures", flag_values
 main = body("experiments.benchmarks.layers")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

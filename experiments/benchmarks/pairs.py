@@ -33,11 +33,13 @@ def main(arguments: Arguments) -> int:
     print("| loss, nats | " + " | ".join((*TYPES, "difference")) + " |")
     print("| --- | ---: | ---: | ---: |")
     for name in ("training", "evaluation"):
-        told = np.array([[one[name][dtype] for dtype in TYPES] for one in pairs])
-        apart = told[:, 1] - told[:, 0]
-        error = 2 * apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.nan
-        means = " | ".join(f"{mean:.4f}" for mean in told.mean(axis=0))
-        print(f"| {name} | {means} | {apart.mean():+.4f} ± {error:.4f} |")
+        measured = np.array([[one[name][dtype] for dtype in TYPES] for one in pairs])
+        difference = measured[:, 1] - measured[:, 0]
+        error = (
+            2 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
+        )
+        means = " | ".join(f"{mean:.4f}" for mean in measured.mean(axis=0))
+        print(f"| {name} | {means} | {difference.mean():+.4f} ± {error:.4f} |")
     steps = sorted(pairs[0]["cosine"])
     print("\n| least cosine of seeds | " + " | ".join(f"step {step}" for step in steps) + " |")
     print("| --- |" + " ---: |" * len(steps))
@@ -97,7 +99,7 @@ def pair(experiment: Experiment) -> dict[str, Any]:
 
 
 def one_step(program: Program, state: Any, batch: Any, step: int) -> tuple[Any, float]:
-    state, result = program.train_step(state, program.put(batch), program.knobs(step))
+    state, result = program.train_step(state, program.put(batch), program.scalars(step))
     task = result.sums.task
     return state, float(task["nats"]) / max(int(task["tokens"]), 1)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 # Eager experts of Hugging Face take E^2 time in the backward pass: each of them adds a gradient of
 # the size of all.
-MOST_EAGER = 32
+MAX_EAGER = 32
 
 
 class TorchPeer:
@@ -181,7 +181,7 @@ def layer_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[str], N
         "torch dense": lambda passes: run(dense, passes),
         "hf grouped_mm": lambda passes: run_sparse("grouped_mm", passes),
     }
-    if E <= MOST_EAGER:
+    if E <= MAX_EAGER:
         arms["hf eager"] = lambda passes: run_sparse("eager", passes)
     return arms
 
@@ -223,7 +223,7 @@ def train_step_arms(arrays: Any, case: dict[str, Any]) -> dict[str, Callable[[st
         optimizer.step()
 
     arms = {"hf grouped_mm": lambda passes: run("grouped_mm", passes)}
-    if case["E"] <= MOST_EAGER:
+    if case["E"] <= MAX_EAGER:
         arms["hf eager"] = lambda passes: run("eager", passes)
     return arms
 

@@ -56,8 +56,8 @@ def arms(sizes_E: np.ndarray, ragged: bool) -> dict[str, Callable[[Any, jax.Arra
     def even(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights).slots(x.reshape(len(sizes_E), -1, x.shape[1])).reshape(x.shape)
 
-    def waves(weights: Any, x: jax.Array) -> jax.Array:
-        return experts(weights, backend="waves").rows(x, sizes)
+    def batched(weights: Any, x: jax.Array) -> jax.Array:
+        return experts(weights, backend="batched").rows(x, sizes)
 
     def blocks(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights, backend="blocks").rows(x, sizes)
@@ -70,7 +70,13 @@ def arms(sizes_E: np.ndarray, ragged: bool) -> dict[str, Callable[[Any, jax.Arra
     def ragged_dot(weights: Any, x: jax.Array) -> jax.Array:
         return experts(weights, backend="ragged_dot").rows(x, sizes)
 
-    found = {"dense": dense, "even": even, "waves": waves, "blocks": blocks, "separate": separate}
+    found = {
+        "dense": dense,
+        "even": even,
+        "batched": batched,
+        "blocks": blocks,
+        "separate": separate,
+    }
     return found | ({"ragged": ragged_dot} if ragged else {})
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
-DOORS = "train evaluate generate report plan check sweep search doctor conventions data.prepare"
+NAMES = "train evaluate generate report plan check sweep search doctor conventions data.prepare"
 PROGRAMS = (
-    *(f"moe_jax.{name}" for name in DOORS.split()),
+    *(f"moe_jax.{name}" for name in NAMES.split()),
     *(f"launch.{name}" for name in ("local", "slurm", "kubernetes", "tpu_vm")),
     *(f"experiments.{name}" for name in ("run", "index", "routers.run", "benchmarks.moe_layer")),
 )
@@ -37,7 +37,7 @@ COMMANDS = {f"{program} --help": (program, "--help") for program in PROGRAMS} | 
     "sweep, a wrong key": ("moe_jax.sweep", CONFIG, "--out=none", "--sweep=seed=0..1", MISTAKE),
 }
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_integer("repeats", 5, "processes of each command", 1, flag_values=FLAGS)
 flags.DEFINE_multi_string("tree", ["."], "a folder with a clone", flag_values=FLAGS)
 flags.DEFINE_string("only", "", "commands with this in their name", flag_values=FLAGS)
@@ -79,4 +79,4 @@ def used() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

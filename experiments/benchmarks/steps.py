@@ -63,7 +63,7 @@ def measure(name: str, repeats: int, peers: bool) -> dict[str, Any]:
     holder = {"state": program.init()}
 
     def ours() -> None:
-        holder["state"], result = program.train_step(holder["state"], raw, program.knobs(0))
+        holder["state"], result = program.train_step(holder["state"], raw, program.scalars(0))
         jax.block_until_ready((holder["state"], result))
 
     ours()

@@ -76,8 +76,8 @@ def gpu(found: Result) -> Iterator[str]:
     yield "| stage | figure | value |"
     yield "| --- | --- | --- |"
     for name, stage in found["stages"].items():
-        told = f"{stage['status']}, {stage.get('seconds', 0):.0f} of {stage['limit']:.0f} s"
-        yield f"| {name} | | {told} |"
+        measured = f"{stage['status']}, {stage.get('seconds', 0):.0f} of {stage['limit']:.0f} s"
+        yield f"| {name} | | {measured} |"
         result = stage.get("result", {})
         for figure, value in (*_figures(name, result), *_profiles(result)):
             if found["dry_run"] and value.endswith(("reached", "missed")):
@@ -110,8 +110,8 @@ def _figures(name: str, result: Result) -> Iterator[tuple[str, str]]:
         speed = f"{result['ms']:.1f} ms, {result['tokens_per_second']:,.0f} tokens / s"
         yield billions, f"{speed}, {result['tflop_per_second']:.3g} TFLOP/s{mfu}"
     if "complete" in result:
-        told = "all" if result["complete"] else "not all"
-        yield "the run", f"{told} of {result['steps']} steps in {result['seconds']:.0f} s"
+        measured = "all" if result["complete"] else "not all"
+        yield "the run", f"{measured} of {result['steps']} steps in {result['seconds']:.0f} s"
     for split in ("training", "evaluation"):
         for metric, value in result.get(split, {}).items():
             yield f"{split}, {metric}", f"{value:.4g}"

@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 from experiments.benchmarks.peers import available
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
 SIZES: dict[str, dict[str, int]] = {
     "3.5m": dict(D=128, F=256, L=4, E=8, k=2, V=264, N=4, H=32, B=16, S=256),
@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, int]] = {
     "90m-e64": dict(D=512, F=1024, L=6, E=64, k=2, V=8192, N=8, H=64, B=4, S=512),
 }
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_multi_enum("size", list(SIZES), list(SIZES), "models", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 9, "timed steps of each arm", flag_values=FLAGS)
 flags.DEFINE_bool("peers", available(), "also Hugging Face in PyTorch", flag_values=FLAGS)
@@ -38,4 +38,4 @@ flags.DEFINE_string("plot", None, "a picture of this run's figures", flag_values
 main = body("experiments.benchmarks.steps")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

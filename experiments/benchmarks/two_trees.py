@@ -22,10 +22,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.train_step import SIZES
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_enum("size", "3.5m", list(SIZES), "the model", flag_values=FLAGS)
 flags.DEFINE_integer("pairs", 9, "pairs of steps", flag_values=FLAGS)
 flags.DEFINE_string("python", sys.executable, "the interpreter", flag_values=FLAGS)
@@ -48,8 +48,10 @@ program, rng = program_of(size), np.random.default_rng(0)
 tokens = rng.integers(0, size["V"], (size["B"], size["S"] + 1)).astype(np.int32)
 raw = program.put({"tokens": tokens, "segments": np.ones_like(tokens)})
 state = program.init()
+name = "scalars" if hasattr(program, "scalars") else "knobs"  # an earlier tree
+scalars = getattr(program, name)(0)
 def step(state):
-    state, result = program.train_step(state, raw, program.knobs(0))
+    state, result = program.train_step(state, raw, scalars)
     return jax.block_until_ready((state, result))[0]
 state = step(step(state))
 print("ready", flush=True)
@@ -116,4 +118,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

@@ -37,14 +37,14 @@ def run(seeds: int) -> dict[str, Any]:
     }
     for name, make in TASKS.items():
         tasks = [make(seed) for seed in numbers]
-        told = {
+        message = {
             "std": tasks[0].std,
             "stds": list(tasks[0].stds),
             "most_information": math.log2(tasks[0].regimes),
             "experts": {str(E): measure_task(tasks, numbers, E) for E in EXPERTS},
         }
-        results["tasks"][name] = told
-        results["verdict"][name] = verdict(told["experts"][str(JUDGED)])
+        results["tasks"][name] = message
+        results["verdict"][name] = verdict(message["experts"][str(JUDGED)])
     return results
 
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.local_experts import errors
 from experiments.local_experts.tasks import Task
 from moe_jax.analysis.specialisation import mutual_information
-from moe_jax.routing import local_experts
-from moe_jax.routing.dense_mixture import DenseMixture
-from moe_jax.routing.token_choice import scatter_gates
+from moe_jax.routing.choice import scatter_gates
+from moe_jax.routing.token_choice.dense_mixture import DenseMixture
 from moe_jax.routing.types import RouterInputs
 
 Params = dict[str, Any]
@@ -60,10 +60,10 @@ def error(
     """The mean over cases of eq. 1.1, 1.2 or 1.3."""
     p_TE, y_TEO = forward(params, x_TD, classes)
     if loss == "likelihood":
-        return jnp.mean(local_experts.likelihood_loss(p_TE, y_TEO, d_TO, std))
+        return jnp.mean(errors.likelihood_loss(p_TE, y_TEO, d_TO, std))
     per_case = {
-        "cooperative": local_experts.cooperative_loss,
-        "competing": local_experts.competing_loss,
+        "cooperative": errors.cooperative_loss,
+        "competing": errors.competing_loss,
     }[loss]
     return jnp.mean(per_case(p_TE, y_TEO, d_TO))
 

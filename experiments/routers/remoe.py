@@ -12,13 +12,13 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_integer("seed", 0, "seed", flag_values=FLAGS)
 flags.DEFINE_boolean("table_only", False, "only write the text anew", flag_values=FLAGS)
 
 main = body("experiments.routers.controller")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

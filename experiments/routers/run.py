@@ -12,9 +12,9 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, door_flags, run_door
+from moe_jax.config.cli import body, command_flags, run_command
 
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_list("only", None, "arms (default: all)", flag_values=FLAGS)
 flags.DEFINE_integer("steps", 200, "training steps", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0"], "seeds, of parameters, data order and routing", flag_values=FLAGS)
@@ -24,4 +24,4 @@ flags.DEFINE_boolean("table_only", False, "only write the table anew", flag_valu
 main = body("experiments.routers.table")
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, usage=__doc__ or "", flags=FLAGS))
+    sys.exit(run_command(main, usage=__doc__ or "", flags=FLAGS))

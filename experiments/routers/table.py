@@ -62,8 +62,8 @@ def train_all(names: list[str], seeds: list[int], steps: int, *, again: bool) ->
             results["floor"] = floor(run)
             results["arms"].setdefault(name, {})[str(seed)] = found
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            told = {key: found[key] for key in ("bits_per_byte", "max_violation", "ms_per_step")}
-            print(name, seed, {key: round(value, 3) for key, value in told.items()}, flush=True)
+            message = {key: found[key] for key in ("bits_per_byte", "max_violation", "ms_per_step")}
+            print(name, seed, {key: round(value, 3) for key, value in message.items()}, flush=True)
             jax.clear_caches()
 
 
@@ -92,7 +92,7 @@ def table(results: dict[str, Any]) -> str:
     arms = {name: results["arms"][name] for name in ARMS if name in results["arms"]}
     steps = sorted({x["steps"] for by_seed in arms.values() for x in by_seed.values()})
     seeds = sorted({int(seed) for by_seed in arms.values() for seed in by_seed})
-    told = (
+    message = (
         f"{' or '.join(map(str, steps))} steps of 4096 tokens of the planted corpus (8 sources; "
         f"the best possible predictor has {results['floor']:.3f} bits per byte), quickstart size, "
         f"seeds {', '.join(map(str, seeds))}. Leak: share of earlier tokens whose routes change "
@@ -101,7 +101,7 @@ def table(results: dict[str, Any]) -> str:
         "I(source; expert) / H(source), mean over layers. Step time: median against steps of "
         f"`mixtral` in between ({reference_ms(arms):.0f} ms), on 2 CPU cores."
     )
-    lines = [told, ""]
+    lines = [message, ""]
     shown = [title for title, _, _ in COLUMNS if title]
     lines.append("| arm | " + " | ".join(shown) + " |")
     lines.append("| --- |" + " --- |" * len(shown))

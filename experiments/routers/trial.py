@@ -68,7 +68,7 @@ def train(
         for step in range(experiment.steps):
             raw = program.put(next(pipeline))
             start = time.perf_counter()
-            state, result = program.train_step(state, raw, program.knobs(step))
+            state, result = program.train_step(state, raw, program.scalars(step))
             jax.block_until_ready((state, result))
             if step >= 2:
                 watch.own.append(1e3 * (time.perf_counter() - start))
@@ -90,7 +90,7 @@ def stepper(experiment: Experiment) -> Callable[[], float]:
 
     def step() -> float:
         start = time.perf_counter()
-        holder["state"], result = program.train_step(holder["state"], raw, program.knobs(0))
+        holder["state"], result = program.train_step(holder["state"], raw, program.scalars(0))
         jax.block_until_ready((holder["state"], result))
         return 1e3 * (time.perf_counter() - start)
 

@@ -137,8 +137,8 @@ def table(task: str, found: dict[str, Any]) -> str:
         sparse, dense = ([m[name] for m in found["runs"][arm]] for arm in ARMS)
         difference = student(paired(dict(enumerate(sparse)), dict(enumerate(dense))))
         means = [student(values).mean for values in (sparse, dense)]
-        told = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        lines.append(f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {told} |")
+        message = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        lines.append(f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {message} |")
     others = ", ".join(f"{name} {value:.4f}" for name, value in found["baselines"].items())
     return "\n".join([*lines, "", f"Means of {seeds} seeds. Accuracy of baselines: {others}."])
 

@@ -51,7 +51,7 @@ class LeakSums:
         self.changed += int(np.sum(moved_LBS & valid[None]))
         self.pairs += int(np.sum(valid)) * len(layers)
         self.tokens += int(np.sum(valid))
-        difference = (after.nats_BS - before.nats_BS)[:, : cut - 1].astype(np.float64)
+        difference = (after.nll_BS - before.nll_BS)[:, : cut - 1].astype(np.float64)
         # Not where nats are 0: a sure model has targets of exactly 0 nats.
         self.targets += int(np.sum(before.target_BS[:, : cut - 1]))
         self.nats += float(np.sum(difference))
@@ -80,7 +80,7 @@ class Observed:
     """A batch on the host. target: whether the next token counts in the loss. expert, weight, kept:
     (L, B, S, K)."""
 
-    nats_BS: np.ndarray
+    nll_BS: np.ndarray
     target_BS: np.ndarray
     segment_BS: np.ndarray
     expert_LBSK: np.ndarray

@@ -84,7 +84,7 @@ def saturation(traces: Sequence[Trace], k: int | None = None) -> np.ndarray:
 
 
 def _choices(trace: Trace, layer: int, k: int | None) -> np.ndarray:
-    """(T, k) experts of the tokens that are no padding, those at home as no expert."""
+    """(T, k) experts of the tokens that are no padding, the undispatched as no expert."""
     expert_TK = trace.expert_LNSK[layer][trace.segment_NS > 0][:, :k]
     return np.minimum(expert_TK, trace.num_experts)
 
@@ -119,10 +119,10 @@ def chance(trace: Trace, layer: int) -> float:
 
 
 def preferred_tokens(
-    trace: Trace, layer: int, most: int = 8, least_count: int = 20
+    trace: Trace, layer: int, most: int = 8, min_count: int = 20
 ) -> list[list[Preference]]:
     """For each expert the tokens that it takes the largest share of, N_ve / N_v, more than by
-    chance; of input tokens that occur at least `least_count` times (the vocabulary specialisation
+    chance; of input tokens that occur at least `min_count` times (the vocabulary specialisation
     of OLMoE). layer: index of the trace's layers."""
     E, there = trace.num_experts, taken(trace)[layer]
     values, index, whole = np.unique(
@@ -133,7 +133,7 @@ def preferred_tokens(
     counts = np.zeros((len(values), E), np.int64)
     row = np.broadcast_to(index_NS[:, :, None], there.shape)[there]
     np.add.at(counts, (row, trace.expert_LNSK[layer][there]), 1)
-    share = np.where(whole[:, None] >= least_count, counts / whole[:, None], 0.0)
+    share = np.where(whole[:, None] >= min_count, counts / whole[:, None], 0.0)
     least = chance(trace, layer)
     found = []
     for e in range(E):

@@ -39,8 +39,8 @@ def overlap(
     # The n-th copy of an id on one side meets only the n-th copy on the other.
     nth_TKK = _copy_number(old_TK)[:, :, None] == _copy_number(new_TK)[:, None, :]
     stayed_T = np.sum(np.any(same_TKK & nth_TKK, axis=2) & real_old_TK, axis=1)
-    most_T = np.maximum(real_old_TK.sum(axis=1), real_new_TK.sum(axis=1))
-    return _mean(stayed_T[most_T > 0] / most_T[most_T > 0])
+    max_T = np.maximum(real_old_TK.sum(axis=1), real_new_TK.sum(axis=1))
+    return _mean(stayed_T[max_T > 0] / max_T[max_T > 0])
 
 
 def margin(prob_TE: ArrayLike, k: int = 1) -> float:

@@ -4,7 +4,7 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
 
     schema          "moe_jax.trace/1"
     step            int64         the checkpoint's step
-    num_experts     int64         E; ids E, E+1, ... below `unused` are experts computed at home
+    num_experts     int64         E; ids E, E+1, ... below `unused` are undispatched experts
     unused          int64         the id of "no expert"
     capacity_factor float64       of the evaluation; nan: dropless
     layers          int32 (L,)    numbers of the sparse layers in the model

@@ -139,10 +139,10 @@ def blame(outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> list[str]:
     """
     innocent = set().union(*(factors for _, factors, equal in outcomes if equal))
     accused = {name: factors - innocent for name, factors, equal in outcomes if not equal}
-    told: list[str] = []
+    messages: list[str] = []
     guilty = {next(iter(factors)) for factors in accused.values() if len(factors) == 1}
     open_cases = {name: f for name, f in accused.items() if f and not f & guilty}
-    told += [_told(factor, outcomes) for factor in sorted(guilty)]
+    messages += [_message(factor, outcomes) for factor in sorted(guilty)]
     while open_cases:
         counts: dict[str, int] = {}
         for factors in open_cases.values():
@@ -150,15 +150,15 @@ def blame(outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> list[str]:
                 counts[factor] = counts.get(factor, 0) + 1
         most = max(counts.values())
         together = sorted(factor for factor, count in counts.items() if count == most)
-        told.append(" or ".join(_told(factor, outcomes) for factor in together))
+        messages.append(" or ".join(_message(factor, outcomes) for factor in together))
         open_cases = {name: f for name, f in open_cases.items() if not f & set(together)}
     mixed = [name for name, factors in accused.items() if not factors]
     if mixed:
-        told.append(f"no factor alone but a combination: {min(mixed, key=len)}")
-    return told
+        messages.append(f"no factor alone but a combination: {min(mixed, key=len)}")
+    return messages
 
 
-def _told(factor: str, outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> str:
+def _message(factor: str, outcomes: Sequence[tuple[str, frozenset[str], bool]]) -> str:
     having = [equal for _, factors, equal in outcomes if factor in factors]
     return f"{factor} ({having.count(False)} of {len(having)} variants with it differ)"
 

@@ -34,7 +34,7 @@ from moe_jax.training.optimizer import AdamW, WarmupCosine
 from moe_jax.training.writers import LoggingConfig
 
 GIB = 2**30
-LEAST_DISK, LEAST_MEMORY = 2 * GIB, 2 * GIB  # for the quickstart
+MIN_DISK, MIN_MEMORY = 2 * GIB, 2 * GIB  # for the quickstart
 Say = Callable[[str], None]
 
 
@@ -99,12 +99,12 @@ def _room(say: Say) -> Iterator[str]:
             yield f"nothing can be written to {folder}: {error.strerror}"
     here = shutil.disk_usage(Path.cwd()).free
     memory = available_memory()
-    told = f", {memory / GIB:.1f} GiB of memory" if memory is not None else ""
-    say(f"{os.cpu_count()} CPU cores{told}, {here / GIB:.1f} GiB of disk are free here")
-    if here < LEAST_DISK:
-        yield f"less than {LEAST_DISK / GIB:.0f} GiB of disk are free in {Path.cwd()}"
-    if memory is not None and memory < LEAST_MEMORY:
-        yield f"less than {LEAST_MEMORY / GIB:.0f} GiB of memory are free"
+    text = f", {memory / GIB:.1f} GiB of memory" if memory is not None else ""
+    say(f"{os.cpu_count()} CPU cores{text}, {here / GIB:.1f} GiB of disk are free here")
+    if here < MIN_DISK:
+        yield f"less than {MIN_DISK / GIB:.0f} GiB of disk are free in {Path.cwd()}"
+    if memory is not None and memory < MIN_MEMORY:
+        yield f"less than {MIN_MEMORY / GIB:.0f} GiB of memory are free"
 
 
 def tiny(steps: int) -> Experiment:
@@ -136,9 +136,9 @@ def _short_run(say: Say) -> Iterator[str]:
     steps, start = 20, time.perf_counter()
     say("training a tiny sparse model ...")
     with tempfile.TemporaryDirectory(prefix="moe_jax_doctor_") as folder:
-        told = io.StringIO()
+        text = io.StringIO()
         try:
-            with contextlib.redirect_stdout(told):
+            with contextlib.redirect_stdout(text):
                 train_loop(tiny(steps), folder)
                 again = train_loop(tiny(steps), folder)
         except Exception as error:  # whatever it is: that is what is asked here

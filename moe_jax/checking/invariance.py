@@ -29,12 +29,12 @@ from moe_jax.checking.trial import (
 from moe_jax.checking.variants import Skipped, Variant, reference, variants
 from moe_jax.config.activity import doing, heard
 from moe_jax.config.errors import ConfigError, UserError
-from moe_jax.config.knobs import KnobSchedules
+from moe_jax.config.schedules import Schedules
 from moe_jax.training.build import Program
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check, layout_problem
 
-Knobs = Mapping[str, np.float32]
+Scalars = Mapping[str, np.float32]
 # Tokens of a step in bfloat16: a sum that is kept in it goes wrong with the number of its terms,
 # while other rounding averages out.
 MANY = 2**14
@@ -150,17 +150,17 @@ def _fits(small: Experiment, changes: Sequence[Change], keep: Collection[str]) -
     problems = cross_check(reference(small).apply(small), 1)
     if not problems:
         return
-    told = "\n  ".join(map(str, problems))
+    message = "\n  ".join(map(str, problems))
     kept = f" with --keep={','.join(keep)}" if keep else ""
     made = ", ".join(str(change) for change in changes)
     raise UserError(
-        f"the config is right, but made small{kept} it is not:\n  {told}\n"
+        f"the config is right, but made small{kept} it is not:\n  {message}\n"
         f"made small: {made}\n--keep takes paths that do not shrink"
     )
 
 
-def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) -> Report:
-    """Runs the plan. tell: called with the references, then with each variant, when done.
+def check(plan: Plan, on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> Report:
+    """Runs the plan. on_outcome: called with the references, then with each variant, when done.
 
     Compiling takes most of the time: while some variants compile, the next are traced.
     """
@@ -168,7 +168,7 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
         running = _Check(plan)
         references = running.references()
     for outcome in references:
-        tell(outcome)
+        on_outcome(outcome)
         heard()
     outcomes: list[Outcome] = []
     started: deque[Callable[[], Outcome]] = deque()
@@ -176,7 +176,7 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
 
     def finish() -> None:
         outcomes.append(started.popleft()())
-        tell(outcomes[-1])
+        on_outcome(outcomes[-1])
         heard()
         comparing.advance()
 
@@ -199,12 +199,12 @@ def check(plan: Plan, tell: Callable[[Outcome], None] = lambda outcome: None) ->
 
 
 class _Check:
-    """What the variants share: batches, knobs, the initial state and the reference's trials."""
+    """What the variants share: batches, scalars, the initial state and the reference's trials."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
         self.batches = synthetic_rows(plan.small, plan.steps)
-        self.knobs = knobs_over_the_run(plan.original, plan.steps)
+        self.scalars = scalars_over_the_run(plan.original, plan.steps)
         self.varying = micro_batch_terms(plan.original)
         program = self._program(plan.reference)
         self.state = initial_state(program)
@@ -214,11 +214,11 @@ class _Check:
         """The reference with all losses and, where some depend on micro-batches, without them."""
         variant = self.plan.reference
         program = self._program(variant)
-        step = compile_step(program, lower_step(program, self.batches[0], self.knobs[0]))
+        step = compile_step(program, lower_step(program, self.batches[0], self.scalars[0]))
         found = []
         for left_out in dict.fromkeys([(), self.varying]):
-            knobs = self._knobs_without(left_out)
-            trial = run(program, step, self.state, self.batches, knobs)
+            scalars = self._scalars_without(left_out)
+            trial = run(program, step, self.state, self.batches, scalars)
             if (problem := check_finite(trial)) is not None:
                 raise UserError(f"{problem}: there is nothing to compare (a lower learning rate?)")
             self.trials[left_out] = trial
@@ -235,7 +235,7 @@ class _Check:
         left_out = self.varying if variant.accumulation > 1 else ()
         try:
             program = self._program(variant)
-            lowered = lower_step(program, self.batches[0], self.knobs[0])
+            lowered = lower_step(program, self.batches[0], self.scalars[0])
         except Exception as error:
             failed = _failed(variant, error)
             return lambda: failed
@@ -243,8 +243,8 @@ class _Check:
 
         def finish() -> Outcome:
             try:
-                knobs = self._knobs_without(left_out)
-                trial = run(program, compiling.result(), self.state, self.batches, knobs)
+                scalars = self._scalars_without(left_out)
+                trial = run(program, compiling.result(), self.state, self.batches, scalars)
             except Exception as error:
                 return _failed(variant, error)
             differences = compare(trial, self.trials[left_out], self.plan.tolerance)
@@ -264,8 +264,8 @@ class _Check:
                 self._program(v, many)
                 for v in (variant, dataclasses.replace(variant, dtype="float32"))
             ]
-            narrow = narrow_in(programs[0], batches[0], self.knobs[0])
-            lowered = [lower_step(program, batches[0], self.knobs[0]) for program in programs]
+            narrow = narrow_in(programs[0], batches[0], self.scalars[0])
+            lowered = [lower_step(program, batches[0], self.scalars[0]) for program in programs]
         except Exception as error:
             failed = _failed(variant, error)
             return lambda: failed
@@ -276,7 +276,7 @@ class _Check:
         def finish() -> Outcome:
             try:
                 trial, reference = (
-                    run(program, step.result(), self.state, batches, self.knobs[:1])
+                    run(program, step.result(), self.state, batches, self.scalars[:1])
                     for program, step in zip(programs, compiling, strict=True)
                 )
             except Exception as error:
@@ -290,9 +290,9 @@ class _Check:
         devices = self.plan.devices[: variant.devices]
         return program_of(variant.apply(experiment or self.plan.small), devices)
 
-    def _knobs_without(self, names: Collection[str]) -> list[Knobs]:
+    def _scalars_without(self, names: Collection[str]) -> list[Scalars]:
         off = {f"moe.losses.{name}.coefficient": np.float32(0) for name in names}
-        return [{**values, **off} for values in self.knobs]
+        return [{**values, **off} for values in self.scalars]
 
 
 def with_tokens(small: Experiment, tokens: int) -> Experiment:
@@ -304,15 +304,16 @@ def with_tokens(small: Experiment, tokens: int) -> Experiment:
     return dataclasses.replace(small, batch_size=rows, evaluation=probed)
 
 
-def narrow_in(program: Program, batch: Arrays, knobs: Knobs) -> tuple[str, ...]:
+def narrow_in(program: Program, batch: Arrays, scalars: Scalars) -> tuple[str, ...]:
     """The sums of the training step that are kept in fewer bits than float32, in words."""
-    traced = jax.make_jaxpr(program.step.train)(program.abstract_state, program.put(batch), knobs)
+    traced = jax.make_jaxpr(program.step.train)(program.abstract_state, program.put(batch), scalars)
     return tuple(str(found) for found in sorted(narrow_sums(traced)))
 
 
-def knobs_over_the_run(experiment: Experiment, steps: int) -> list[Knobs]:
-    """Knobs at the middles of `steps` equal parts of the run, so that schedules are exercised."""
-    schedules = KnobSchedules(experiment)
+def scalars_over_the_run(experiment: Experiment, steps: int) -> list[Scalars]:
+    """The scheduled scalars at the middles of `steps` equal parts of the run, so that schedules
+    are exercised."""
+    schedules = Schedules(experiment)
     return [schedules(int((i + 0.5) * experiment.steps / steps)) for i in range(steps)]
 
 
@@ -320,7 +321,7 @@ def micro_batch_terms(experiment: Experiment) -> tuple[str, ...]:
     """The losses in use that depend on the number of micro-batches by definition."""
     if not experiment.moe.every:
         return ()
-    scheduled = KnobSchedules(experiment).scheduled
+    scheduled = Schedules(experiment).scheduled
     return tuple(
         name
         for name, term in experiment.moe.losses.terms().items()

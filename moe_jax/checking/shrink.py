@@ -1,7 +1,7 @@
 """A config made small enough to be compiled some twenty times in a minute.
 
 What decides whether parallelism changes the numbers stays: the router and its settings, the losses
-with their coefficients and scopes, capacity, groups, shared experts, schedules of knobs, the
+with their coefficients and scopes, capacity, groups, shared experts, schedules, the
 optimizer. Sizes shrink, each to a value that eight devices can divide.
 """
 

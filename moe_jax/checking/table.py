@@ -37,9 +37,9 @@ def row(outcome: Outcome, plan: Plan) -> str:
     is_reference = outcome.variant == plan.reference
     mark = " [1]" if outcome.left_out else ""
     name = outcome.variant.name + (f" (reference{mark})" if is_reference else "")
-    told = f"{name:{_width(plan)}}"
+    message = f"{name:{_width(plan)}}"
     if outcome.trial is None:
-        return told + f"  FAILED: {outcome.failed}"
+        return message + f"  FAILED: {outcome.failed}"
     numbers = outcome.trial.steps[-1].numbers
     total = {n: sum(step.total(n) for step in outcome.trial.steps) for n in ("dropped", "overflow")}
     balance = numbers.get("load_balance_loss")
@@ -52,8 +52,8 @@ def row(outcome: Outcome, plan: Plan) -> str:
         "-" if balance is None else f"{balance:.5f}",
         "-" if worst is None else _size(worst.size),
     )
-    told += "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
-    return told + "  " + _verdict(outcome, is_reference)
+    message += "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+    return message + "  " + _verdict(outcome, is_reference)
 
 
 def _verdict(outcome: Outcome, is_reference: bool) -> str:
@@ -66,8 +66,8 @@ def _verdict(outcome: Outcome, is_reference: bool) -> str:
     first, worst = outcome.first, outcome.worst
     assert first is not None and worst is not None
     size = f" by {_size(first.size)}" if math.isfinite(first.size) else ""
-    told = f"DIFFERS{mark}: {first.quantity}{size}"
-    return told + (f"; most: {worst.quantity}" if worst.quantity != first.quantity else "")
+    message = f"DIFFERS{mark}: {first.quantity}{size}"
+    return message + (f"; most: {worst.quantity}" if worst.quantity != first.quantity else "")
 
 
 def _size(size: float) -> str:

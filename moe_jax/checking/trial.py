@@ -122,14 +122,14 @@ def initial_state(program: Program) -> TrainState:
     return jax.device_get(jax.jit(program.init, compiler_options=options)())
 
 
-def lower_step(program: Program, batch: Arrays, knobs: Mapping[str, Any]) -> Any:
+def lower_step(program: Program, batch: Arrays, scalars: Mapping[str, Any]) -> Any:
     """The training step for this mesh, traced: all that runs Python. The state is donated."""
     jitted = jax.jit(
         program.step.train,
         donate_argnums=0,
         out_shardings=(program.state_shardings, replicated(program.mesh)),
     )
-    return jitted.lower(program.abstract_state, program.put(batch), knobs)
+    return jitted.lower(program.abstract_state, program.put(batch), scalars)
 
 
 def compile_step(program: Program, lowered: Any) -> Any:
@@ -142,13 +142,13 @@ def run(
     step: Any,
     state: TrainState,
     batches: Sequence[Arrays],
-    knobs: Sequence[Mapping[str, np.float32]],
+    scalars: Sequence[Mapping[str, np.float32]],
 ) -> Trial:
     """One optimizer step a batch. step: from `compile_step`; state: from `initial_state`."""
     start = _by_name(state.params)
     placed = jax.device_put(state, program.state_shardings)
     records = []
-    for batch, values in zip(batches, knobs, strict=True):
+    for batch, values in zip(batches, scalars, strict=True):
         placed, result = step(placed, program.put(batch), values)
         records.append(_record(jax.device_get(result), placed, program.step.task))
     return Trial(steps=tuple(records), start=start, params=_by_name(placed.params))
@@ -169,7 +169,7 @@ def _record(result: StepResult, state: TrainState, task: Objective) -> StepRecor
         for path, leaf in jax.tree.leaves_with_path(part):
             value = np.asarray(leaf)
             kept = counts if np.issubdtype(value.dtype, np.integer) else sums
-            kept[jax.tree_util.keystr(path, simple=True, separator=".")] = value
+            kept[path_name(path, ".")] = value
     return StepRecord(
         numbers=numbers,
         counts=counts,

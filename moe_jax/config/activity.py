@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 EVERY = 5.0  # seconds of silence
-LEAST = 1.0  # seconds that something has taken before it is said: of quick steps none is news
+MIN_SECONDS = 1.0  # seconds that something has taken before it is said: of quick steps none is news
 TICK = 0.25  # seconds between two looks
 
 T = TypeVar("T")
-Teller = Callable[[str], None]
+Speaker = Callable[[str], None]
 
 
 @dataclass(eq=False)  # the stack removes this one, not one like it
@@ -40,7 +40,7 @@ class Doing:
     def advance(self, parts: int = 1) -> None:
         self.done += parts
 
-    def told(self, now: float) -> str:
+    def message(self, now: float) -> str:
         parts = ""
         if self.total is not None:
             parts = f", {self.done} of {self.total}{self.unit and ' '}{self.unit}"
@@ -56,7 +56,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.stack: list[Doing] = []
-        self.tellers: list[Teller] = []
+        self.speakers: list[Speaker] = []
         self.said = time.monotonic()
         self.speaks = False
         self.watched = False
@@ -68,12 +68,12 @@ class _Watch:
             now = time.monotonic()
             if not (self.speaks and self.stack) or now - self.said < self._pause():
                 return
-            if now - self.stack[-1].since < min(LEAST, EVERY):
+            if now - self.stack[-1].since < min(MIN_SECONDS, EVERY):
                 return
             self.said = now
-            text = self.stack[-1].told(now)
-            if self.tellers:
-                self.tellers[-1](text)
+            text = self.stack[-1].message(now)
+            if self.speakers:
+                self.speakers[-1](text)
             elif sys.stderr.isatty():
                 sys.stderr.write(f"\r\x1b[2K{text}")
                 sys.stderr.flush()
@@ -130,16 +130,16 @@ def heard() -> None:
 
 
 @contextlib.contextmanager
-def told_by(teller: Teller) -> Iterator[None]:
+def spoken_by(speaker: Speaker) -> Iterator[None]:
     """Within the body `teller` says it, for who draws on the terminal."""
     with _watch.lock:
         _watch.wipe()
-        _watch.tellers.append(teller)
+        _watch.speakers.append(speaker)
     try:
         yield
     finally:
         with _watch.lock:
-            _watch.tellers.remove(teller)
+            _watch.speakers.remove(speaker)
 
 
 def speak(speaks: bool) -> None:

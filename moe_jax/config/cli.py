@@ -1,8 +1,8 @@
-"""What every door shares: flags, overrides, and errors that end in one message and an exit code.
+"""What every command shares: flags, overrides, and errors that end in one message and an exit code.
 
-A door declares its flags on a FlagValues of its own and hands its main to `run_door`:
+A command declares its flags on a FlagValues of its own and hands its main to `run_command`:
 
-    FLAGS = door_flags("config", "workdir")
+    FLAGS = command_flags("config", "workdir")
     flags.DEFINE_integer("samples", 1, "how many texts to write", flag_values=FLAGS)
 
     def main(arguments: Arguments) -> int | None:
@@ -10,9 +10,10 @@ A door declares its flags on a FlagValues of its own and hands its main to `run_
         ...
 
     if __name__ == "__main__":
-        sys.exit(run_door(main, usage=USAGE, flags=FLAGS))
+        sys.exit(run_command(main, usage=USAGE, flags=FLAGS))
 
-A door's module imports nothing that takes long: main does, or it is the `body` of another module.
+A command's module imports nothing that takes long: main does, or it is the `body` of another
+module.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Arguments:
     overrides: tuple[tuple[str, str | bool], ...] = ()
 
 
-def door_flags(*standard: str) -> FlagValues:
-    """A door's own flags: --debug and, required, those named of "config" and "workdir"."""
+def command_flags(*standard: str) -> FlagValues:
+    """A command's own flags: --debug and, required, those named of "config" and "workdir"."""
     values = FlagValues()
     for name in standard:
         absl_flags.DEFINE_string(name, None, STANDARD[name], flag_values=values, required=True)
@@ -78,7 +79,7 @@ def door_flags(*standard: str) -> FlagValues:
 
 
 def trust_flag(values: FlagValues) -> None:
-    """Adds --trust, for doors that read what a run has left."""
+    """Adds --trust, for commands that read what a run has left."""
     text = "import classes that files of a run name (own routers, data sets), and run their code"
     absl_flags.DEFINE_boolean("trust", False, text, flag_values=values)
 
@@ -96,7 +97,7 @@ def process_flags(values: FlagValues) -> None:
     absl_flags.DEFINE_float("join_timeout", 300.0, text, lower_bound=1, flag_values=values)
 
 
-def run_door(
+def run_command(
     main: Callable[[Arguments], int | None],
     *,
     usage: str,
@@ -134,25 +135,25 @@ def run_door(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        told = tell(error, debug)
-        if told is None:
+        code = report_error(error, debug)
+        if code is None:
             raise
-        return told
+        return code
 
 
 def body(module: str) -> Callable[[Arguments], int | None]:
-    """The `main` of another module, which is imported when the door is entered: --help and a
+    """The `main` of another module, which is imported when the command is entered: --help and a
     misspelt flag do not wait for what it needs."""
     return lambda arguments: importlib.import_module(module).main(arguments)
 
 
-def tell(error: BaseException, debug: bool) -> int | None:
-    """Writes on stderr what ended a door, with `debug` its traceback too, and returns the exit
+def report_error(error: BaseException, debug: bool) -> int | None:
+    """Writes on stderr what ended a command, with `debug` its traceback too, and returns the exit
     code; None, and nothing is written, for an error that nobody foresaw."""
     if isinstance(error, KeyboardInterrupt):
         message, exit_code = "interrupted", INTERRUPTED
-    elif (told := explain(error)) is not None:
-        message, exit_code = f"error: {told[0]}", told[1]
+    elif (known := explain(error)) is not None:
+        message, exit_code = f"error: {known[0]}", known[1]
     else:
         return None
     if debug:
@@ -191,7 +192,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def help_text(usage: str, flags: FlagValues, overrides: bool) -> str:
-    """`usage`, then the door's own flags."""
+    """`usage`, then the command's own flags."""
     rows = []
     for name in flags:
         flag = flags[name]
@@ -221,7 +222,7 @@ _OVERRIDES = ("config.a.b=VALUE", "another value of the config; a kind first, th
 
 @dataclass
 class _CommandLine:
-    """Arguments by whom they concern: this door, a library's flags, the config, nobody."""
+    """Arguments by whom they concern: this command, a library's flags, the config, nobody."""
 
     own: list[str] = field(default_factory=list)
     library: list[str] = field(default_factory=list)
@@ -268,15 +269,17 @@ class _CommandLine:
         """Sets `flags` and absl's global FLAGS. Raises UserError with every problem."""
         problems = list(self.problems)
         for name in flags:
-            flags[name].unparse()  # a door may run twice in one process
+            flags[name].unparse()  # a command may run twice in one process
         # Libraries (grain, tokamax) read absl's FLAGS and want them parsed.
         for values, arguments in ((flags, self.own), (absl_flags.FLAGS, self.library)):
             try:
                 values(["", *arguments])
             except (absl_flags.Error, ValueError) as error:
-                told = [_REQUIRED.sub(r"--\1 is required", line) for line in str(error).split("\n")]
+                lines = [
+                    _REQUIRED.sub(r"--\1 is required", line) for line in str(error).split("\n")
+                ]
                 misspelt = {f"{meant} is required" for meant in _MEANT.findall("\n".join(problems))}
-                problems += [problem for problem in told if problem not in misspelt]
+                problems += [problem for problem in lines if problem not in misspelt]
         empty = [name for name in STANDARD if name in flags and flags[name].value == ""]
         problems += [f"--{name} is empty" for name in empty]
         if problems:

@@ -24,7 +24,7 @@ def _lines(old: Any, new: Any, path: str) -> Iterator[str]:
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _lines(old.get(key, ABSENT), new.get(key, ABSENT), join(path, key))
     elif not _same(old, new):
-        yield f"{path}: {_told(old)} -> {_told(new)}"
+        yield f"{path}: {_shown(old)} -> {_shown(new)}"
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -33,5 +33,5 @@ def _same(old: Any, new: Any) -> bool:
     return isinstance(old, bool) == isinstance(new, bool) and old == new
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "(absent)" if value is ABSENT else repr(value)

@@ -23,7 +23,7 @@ def environment(mesh: Any = None) -> dict[str, Any]:
 
     mesh: a jax Mesh or a mapping of axis to size. Starts jax's backend.
     """
-    import jax  # here, so that a door tells of a bad flag at once
+    import jax  # here, so that a command tells of a bad flag at once
 
     devices = jax.devices()
     shape: Mapping[str, int] | None = getattr(mesh, "shape", mesh)

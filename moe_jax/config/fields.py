@@ -2,7 +2,8 @@
 
 A config is a tree of frozen, keyword-only dataclasses, each beside what it configures. Two kinds
 of field need a mark: alternatives chosen by name (`kind`) and scalars that may follow a schedule
-(`knob`). A class may define ``check(self)`` that yields ``(field, rule)`` for each broken rule.
+(`schedulable`). A class may define ``check(self)`` that yields ``(field, rule)`` for each broken
+rule.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def kind(table: Mapping[str, Any], default: Callable[[], Any]) -> Any:
     return dataclasses.field(default_factory=default, metadata={"kinds": table})
 
 
-def knob(default: float) -> Any:
+def schedulable(default: float) -> Any:
     """A float that may follow a schedule. It reaches the compiled step as a runtime scalar, so
     changing it does not recompile."""
-    return dataclasses.field(default=default, metadata={"knob": True})
+    return dataclasses.field(default=default, metadata={"schedulable": True})
 
 
 def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:

@@ -120,8 +120,8 @@ def _import(name: str) -> Any:
             raise UserError(f"kind {name!r}: no module {module_name!r} on the path") from error
         raise UserError(f"kind {name!r}: importing it failed: {error}") from error
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise UserError(f"kind {name!r}: importing {module_name!r} failed: {told}") from error
+        message = f"{type(error).__name__}: {error}"
+        raise UserError(f"kind {name!r}: importing {module_name!r} failed: {message}") from error
     try:
         return operator.attrgetter(class_name)(module)
     except AttributeError as error:

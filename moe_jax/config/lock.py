@@ -64,8 +64,8 @@ class FolderLock:
         """UserError where another process has taken the lease over: this one was away too long."""
         if self._taken is not None:
             raise UserError(
-                f"{self._folder}: {told(self._taken)} has taken it over, because this process did "
-                f"not renew its lock for {STALE:.0f} seconds; it stops here",
+                f"{self._folder}: {holder_text(self._taken)} has taken it over, because this "
+                f"process did not renew its lock for {STALE:.0f} seconds; it stops here",
                 exit_code=1,
             )
 
@@ -101,8 +101,8 @@ class FolderLock:
         held, since = self._read(), time.monotonic()
         if held is not None and not is_dead(held) and _age(held) < LONG_AGO:
             sys.stderr.write(
-                f"{self._folder}: {told(held)} wrote here {_age(held):.0f} seconds ago; waiting "
-                f"to see whether it still does (at most {STALE:.0f} s) ...\n"
+                f"{self._folder}: {holder_text(held)} wrote here {_age(held):.0f} seconds ago; "
+                f"waiting to see whether it still does (at most {STALE:.0f} s) ...\n"
             )
             while time.monotonic() - since < STALE:
                 time.sleep(0.5)
@@ -140,8 +140,8 @@ class FolderLock:
 
     def _refusal(self, holder: dict[str, Any] | None) -> UserError:
         return UserError(
-            f"{self._folder}: {told(holder or {})} is writing here; wait until it ends, stop it, "
-            "or take another folder"
+            f"{self._folder}: {holder_text(holder or {})} is writing here; wait until it ends, "
+            "stop it, or take another folder"
         )
 
 
@@ -204,7 +204,7 @@ def holder_of(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def told(holder: dict[str, Any]) -> str:
+def holder_text(holder: dict[str, Any]) -> str:
     """A holder in a message."""
     if "pid" not in holder:
         return "another process"

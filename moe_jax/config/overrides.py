@@ -25,7 +25,7 @@ from moe_jax.config.json_files import read_object
 from moe_jax.config.kinds import KIND
 from moe_jax.config.nearest import nearest, nearest_path
 from moe_jax.config.tree import Place, build, from_json_dict, locate, paths, to_config_dict
-from moe_jax.config.values import Misfit, fit, parse, storage_type
+from moe_jax.config.values import InvalidValue, fit, parse, storage_type
 
 T = TypeVar("T")
 Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
@@ -67,8 +67,8 @@ def apply_overrides(
     problems += more
     if not problems and hasattr(result, "completed"):
         result = result.completed()
-    told = {problem.path for problem in problems}
-    problems += [problem for problem in check(result) if problem.path not in told]
+    message = {problem.path for problem in problems}
+    problems += [problem for problem in check(result) if problem.path not in message]
     if problems:
         raise ConfigError(problems)
     return result
@@ -84,7 +84,7 @@ def _apply(config_dict: ConfigDict, overrides: Overrides, cls: type) -> list[Pro
         try:
             place = _place(config_dict, cls, path)
             place.node[place.key] = _typed(value, place)
-        except (Misfit, UserError) as error:
+        except (InvalidValue, UserError) as error:
             problems.append(Problem(path, value, str(error)))
     return problems
 
@@ -93,10 +93,10 @@ def _place(config_dict: ConfigDict, cls: type, path: str) -> Place:
     place = locate(config_dict, cls, path)
     if place is None:
         match = nearest_path(path, paths(config_dict))
-        raise Misfit(f"unknown key; {_meant(match, config_dict, path)}")
+        raise InvalidValue(f"unknown key; {_meant(match, config_dict, path)}")
     if place.setting is not None and place.setting.subtree:
         keys = ", ".join(place.node[place.key])
-        raise Misfit(f"is a group of settings; set one of them: {keys}")
+        raise InvalidValue(f"is a group of settings; set one of them: {keys}")
     return place
 
 
@@ -148,7 +148,7 @@ def read_config_file(file: str | Path) -> ConfigDict:
     takes_arg = bool(inspect.signature(get_config).parameters)
     if arg and not takes_arg:
         raise UserError(f"{path}: get_config takes no argument, but :{arg} is given")
-    config = told(path, lambda: get_config(arg) if takes_arg else get_config())
+    config = run_user_code(path, lambda: get_config(arg) if takes_arg else get_config())
     if not isinstance(config, ConfigDict):
         found = type(config).__name__
         raise UserError(f"{path}: get_config gives a {found}, not a ConfigDict (to_config_dict)")
@@ -161,11 +161,13 @@ def run_file(path: Path) -> types.ModuleType:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where the type hints of its dataclasses are looked up
     linecache.checkcache(str(path))
-    told(path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__))
+    run_user_code(
+        path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    )
     return module
 
 
-def told(path: Path, call: Callable[[], T]) -> T:
+def run_user_code(path: Path, call: Callable[[], T]) -> T:
     """`call()`; an exception becomes a UserError that names the line of the file."""
     try:
         return call()

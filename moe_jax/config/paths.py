@@ -66,8 +66,8 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
     try:
         found.exists()
     except ImportError as error:
-        told = f"{text}: {scheme}:// needs pip install {PACKAGES[scheme]}"
-        raise UserError(told) from error
+        message = f"{text}: {scheme}:// needs pip install {PACKAGES[scheme]}"
+        raise UserError(message) from error
     except Exception as error:
         raise UserError(f"{text}: cannot be reached ({error})") from error
     return found
@@ -76,15 +76,15 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
 PATTERNS = "[*?" + ("" if os.sep == "\\" else "\\")
 
 
-def require_plain(path: str | os.PathLike[str], told: str) -> None:
+def require_plain(path: str | os.PathLike[str], flag: str) -> None:
     """UserError where a folder's absolute path has a character that names several files: the
     library that writes checkpoints looks for its files by patterns, and would find none, or those
-    of another folder. told: the flag, such as "--workdir"."""
+    of another folder. flag: its name, such as "--workdir"."""
     text = str(path) if is_remote(path) else str(folder_of(path).absolute())
     found = [character for character in PATTERNS if character in text]
     if found:
         raise UserError(
-            f"{told}={path}: checkpoints cannot lie below a path with {' or '.join(found)} in it "
+            f"{flag}={path}: checkpoints cannot lie below a path with {' or '.join(found)} in it "
             f"({text}); take another"
         )
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FieldReference
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.kinds import KIND, Kinds, has_default, of_a_file
 from moe_jax.config.nearest import choices
-from moe_jax.config.values import Misfit, fit, one_or_several, optional, storage_type, supported
+from moe_jax.config.values import InvalidValue, fit, one_or_more, optional, storage_type, supported
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Setting:
     name: str
     hint: Any
     kinds: Kinds | None  # the alternatives, where the field is a `kind`
-    knob: bool
+    schedulable: bool
 
     @property
     def subtree(self) -> bool:
@@ -49,15 +49,17 @@ def _settings(cls: type) -> dict[str, Setting]:
     found = {}
     for field in dataclasses.fields(cls):
         hint, table = hints[field.name], field.metadata.get("kinds")
-        knob = bool(field.metadata.get("knob"))
-        setting = Setting(field.name, hint, None if table is None else Kinds(table, hint), knob)
+        schedulable = bool(field.metadata.get("schedulable"))
+        setting = Setting(
+            field.name, hint, None if table is None else Kinds(table, hint), schedulable
+        )
         where = f"{cls.__qualname__}.{field.name}"
         if field.name == KIND:
             raise TypeError(f"{where}: the name {KIND!r} is kept for the choice of the class")
         if not setting.subtree and not supported(hint):
             raise TypeError(f"{where}: a config cannot hold the type {hint}")
-        if knob and hint is not float:
-            raise TypeError(f"{where}: a knob must be a float, not {hint}")
+        if schedulable and hint is not float:
+            raise TypeError(f"{where}: a schedulable field must be a float, not {hint}")
         if not has_default(field):
             raise TypeError(f"{where}: a field of a config needs a default")
         found[field.name] = setting
@@ -159,7 +161,7 @@ def _fill(node: ConfigDict, config: Any) -> None:
         elif setting.subtree:
             node[name] = SettingsDict(sort_keys=False)
             _fill(node[name], value)
-        elif optional(setting.hint)[1] or one_or_several(setting.hint):
+        elif optional(setting.hint)[1] or one_or_more(setting.hint):
             # A plain None would take any type, and a plain value would lose its type with None, or
             # take no other than its own.
             node[name] = FieldReference(fit(value, setting.hint), storage_type(setting.hint))
@@ -178,8 +180,8 @@ def type_problems(config: Any, path: str = "") -> list[Problem]:
             continue
         try:
             fit(value, setting.hint)
-        except Misfit as misfit:
-            problems.append(Problem(at, value, str(misfit)))
+        except InvalidValue as invalid:
+            problems.append(Problem(at, value, str(invalid)))
     return problems
 
 
@@ -257,8 +259,8 @@ def _build(tree: Mapping[str, Any], base: T, path: str, problems: list[Problem])
         else:
             try:
                 values[key] = fit(value, known[key].hint)
-            except Misfit as misfit:
-                problems.append(Problem(at, value, str(misfit)))
+            except InvalidValue as invalid:
+                problems.append(Problem(at, value, str(invalid)))
     return dataclasses.replace(base, **values)  # type: ignore[type-var]
 
 

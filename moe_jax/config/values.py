@@ -22,10 +22,10 @@ SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a 
 PLURALS = {bool: "truth values", int: "integers", float: "numbers", str: "texts"}
 PAIRS = {"(": ")", "[": "]"}
 QUOTES = "'\""
-SEVERAL = tuple[str, ...]
+TEXTS = tuple[str, ...]
 
 
-class Misfit(ValueError):
+class InvalidValue(ValueError):
     """A value that breaks a rule, which is the message."""
 
 
@@ -37,10 +37,10 @@ def optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def one_or_several(hint: Any) -> bool:
+def one_or_more(hint: Any) -> bool:
     """Whether it is str | tuple[str, ...], None aside."""
     inner, _ = optional(hint)
-    return get_origin(inner) in (Union, types.UnionType) and set(get_args(inner)) == {str, SEVERAL}
+    return get_origin(inner) in (Union, types.UnionType) and set(get_args(inner)) == {str, TEXTS}
 
 
 def supported(hint: Any) -> bool:
@@ -48,13 +48,13 @@ def supported(hint: Any) -> bool:
     hint, _ = optional(hint)
     if get_origin(hint) is tuple:
         return all(arg is ... or supported(arg) for arg in get_args(hint))
-    return get_origin(hint) is Literal or hint in SCALARS or one_or_several(hint)
+    return get_origin(hint) is Literal or hint in SCALARS or one_or_more(hint)
 
 
 def storage_type(hint: Any) -> type:
     """The Python type that holds the value (None aside): what a ConfigDict checks."""
     hint, _ = optional(hint)
-    if one_or_several(hint):
+    if one_or_more(hint):
         return object
     if get_origin(hint) is Literal:
         return type(get_args(hint)[0])
@@ -71,7 +71,7 @@ def describe(hint: Any) -> str:
         text = f"a tuple of {PLURALS.get(args[0]) or 'values, each ' + describe(args[0])}"
     elif get_origin(hint) is tuple:
         text = f"a tuple of {len(args)} ({', '.join(map(describe, args))})"
-    elif one_or_several(hint):
+    elif one_or_more(hint):
         text = "a text or a tuple of texts"
     else:
         text = SCALARS[hint]
@@ -81,24 +81,24 @@ def describe(hint: Any) -> str:
 def fit(value: Any, hint: Any) -> Any:
     """`value` as the type `hint` wants it: an int becomes a float, a list a tuple, no more.
 
-    A bool is no number. Raises Misfit.
+    A bool is no number. Raises InvalidValue.
     """
     rule = f"must be {describe(hint)}"
     inner, may_be_none = optional(hint)
     if value is None and may_be_none:
         return None
-    if one_or_several(inner):
-        inner = str if isinstance(value, str) else SEVERAL
+    if one_or_more(inner):
+        inner = str if isinstance(value, str) else TEXTS
     if get_origin(inner) is tuple:
         return _fit_elements(value, inner, rule)
     if get_origin(inner) is Literal:
         for choice in get_args(inner):
             if value == choice and type(value) is type(choice):
                 return value
-        raise Misfit(rule + _hint_at(value, inner))
+        raise InvalidValue(rule + _hint_at(value, inner))
     if inner is float and _is_number(value, numbers.Real):
         if not math.isfinite(value):
-            raise Misfit("must be a finite number")
+            raise InvalidValue("must be a finite number")
         return float(value)
     if inner is int and _is_number(value, numbers.Integral):
         return int(value)
@@ -106,7 +106,7 @@ def fit(value: Any, hint: Any) -> Any:
         return bool(value)
     if inner is str and isinstance(value, str):
         return str(value)
-    raise Misfit(rule)
+    raise InvalidValue(rule)
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -121,20 +121,20 @@ def _hint_at(value: Any, literal: Any) -> str:
 def _fit_elements(values: Any, hint: Any, rule: str, by: Callable[[Any, Any], Any] = fit) -> tuple:
     """Each element by its type; the number of elements where the type says it."""
     if not isinstance(values, list | tuple):
-        raise Misfit(rule)
+        raise InvalidValue(rule)
     args = get_args(hint)
     if args[-1:] == (...,):
         args = (args[0],) * len(values)
     if len(values) != len(args):
-        raise Misfit(f"{rule}, has {len(values)}")
+        raise InvalidValue(f"{rule}, has {len(values)}")
     try:
         return tuple(by(value, arg) for value, arg in zip(values, args, strict=True))
-    except Misfit as misfit:
-        raise Misfit(f"{rule} (an element {misfit})") from None
+    except InvalidValue as invalid:
+        raise InvalidValue(f"{rule} (an element {invalid})") from None
 
 
 def parse(text: str, hint: Any) -> Any:
-    """The value of type `hint` that `text` stands for on a command line. Raises Misfit.
+    """The value of type `hint` that `text` stands for on a command line. Raises InvalidValue.
 
     Integers as 1_000, no 1e3; booleans true, false, 1, 0; None as none; tuples as 1,2 or (1, 2),
     where a comma within brackets or quotes belongs to the element. Of str | tuple[str, ...] a
@@ -144,28 +144,28 @@ def parse(text: str, hint: Any) -> Any:
     inner, may_be_none = optional(hint)
     if may_be_none and text.strip().lower() == "none":
         return None
-    if one_or_several(inner):
+    if one_or_more(inner):
         if not _outer_commas(_unbracketed(text.strip())):
             return text if (plain := _unquoted(text.strip())) == text.strip() else plain
-        inner = SEVERAL
+        inner = TEXTS
     if get_origin(inner) is tuple:
         return _fit_elements(split_elements(text), inner, rule, by=parse)
     if get_origin(inner) is Literal:
         named = {str(choice): choice for choice in get_args(inner)}
         if text not in named:
-            raise Misfit(rule + _hint_at(text, inner))
+            raise InvalidValue(rule + _hint_at(text, inner))
         return named[text]
     if inner is bool:
         words = {"true": True, "1": True, "false": False, "0": False}
         if text.strip().lower() not in words:
-            raise Misfit(rule)
+            raise InvalidValue(rule)
         return words[text.strip().lower()]
     try:
         return fit(inner(text), hint)
-    except Misfit:
+    except InvalidValue:
         raise
     except ValueError:
-        raise Misfit(rule) from None
+        raise InvalidValue(rule) from None
 
 
 def split_elements(text: str) -> list[str]:
@@ -219,7 +219,7 @@ def written(value: Any, hint: Any) -> str:
     if isinstance(value, list | tuple):
         texts = [_quoted(element) if isinstance(element, str) else element for element in value]
         return ", ".join(map(str, texts)) + ("," if len(value) == 1 else "")
-    return _quoted(value) if one_or_several(hint) and isinstance(value, str) else str(value)
+    return _quoted(value) if one_or_more(hint) and isinstance(value, str) else str(value)
 
 
 def _quoted(text: str) -> str:

@@ -39,12 +39,12 @@ def unknown(flags: Iterable[str]) -> tuple[str, ...]:
     return tuple(flag for flag in flags if not answers[_name(flag)])
 
 
-def known(flags: Iterable[str], *, tell: bool = True) -> tuple[str, ...]:
-    """Those that it knows; for each other one a line on stderr says that it is left out. tell:
+def known(flags: Iterable[str], *, warn: bool = True) -> tuple[str, ...]:
+    """Those that it knows; for each other one a line on stderr says that it is left out. warn:
     False where nobody would miss it, as of a flag for speed that newer releases need no more."""
     flags = tuple(flags)
     strange = unknown(flags)
-    for flag in strange if tell else ():
+    for flag in strange if warn else ():
         sys.stderr.write(f"{flag} is left out: jaxlib {_release()} does not know this XLA flag\n")
     return tuple(flag for flag in flags if flag not in strange)
 

@@ -157,8 +157,8 @@ def _values(batch: Any, path: tuple[str, ...], pa: Any) -> list[bytes | None]:
 
 
 def _damaged(what: str, error: Exception) -> Fault:
-    told = " ".join(str(error).split())
-    return Fault(DAMAGED, f"{what} ({told[:200] or type(error).__name__})")
+    message = " ".join(str(error).split())
+    return Fault(DAMAGED, f"{what} ({message[:200] or type(error).__name__})")
 
 
 def _damage(pa: Any) -> tuple[type[Exception], ...]:
@@ -171,6 +171,6 @@ def _pyarrow(file: Path) -> Any:
         import pyarrow
         import pyarrow.ipc
     except ImportError as error:
-        told = f'{file}: reading it needs pyarrow: pip install "moe_jax[data]"'
-        raise UserError(told) from error
+        message = f'{file}: reading it needs pyarrow: pip install "moe_jax[data]"'
+        raise UserError(message) from error
     return pyarrow

@@ -15,14 +15,14 @@ __all__ = ["DATASETS", "Dataset", "Rows", "StdlibText", "classes_of", "vocabular
 
 def vocabulary_of(dataset: Dataset) -> int | None:
     """How many ids its tokenizer has, at most, as its settings say it; None where they do not."""
-    tell = getattr(dataset, "vocabulary", None)
+    method = getattr(dataset, "vocabulary", None)
     try:
-        return None if tell is None else tell()
+        return None if method is None else method()
     except UserError:  # which opening the dataset tells
         return None
 
 
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
     """The names of its classes as its settings say them; () where they do not."""
-    tell = getattr(dataset, "class_names", None)
-    return () if tell is None else tuple(tell())
+    method = getattr(dataset, "class_names", None)
+    return () if method is None else tuple(method())

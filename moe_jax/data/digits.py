@@ -72,7 +72,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        told = 'data.kind = digits needs scikit-learn: pip install "moe_jax[vision]"'
-        raise UserError(told) from error
+        message = 'data.kind = digits needs scikit-learn: pip install "moe_jax[vision]"'
+        raise UserError(message) from error
     found: Any = load_digits()
     return (found.images[..., None] / GREYS).astype(np.float32), found.target.astype(np.int32)

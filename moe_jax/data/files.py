@@ -12,7 +12,7 @@ from moe_jax.config.paths import expanded
 from moe_jax.data.readers import suffix_of
 
 
-def several(paths: str | Iterable[str] | None) -> tuple[str, ...]:
+def as_tuple(paths: str | Iterable[str] | None) -> tuple[str, ...]:
     """One path or several as several."""
     if paths is None:
         return ()
@@ -27,7 +27,7 @@ def files_of(paths: str | Iterable[str], suffixes: Collection[str], setting: str
     leads to no file.
     """
     found: dict[str, Path] = {}
-    for path in several(paths):
+    for path in as_tuple(paths):
         try:
             files = _files_of_one(path, suffixes, setting)
         except (OSError, ValueError) as error:  # a name too long, say

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
-from moe_jax.data.files import files_of, same_file, several
+from moe_jax.data.files import as_tuple, files_of, same_file
 from moe_jax.data.readers import READERS, read_file
 from moe_jax.data.store import TOKENS, digest, in_share, resolve_data_dir
 from moe_jax.data.text import TextDataset
@@ -52,17 +52,17 @@ class Folder(TextDataset):
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
-        if not all(several(self.path)) or not self.path:
+        if not all(as_tuple(self.path)) or not self.path:
             yield "path", "must name folders or files of text"
-        if self.validation is not None and not (self.validation and all(several(self.validation))):
+        if self.validation is not None and not (self.validation and all(as_tuple(self.validation))):
             yield "validation", "must name folders or files of text, or be None"
         if not all(suffix.startswith(".") for suffix in self.suffixes) or not self.suffixes:
             yield "suffixes", "must be such as .txt"
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", "must lie between 0 and 1"
 
-    def told(self) -> str:
-        return ", ".join(several(self.path))
+    def description(self) -> str:
+        return ", ".join(as_tuple(self.path))
 
     def remedy(self, split: str) -> str:
         if self.validation is not None:

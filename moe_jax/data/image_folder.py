@@ -24,8 +24,8 @@ def library() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        told = 'images in files need Pillow: pip install "moe_jax[vision]"'
-        raise UserError(told) from error
+        message = 'images in files need Pillow: pip install "moe_jax[vision]"'
+        raise UserError(message) from error
     return Image
 
 
@@ -76,7 +76,7 @@ class ImageFolder(ImageDataset):
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", "must lie between 0 and 1"
 
-    def told(self) -> str:
+    def description(self) -> str:
         return self.path
 
     @cached_property
@@ -166,7 +166,7 @@ class TfdsImages(ImageDataset):
         if not self.name:
             yield "name", "must name a TFDS data set, such as cifar10"
 
-    def told(self) -> str:
+    def description(self) -> str:
         return f"TFDS set {self.name}"
 
     def _set(self) -> PreparedSet:

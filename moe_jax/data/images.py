@@ -94,7 +94,7 @@ class ImageDataset:
         """JSON that changes when the images do."""
         raise NotImplementedError
 
-    def told(self) -> str:
+    def description(self) -> str:
         return self.kind_name
 
     def columns(self) -> dict[str, ArraySpec]:
@@ -109,7 +109,7 @@ class ImageDataset:
         require_split(split)
         rows = ImageRows(self, self.pictures(split), split)
         if not len(rows):
-            raise UserError(f"{self.told()}: the {split} split is empty")
+            raise UserError(f"{self.description()}: the {split} split is empty")
         return rows
 
 
@@ -167,7 +167,7 @@ class ImageRows:
         pixels = np.asarray(self._pictures[place])
         wanted = (d.height, d.width, d.channels)
         if pixels.shape != wanted:
-            raise UserError(f"{d.told()}: image {place} is {pixels.shape}, not {wanted}")
+            raise UserError(f"{d.description()}: image {place} is {pixels.shape}, not {wanted}")
         scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
         image = pixels.astype(np.float32) / scale
         return (image - np.float32(d.mean)) / np.float32(d.deviation)

@@ -101,10 +101,10 @@ class LabelledText(TextDataset):
         for split in SPLITS:
             rows = self.open(split)
             counts = np.bincount(rows.labels["label"], minlength=len(rows.classes))
-            told = ", ".join(
+            message = ", ".join(
                 f"{name} {count:,}" for name, count in zip(rows.classes, counts, strict=True)
             )
-            lines.append(f"classes of {split}: {told}")
+            lines.append(f"classes of {split}: {message}")
         return lines
 
 
@@ -158,7 +158,7 @@ class LabelledRows:
             raise IndexError(f"row {index} of {len(self)}")
         place, S = self.place_of(index), self._dataset.sequence_length
         ids = self.text_ids(place)[:S]
-        require_ids(ids, self.tokenizer.vocab_size, self._dataset.told())
+        require_ids(ids, self.tokenizer.vocab_size, self._dataset.description())
         tokens = np.full(S, self.tokenizer.pad_id, np.int32)
         tokens[: len(ids)] = ids
         segments = (np.arange(S) < len(ids)).astype(np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind
-from moe_jax.data.files import files_of, several
+from moe_jax.data.files import as_tuple, files_of
 from moe_jax.data.packing import PackedRows, packed_rows, require_ids
 from moe_jax.data.tokenizer import TOKENIZERS, Bpe, Ids, TokenizerConfig
 from moe_jax.data.types import Tokenizer, require_split
@@ -50,7 +50,7 @@ class Memmap:
 
     def open(self, split: str) -> PackedRows:
         require_split(split)
-        names = several(getattr(self, split))
+        names = as_tuple(getattr(self, split))
         if not names:
             raise UserError(f"memmap: data.{split} names no file")
         files = files_of(names, SUFFIXES, f"data.{split}")
@@ -58,8 +58,10 @@ class Memmap:
         streams = [self._read(file, tokenizer) for file in files]
         kinds = {stream.dtype.name: file for stream, file in zip(streams, files, strict=True)}
         if len(kinds) > 1:
-            told = ", ".join(f"{name} in {file}" for name, file in kinds.items())
-            raise UserError(f"memmap: the files of data.{split} hold ids of one dtype, not {told}")
+            source = ", ".join(f"{name} in {file}" for name, file in kinds.items())
+            raise UserError(
+                f"memmap: the files of data.{split} hold ids of one dtype, not {source}"
+            )
         samples = [sampled_sha256(file) for file in files]
         stream = streams[0] if len(streams) == 1 else Joined(streams)
         content: dict[str, Any] = {"tokens": len(stream), "dtype": stream.dtype.name}
@@ -71,7 +73,7 @@ class Memmap:
             split=split,
             kind=self.kind_name,
             content=content,
-            told=", ".join(names),
+            source=", ".join(names),
         )
 
     def vocabulary(self) -> int | None:

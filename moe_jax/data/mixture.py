@@ -18,7 +18,7 @@ from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.kinds import Kinds
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.tree import settings as fields_of
-from moe_jax.config.values import one_or_several, split_elements
+from moe_jax.config.values import one_or_more, split_elements
 from moe_jax.data.order import scattered
 from moe_jax.data.progress import Reporter
 from moe_jax.data.sources import PARTS
@@ -97,7 +97,7 @@ class Mixture:
     def _dataset(self, kind: str, settings: str) -> Dataset:
         cls = Kinds(PARTS, Dataset).load(kind)
         # Where several may stand, quotes say that a comma is part of one.
-        several = [name for name, field in fields_of(cls).items() if one_or_several(field.hint)]
+        as_tuple = [name for name, field in fields_of(cls).items() if one_or_more(field.hint)]
         pairs = []
         for setting in split_elements(settings):
             path, equals, value = setting.partition("=")
@@ -106,7 +106,7 @@ class Mixture:
             if path.strip() == "sequence_length":
                 raise UserError("sequence_length is the mixture's")
             path, value = path.strip(), value.strip()
-            pairs.append((path, value if path in several else value.strip("'\"")))
+            pairs.append((path, value if path in as_tuple else value.strip("'\"")))
         own: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:
             own["data_dir"] = self.data_dir
@@ -133,8 +133,8 @@ class Mixture:
 
     def vocabulary(self) -> int | None:
         """That of the first part: all have one tokenizer."""
-        tell = getattr(self.parsed()[0].dataset, "vocabulary", None)
-        return None if tell is None else tell()
+        method = getattr(self.parsed()[0].dataset, "vocabulary", None)
+        return None if method is None else method()
 
     def prepare(self, reporter: Reporter) -> None:
         """Prepares each part that needs it."""
@@ -182,8 +182,8 @@ class MixedRows:
     def read(self) -> str:
         """What was read for each part, where that is known."""
         pairs = zip(self.domains, self.parts, strict=True)
-        told = [(name, getattr(part, "read", "")) for name, part in pairs]
-        return "; ".join(f"{name} {read}" for name, read in told if read)
+        message = [(name, getattr(part, "read", "")) for name, part in pairs]
+        return "; ".join(f"{name} {read}" for name, read in message if read)
 
     def __len__(self) -> int:
         return self._ends[-1]

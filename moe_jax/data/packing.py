@@ -89,7 +89,7 @@ class PackedRows:
     """A stream as rows (see the module). `Rows` of types.py.
 
     stream: ids, usually mapped from a file. scatter: give the rows in a fixed scattered order.
-    name: of the one domain. told: where the stream comes from, for errors. read: what was read to
+    name: of the one domain. source: where the stream comes from, for errors. read: what was read to
     make it, in a few words, where that is known.
     """
 
@@ -99,7 +99,7 @@ class PackedRows:
     fingerprint: Mapping[str, Any]
     name: str
     scatter: bool
-    told: str
+    source: str
     read: str = ""
 
     @property
@@ -115,7 +115,7 @@ class PackedRows:
         place = scattered(index, len(self)) if self.scatter else index
         start = place * self.sequence_length
         ids = self.stream[start : start + self.sequence_length + 1]
-        require_ids(ids, self.tokenizer.vocab_size, self.told)
+        require_ids(ids, self.tokenizer.vocab_size, self.source)
         tokens = np.full(self.sequence_length + 1, self.tokenizer.pad_id, np.int32)
         segments = np.zeros(self.sequence_length + 1, np.int32)
         tokens[: len(ids)] = ids
@@ -123,13 +123,13 @@ class PackedRows:
         return {"tokens": tokens, "segments": segments, "domain": np.zeros((), np.int32)}
 
 
-def require_ids(ids: np.ndarray, vocab_size: int, told: str) -> None:
+def require_ids(ids: np.ndarray, vocab_size: int, source: str) -> None:
     """UserError where an id is none of the tokenizer's. ids: not empty."""
     least, largest = ids.min(), ids.max()
     if not 0 <= least <= largest < vocab_size:
         wrong = least if least < 0 else largest
         raise UserError(
-            f"{told}: holds the id {wrong}, but the tokenizer has the ids 0 .. {vocab_size - 1}: "
+            f"{source}: holds the id {wrong}, but the tokenizer has the ids 0 .. {vocab_size - 1}: "
             "another dtype, header_bytes or tokenizer is needed"
         )
 
@@ -150,7 +150,7 @@ def packed_rows(
     split: str,
     kind: str,
     content: Mapping[str, Any],
-    told: str,
+    source: str,
     read: str = "",
     remedy: str | None = None,
 ) -> PackedRows:
@@ -159,10 +159,10 @@ def packed_rows(
     content: JSON that stands for the stream's ids. remedy: what makes the split larger.
     """
     if len(stream) < 2:
-        raise UserError(f"{told}: the {split} split is empty" + (f"; {remedy}" if remedy else ""))
+        raise UserError(f"{source}: the {split} split is empty" + (f"; {remedy}" if remedy else ""))
     if len(stream) <= sequence_length:
         raise UserError(
-            f"{told}: the {split} split has {len(stream)} tokens in all, fewer than one row of "
+            f"{source}: the {split} split has {len(stream)} tokens in all, fewer than one row of "
             f"sequence_length + 1 = {sequence_length + 1}"
             + (f"; {remedy}, or a smaller data.sequence_length" if remedy else "")
         )
@@ -181,6 +181,6 @@ def packed_rows(
         fingerprint=fingerprint,
         name=kind,
         scatter=split != "train",
-        told=told,
+        source=source,
         read=read,
     )

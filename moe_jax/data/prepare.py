@@ -12,7 +12,7 @@ from absl import flags
 from rich.console import Console
 
 from moe_jax.config.checks import require
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import kind
 from moe_jax.config.overrides import apply_overrides, read_config_file
@@ -30,7 +30,7 @@ Kinds: {", ".join(DATASETS)}.
   python -m moe_jax.data.prepare --dataset=stdlib_text --dataset.data_dir=/data
   python -m moe_jax.data.prepare --dataset=folder --dataset.path=texts --dataset.tokenizer.kind=bpe
 """
-FLAGS = door_flags()
+FLAGS = command_flags()
 flags.DEFINE_string("dataset", None, "kind of the dataset", flag_values=FLAGS)
 flags.DEFINE_string("config", None, "FILE.py[:arg]: the dataset of a config", flag_values=FLAGS)
 
@@ -116,7 +116,7 @@ def main(arguments: Arguments) -> int:
 
 
 def as_overrides(argv: Sequence[str]) -> list[str]:
-    """--dataset.x=VALUE as --config.data.x=VALUE, which the command line of every door knows."""
+    """--dataset.x=VALUE as --config.data.x=VALUE, which the command line of every command knows."""
     old, new = "--dataset.", "--config.data."
     return [new + text.removeprefix(old) if text.startswith(old) else text for text in argv]
 
@@ -130,4 +130,4 @@ def in_flags(message: str) -> str:
 
 if __name__ == "__main__":
     argv = as_overrides(sys.argv[1:])
-    sys.exit(run_door(main, usage=USAGE, flags=FLAGS, overrides=True, argv=argv))
+    sys.exit(run_command(main, usage=USAGE, flags=FLAGS, overrides=True, argv=argv))

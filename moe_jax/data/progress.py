@@ -45,7 +45,7 @@ class Silent:
 class ConsoleReporter:
     """A progress bar on a terminal; elsewhere messages and, if asked for, a line a stage.
 
-    On stderr, for what doors print on stdout may be read by programs.
+    On stderr, for what commands print on stdout may be read by programs.
     """
 
     def __init__(self, console: Console | None = None, *, lines: bool = True):

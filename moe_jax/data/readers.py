@@ -241,8 +241,8 @@ def _text_of_row(row: list[str] | Fault, column: int, width: int) -> str | Fault
     if isinstance(row, Fault):
         return row
     if len(row) != width:
-        told = f"has {len(row)} fields, the first row {width}"
-        return Fault("another number of fields", told)
+        message = f"has {len(row)} fields, the first row {width}"
+        return Fault("another number of fields", message)
     whole = "".join(row)
     return _not_utf8(whole) or _zeros(whole) or row[column]
 
@@ -294,8 +294,8 @@ def _zstd(raw: BinaryIO, file: Path) -> BinaryIO:
     try:
         import zstandard
     except ImportError as error:
-        told = f'{file}: reading it needs zstandard: pip install "moe_jax[data]"'
-        raise UserError(told) from error
+        message = f'{file}: reading it needs zstandard: pip install "moe_jax[data]"'
+        raise UserError(message) from error
     return cast(BinaryIO, io.BufferedReader(_Zstd(raw, zstandard), CHUNK))
 
 

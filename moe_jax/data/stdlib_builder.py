@@ -54,8 +54,8 @@ def build_stdlib_text(folder: Path, splits: Splits, advance: Callable[[int], Non
     """Fills `folder` with the data set: what TFDS keeps in NAME/CONFIG/VERSION."""
     tfds.disable_progress_bar()
     # TFDS prints where it works, which is not where the data will be.
-    told = contextlib.redirect_stdout(io.StringIO())
-    with tempfile.TemporaryDirectory(dir=folder) as data_dir, told:
+    output = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory(dir=folder) as data_dir, output:
         builder = StdlibTextBuilder(
             documents=splits,
             advance=advance,

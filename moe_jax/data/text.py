@@ -81,7 +81,7 @@ class TextDataset:
     def prepare_source(self, reporter: Reporter) -> None:
         """Makes what `documents` reads, where that is ours to make."""
 
-    def told(self) -> str:
+    def description(self) -> str:
         """The dataset in messages."""
         return self.kind_name
 
@@ -96,7 +96,7 @@ class TextDataset:
             split=split,
             kind=self.kind_name,
             content=tokens.splits[split].describe(),
-            told=self.told(),
+            source=self.description(),
             read=tokens.read.in_short(),
             remedy=self.remedy(split),
         )
@@ -117,7 +117,7 @@ class TextDataset:
         data_dir = resolve_data_dir(self.data_dir)
         if not self.auto_prepare:
             raise UserError(
-                f"{self.told()} is not prepared in {data_dir}; prepare it:\n"
+                f"{self.description()} is not prepared in {data_dir}; prepare it:\n"
                 f"  {prepare_command(self)}"
             )
         from moe_jax.parallel.hosts import is_first  # here: other uses do without JAX
@@ -126,7 +126,7 @@ class TextDataset:
             reporter: Reporter = Silent()
             if is_first():
                 reporter = stack.enter_context(ConsoleReporter(lines=False))
-            reporter.message(f"Preparing {self.told()} in {data_dir} ...")
+            reporter.message(f"Preparing {self.description()} in {data_dir} ...")
             self.prepare(reporter)
             for line in self.summary():
                 reporter.message(f"  {line}")
@@ -167,8 +167,8 @@ class TextDataset:
         """UserError for an empty split."""
         remedy = self.remedy(split)
         if info.documents == 0 and remedy is not None:
-            told = f"{self.told()}: the {split} split is empty; {remedy}"
-            raise UserError(f"{told}\n  read: {tally}")
+            message = f"{self.description()}: the {split} split is empty; {remedy}"
+            raise UserError(f"{message}\n  read: {tally}")
 
     def stored_in(self) -> tuple[Path, ...]:
         """The folders that `prepare` fills."""

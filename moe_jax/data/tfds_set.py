@@ -19,7 +19,7 @@ class PreparedSet:
     name: str
     folder: Path
 
-    def told(self) -> str:
+    def description(self) -> str:
         return f"TFDS set {self.name}"
 
     @cached_property
@@ -49,13 +49,13 @@ class PreparedSet:
         features = sorted(self.builder.info.features.items())
         return [name for name, value in features if isinstance(value, wanted)]
 
-    def require(self, kind: str, name: str, told: str) -> None:
-        """UserError where no feature `name` of that kind is there. told: "text (data.feature)"."""
+    def require(self, kind: str, name: str, asked: str) -> None:
+        """UserError where no feature `name` of that kind is there. asked: "text (data.feature)"."""
         known = self.features(kind)
         if name not in known:
-            what, _, setting = told.partition(" ")
+            what, _, setting = asked.partition(" ")
             raise UserError(
-                f"{self.told()} has no {what} named {name!r} {setting}; "
+                f"{self.description()} has no {what} named {name!r} {setting}; "
                 f"its {what}s: {', '.join(known) or 'none'}"
             )
 
@@ -76,11 +76,13 @@ class PreparedSet:
             raise UserError(self._unprepared(f"is there as {found.value}")) from error
         except (ValueError, KeyError) as error:
             splits = ", ".join(self.builder.info.splits)
-            raise UserError(f"{self.told()} has no split {split!r}; it has {splits}") from error
+            raise UserError(
+                f"{self.description()} has no split {split!r}; it has {splits}"
+            ) from error
 
     def _unprepared(self, what: str) -> str:
         return (
-            f"{self.told()} {what} in {self.folder}; prepare it where TensorFlow is:\n"
+            f"{self.description()} {what} in {self.folder}; prepare it where TensorFlow is:\n"
             f"  tfds build {self.name} --file_format=array_record --data_dir={self.folder}"
         )
 

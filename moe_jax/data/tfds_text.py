@@ -34,7 +34,7 @@ class Tfds(TextDataset):
         if not self.name:
             yield "name", "must name a TFDS data set, such as imdb_reviews/plain_text"
 
-    def told(self) -> str:
+    def description(self) -> str:
         return f"TFDS set {self.name}"
 
     def identity(self) -> dict[str, Any]:

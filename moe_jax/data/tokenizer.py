@@ -232,13 +232,13 @@ class Bytes:
 class Bpe:
     """Byte-level BPE, trained on the training split, or taken from `file` (a tokenizer.json)."""
 
-    LEAST: ClassVar[int] = 260  # the bytes, three specials and one merge
+    MIN_SIZE: ClassVar[int] = 260  # the bytes, three specials and one merge
 
     vocab_size: int = 8192  # specials included; without meaning where a file is given
     file: str | None = None
 
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, self.LEAST, "vocab_size")
+        yield from at_least(self, self.MIN_SIZE, "vocab_size")
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return train_bpe(texts, self.vocab_size) if self.file is None else load_bpe(self.file)

@@ -2,7 +2,14 @@
 transport (how it crosses devices). `dense` is the oracle for all of them."""
 
 from moe_jax.dispatch.dispatch import LAYOUTS, SOFT_LAYOUTS, dispatch
-from moe_jax.dispatch.sharded import sharded_dispatch, whole_weights
+from moe_jax.dispatch.sharded import replicated_weights, sharded_dispatch
 from moe_jax.dispatch.transport import TRANSPORTS
 
-__all__ = ["LAYOUTS", "SOFT_LAYOUTS", "TRANSPORTS", "dispatch", "sharded_dispatch", "whole_weights"]
+__all__ = [
+    "LAYOUTS",
+    "SOFT_LAYOUTS",
+    "TRANSPORTS",
+    "dispatch",
+    "replicated_weights",
+    "sharded_dispatch",
+]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.expert_ffn import FUSED, row_backend
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
-from moe_jax.ops.precision import accumulator, dot_wide, wide
+from moe_jax.ops.precision import accumulator, dot_upcast, upcast
 
 
 class Formula(Protocol):
@@ -63,10 +63,10 @@ class Views:
         E = next(iter(self.weights.values())).shape[0]
 
         def times(x_ETN: Array, w_ENM: Array) -> Array:
-            return dot_wide(x_ETN, w_ENM, (((2,), (1,)), ((0,), (0,)))).astype(x_TD.dtype)
+            return dot_upcast(x_ETN, w_ENM, (((2,), (1,)), ((0,), (0,)))).astype(x_TD.dtype)
 
         # The gradient is summed over the experts, in float32.
-        x_ETD = jnp.broadcast_to(wide(x_TD)[None], (E, *x_TD.shape)).astype(x_TD.dtype)
+        x_ETD = jnp.broadcast_to(upcast(x_TD)[None], (E, *x_TD.shape)).astype(x_TD.dtype)
         y_ETD = self._applied(x_ETD, times, lambda b_EN: b_EN[:, None, :])
         return y_ETD.swapaxes(0, 1)
 

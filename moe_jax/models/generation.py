@@ -52,13 +52,13 @@ class Generator:
     network: Network
     params: Mapping[str, Any]
     router_state: Mapping[str, Any]
-    knobs: Mapping[str, Any]
+    scalars: Mapping[str, Any]
     usable_V: np.ndarray
     capture: bool = False
 
     @cached_property
     def _step(self) -> Any:
-        def step(params, router_state, knobs, cache, token_BS, start):
+        def step(params, router_state, scalars, cache, token_BS, start):
             B, S = token_BS.shape
             position_S = start + jnp.arange(S, dtype=jnp.int32)
             batch = TokenBatch(
@@ -67,7 +67,7 @@ class Generator:
                 segment_BS=jnp.ones((B, S), jnp.int32),
                 row_B=jnp.arange(B, dtype=jnp.int32),
             )
-            context = Context(knobs=knobs, whole_rows=True, capture=self.capture)
+            context = Context(scalars=scalars, whole_rows=True, capture=self.capture)
             output = self.network.apply(params, batch, context, router_state, cache)
             routes = output.report.routes if output.report is not None else None
             return output.logits_BSV[:, -1], output.cache, routes
@@ -79,7 +79,7 @@ class Generator:
         the routes of the prompt."""
         cache = self.network.module(self.params).make_cache(1, length)
         tokens = jnp.asarray([prompt], jnp.int32)
-        return self._step(self.params, self.router_state, self.knobs, cache, tokens, 0)
+        return self._step(self.params, self.router_state, self.scalars, cache, tokens, 0)
 
     def __call__(
         self,
@@ -108,7 +108,7 @@ class Generator:
             logits, cache, routes = self._step(
                 self.params,
                 self.router_state,
-                self.knobs,
+                self.scalars,
                 cache,
                 jnp.asarray([[token]], jnp.int32),
                 len(prompt) + i,

@@ -62,9 +62,9 @@ class Network:
         return self.module(params)(*args, **kwargs)
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[Any, ...], separator: str = "/") -> str:
     """A pytree path as "layers/00/moe/router/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
 def abstract_with(tree: Any, shardings: Any) -> Any:

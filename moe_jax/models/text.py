@@ -137,7 +137,7 @@ class TextModel(Transformer):
             logits_BC = self.classes(x_BSD, valid_BS)
             return replace(output, predictions=self.of_classes(logits_BC, context))
         predictions: Predictions | GivenLogits = self._predictions(x_BSD)
-        if self.members > 1 and not context.apart:
+        if self.members > 1 and not context.per_member:
             mean_BSV = mean_prediction(predictions.logits_BSV, self.members)
             predictions = GivenLogits(logits_BSV=mean_BSV)
         return replace(output, predictions=predictions)

@@ -273,7 +273,7 @@ class Transformer(nnx.Module):
 
     def of_classes(self, logits_NC: Float[Array, "N C"], context: Context) -> ClassLogits:
         """Predictions of rows: of all copies, or where they are not wanted apart their mean."""
-        if self.members > 1 and not context.apart:
+        if self.members > 1 and not context.per_member:
             logits_NC = mean_prediction(logits_NC, self.members)
         return ClassLogits(logits_BC=logits_NC)
 

@@ -26,7 +26,7 @@ from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO
 
 POSITIONS = ("learned", "sincos", "none")
-LONGEST_WAVE = 10_000.0  # of sincos, in patches over 2 pi
+MAX_BATCHED_ROWS = 10_000.0  # of sincos, in patches over 2 pi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def sincos(rows: int, columns: int, D: int) -> np.ndarray:
     """(rows * columns, D) float32: sines and cosines of row and column, a quarter of D each, with
     frequencies from 1 to 1 / 10000. Beyer et al. (2205.01580)."""
     quarter = D // 4
-    frequency = LONGEST_WAVE ** (-np.arange(quarter) / max(quarter - 1, 1))
+    frequency = MAX_BATCHED_ROWS ** (-np.arange(quarter) / max(quarter - 1, 1))
     y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     angles = [place.reshape(-1, 1) * frequency[None] for place in (x, y)]
     parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]

@@ -23,7 +23,7 @@ class Around(Protocol):
     """y = outward(experts(inward(x))) + beside(x). A frozen dataclass; no Flax, no collective of
     its own (sharded parameters are the compiler's). `BaseAround` has defaults of all.
 
-    Routers and experts at home see x itself. Several stand one in the other.
+    Routers and undispatched experts see x itself. Several stand one in the other.
     """
 
     def check(self) -> Iterator[Rule]: ...

@@ -66,18 +66,18 @@ def rotations(
 
 def rotate(
     x_BSNH: Float[Array, "B S N H"],
-    turns: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
+    rotation: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
 ) -> Float[Array, "B S N H"]:
     """Rotary position embedding by `rotations` in float32, halves convention (pair i with i + h),
     as in Llama and Hugging Face."""
-    cos, sin = (turn_BSh[:, :, None, None] for turn_BSh in turns)
+    cos, sin = (rotation_BSh[:, :, None, None] for rotation_BSh in rotation)
     # Both halves at once, each beside the other: on CPU a concatenation, and its gradient, are
     # slower than a reversed axis.
     dtype = accumulator(x_BSNH.dtype)
     x_BSN2h = x_BSNH.astype(dtype).reshape(*x_BSNH.shape[:-1], 2, -1)
     sign_21 = jnp.asarray([[-1], [1]], dtype)[None, None, None]
-    turned_BSN2h = x_BSN2h * cos + jnp.flip(x_BSN2h, axis=-2) * (sign_21 * sin)
-    return turned_BSN2h.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
+    rotated_BSN2h = x_BSN2h * cos + jnp.flip(x_BSN2h, axis=-2) * (sign_21 * sin)
+    return rotated_BSN2h.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
 
 
 class Attention(nnx.Module):
@@ -137,8 +137,8 @@ class Attention(nnx.Module):
         if span is None:
             span = S if cache is None else cache.key_BPMH.shape[1]
         if self.rope_theta is not None:
-            turns = rotations(position_BS, span, query.shape[-1], self.rope_theta)
-            query, key = rotate(query, turns), rotate(key, turns)
+            rotation = rotations(position_BS, span, query.shape[-1], self.rope_theta)
+            query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is None:
             out_BSNH = self._over_rows(query, key, value, jnp.asarray(segment_BS))
         else:

@@ -32,8 +32,8 @@ class TokenBatch:
     segment_BS: Int[Array, "B S"]
     row_B: Int[Array, "B"]  # the row's number in the global batch: routing keys hang on it
     member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
-    # Which of the routing.types.PLACES parts of its row each token is in; None: as they stand.
-    place_BS: Int[Array, "B S"] | None = None
+    # Which of the routing.types.ROW_PARTS parts of its row each token is in; None: as they stand.
+    row_part_BS: Int[Array, "B S"] | None = None
 
     @classmethod
     def packed(
@@ -47,7 +47,7 @@ class TokenBatch:
             row_B=row_B,
         )
 
-    def told(self, S: int) -> tuple[Array, Array]:
+    def tokens_and_segments(self, S: int) -> tuple[Array, Array]:
         """(id, segment) of each of the S tokens that the layers see, for who looks on."""
         assert self.token_BS is not None
         return self.token_BS, self.segment_BS
@@ -62,7 +62,7 @@ class ImageBatch:
     valid_B: Bool[Array, "B"]
     row_B: Int[Array, "B"]
 
-    def told(self, S: int) -> tuple[Array, Array]:
+    def tokens_and_segments(self, S: int) -> tuple[Array, Array]:
         """(id, segment) of each of the S tokens that the layers see: a patch's place is its id."""
         shape = (self.valid_B.shape[0], S)
         place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], shape)
@@ -84,7 +84,7 @@ class Switches:
 class Context:
     """How the network is called: a function of (seed, step), never of a device.
 
-    key: routing key of this step, None for no noise. knobs: scheduled scalars by config path.
+    key: routing key of this step, None for no noise. scalars: scheduled values by config path.
     capacity_factor: in place of the config's, for evaluation; None: dropless.
     whole_rows: every row is one routing group whatever its length (generation).
     capture: also return the routes of every MoE layer.
@@ -94,13 +94,13 @@ class Context:
     """
 
     key: Key[Array, ""] | None = None
-    knobs: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
+    scalars: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
     recorded: Recorded | None = None
     train: bool = field(default=False, metadata={"static": True})
     capacity_factor: float | None = field(default=None, metadata={"static": True})
     whole_rows: bool = field(default=False, metadata={"static": True})
     capture: bool = field(default=False, metadata={"static": True})
-    apart: bool = field(default=False, metadata={"static": True})
+    per_member: bool = field(default=False, metadata={"static": True})
     counterfactual: Counterfactual | None = field(default=None, metadata={"static": True})
 
     @property
@@ -119,7 +119,7 @@ class Context:
 class Routes:
     """Where every token went in one layer: for probes, traces and pictures."""
 
-    expert_BSK: Int[Array, "*L B S K"]  # E..E+Z-1: computed at home; unused: no expert
+    expert_BSK: Int[Array, "*L B S K"]  # E..E+Z-1: undispatched; unused: no expert
     weight_BSK: Float[Array, "*L B S K"]
     kept_BSK: Shaped[Array, "*L B S K"]
     prob_BSE: Float[Array, "*L B S E"]

@@ -20,8 +20,8 @@ from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
 from moe_jax.nn.cost import Cost
 from moe_jax.nn.param import parameter
 from moe_jax.parallel.mesh import ROW_AXES
-from moe_jax.routing.token_choice import kernel_spec
-from moe_jax.routing.types import PLACES
+from moe_jax.routing.choice import kernel_spec
+from moe_jax.routing.types import ROW_PARTS
 
 T = TypeVar("T")
 WEIGHTS = ("linear", "sigmoid")
@@ -159,7 +159,7 @@ class DepthRouter(nnx.Module):
         self, x_BSD: Float[Array, "B S D"], batch: TokenBatch
     ) -> tuple[Float[Array, "B C D"], TokenBatch, Chosen, DepthReport]:
         """The chosen tokens in the order of the row, with their positions and segments."""
-        return self._on_rows(self._gather, x_BSD, batch, whole=(self.kernel[...],))
+        return self._on_rows(self._gather, x_BSD, batch, replicated=(self.kernel[...],))
 
     def scatter_add(
         self, x_BSD: Float[Array, "B S D"], update_BCD: Float[Array, "B C D"], chosen: Chosen
@@ -220,7 +220,7 @@ class DepthRouter(nnx.Module):
             token_BS=None if batch.token_BS is None else take(batch.token_BS),
             position_BS=take(batch.position_BS),
             segment_BS=take(batch.segment_BS),
-            place_BS=place_bc * PLACES // x_bsD.shape[1],
+            row_part_BS=place_bc * ROW_PARTS // x_bsD.shape[1],
         )
         report = DepthReport(
             chosen=jnp.sum(valid_bc, axis=1, dtype=jnp.int32),
@@ -231,12 +231,14 @@ class DepthRouter(nnx.Module):
         x_bcD = x_bsD.at[row_b1, place_bc].get(unique_indices=True, mode="promise_in_bounds")
         return x_bcD, batch, Chosen(place_BC=place_bc, weight_BC=weight_bc), report
 
-    def _on_rows(self, function: Callable[..., T], *by_row: Any, whole: tuple[Any, ...] = ()) -> T:
-        """function(*whole, *by_row) on each device's own rows."""
-        specs = tuple(PartitionSpec() for _ in whole) + tuple(ROWS for _ in by_row)
+    def _on_rows(
+        self, function: Callable[..., T], *by_row: Any, replicated: tuple[Any, ...] = ()
+    ) -> T:
+        """function(*replicated, *by_row) on each device's own rows."""
+        specs = tuple(PartitionSpec() for _ in replicated) + tuple(ROWS for _ in by_row)
         found: T = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=ROWS, check_vma=False
-        )(*whole, *by_row)
+        )(*replicated, *by_row)
         return found
 
 

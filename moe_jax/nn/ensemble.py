@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.nn.context import LayerReport, TokenBatch
-from moe_jax.ops.precision import wide
+from moe_jax.ops.precision import upcast
 from moe_jax.routing.types import Plan, SoftPlan
 
 
@@ -24,8 +24,8 @@ def repeat_rows(x_B: Array, members: int) -> Array:
     """(B, ...) -> (B M, ...), the copies of a row beside each other, so that no row moves between
     devices. The gradient is summed over the copies in float32."""
     floating = jnp.issubdtype(x_B.dtype, jnp.floating)
-    wide_B = wide(x_B) if floating else x_B
-    copied = jnp.broadcast_to(wide_B[:, None], (x_B.shape[0], members, *x_B.shape[1:]))
+    upcast_B = upcast(x_B) if floating else x_B
+    copied = jnp.broadcast_to(upcast_B[:, None], (x_B.shape[0], members, *x_B.shape[1:]))
     return copied.astype(x_B.dtype).reshape(-1, *x_B.shape[1:])
 
 
@@ -52,8 +52,8 @@ class Merged:
 
     def join(self, leaf_gT: Array) -> Array:
         g, T, *rest = leaf_gT.shape
-        apart = leaf_gT.reshape(-1, self.members, self.pieces, T, *rest)
-        return jnp.moveaxis(apart, 1, 2).reshape(g // self.members, self.members * T, *rest)
+        by_member = leaf_gT.reshape(-1, self.members, self.pieces, T, *rest)
+        return jnp.moveaxis(by_member, 1, 2).reshape(g // self.members, self.members * T, *rest)
 
     def split(self, leaf_gT: Array) -> Array:
         g, T, *rest = leaf_gT.shape
@@ -107,8 +107,8 @@ def join_members(report: LayerReport | None, members: int) -> LayerReport | None
 
     def beside(leaf: Array) -> Array:
         L, N, S, K = leaf.shape
-        apart = leaf.reshape(L, N // members, members, S, K)
-        return jnp.moveaxis(apart, 2, 3).reshape(L, N // members, S, members * K)
+        by_member = leaf.reshape(L, N // members, members, S, K)
+        return jnp.moveaxis(by_member, 2, 3).reshape(L, N // members, S, members * K)
 
     prob = routes.prob_BSE
     joined = dataclasses.replace(

@@ -18,7 +18,7 @@ from moe_jax.nn.around import AROUND, Around, Nothing
 from moe_jax.nn.cost import Cost
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.shared import Shared
-from moe_jax.ops.expert_ffn import ROW_BACKENDS
+from moe_jax.ops.expert_ffn import OLDER_NAMES, ROW_BACKENDS
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.capacity import ROUNDINGS
 from moe_jax.routing.losses import RoutingLosses
@@ -76,7 +76,8 @@ class MoEConfig:
         yield from one_of(self, LAYOUTS, "layout")
         yield from one_of(self, TRANSPORTS, "transport")
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
-        yield from one_of(self, ("auto", *ROW_BACKENDS), "matmul")
+        if self.matmul not in OLDER_NAMES:
+            yield from one_of(self, ("auto", *ROW_BACKENDS), "matmul")
 
     def expert_params(
         self, model_dim: int, activation: str, init_scale: float = 1.0

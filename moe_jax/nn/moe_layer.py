@@ -27,7 +27,7 @@ class MoELayer(nnx.Module):
     """y = sum over the chosen experts of weight * expert(x), plus the shared experts.
 
     With what stands around the experts (nn/around.py): y = outward(sum of weight *
-    expert(inward(x))) + beside(x). The router and what is computed at home (null, copy experts) see
+    expert(inward(x))) + beside(x). The router and what is undispatched (null, copy experts) see
     x itself.
     """
 
@@ -80,7 +80,7 @@ class MoELayer(nnx.Module):
             experts=self.experts.arrays(),
             router=self.router.arrays(),
             state=dict(router_state),
-            knobs=dict(context.knobs),
+            scalars=dict(context.scalars),
             key=None if context.key is None else jax.random.fold_in(context.key, layer),
             recorded=jax.tree.map(lambda leaf: leaf[layer], context.recorded),
         )
@@ -96,7 +96,7 @@ class MoELayer(nnx.Module):
         y_BSD, home_BSD = outputs.y_BSL, outputs.home_BSD
         for name, around in reversed(self.surroundings.items()):
             y_BSD = around.outward(params[name], y_BSD)
-            # Experts at home see x itself: they join where the others are back in its width.
+            # Undispatched experts see x itself: they join where the others are back in its width.
             if home_BSD is not None and entered[name] is x_BSD:
                 y_BSD, home_BSD = y_BSD + home_BSD, None
             beside = around.beside(params[name], entered[name])

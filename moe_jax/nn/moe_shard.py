@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from moe_jax.config.knobs import bind
-from moe_jax.dispatch import sharded_dispatch, whole_weights
+from moe_jax.config.schedules import bind
+from moe_jax.dispatch import replicated_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
 from moe_jax.nn.ensemble import Merged
@@ -27,7 +27,7 @@ from moe_jax.routing.capacity import expert_capacity
 from moe_jax.routing.counterfactual import rerouted, token_probabilities
 from moe_jax.routing.plan import make_plan, plan_traffic, pool, renormalize_kept
 from moe_jax.routing.types import (
-    PLACES,
+    ROW_PARTS,
     Assignments,
     Plan,
     Recorded,
@@ -43,7 +43,7 @@ from moe_jax.routing.types import (
 class ShardArguments:
     """The arrays of one call: whole ones outside of the shard_map, this device's part inside.
 
-    x: what routers and experts at home see; z: what the matrix experts see.
+    x: what routers and undispatched experts see; z: what the matrix experts see.
     """
 
     x_BSD: Float[Array, "B S D"]
@@ -53,21 +53,21 @@ class ShardArguments:
     experts: Mapping[str, Array]
     router: Mapping[str, Array]
     state: Mapping[str, Array]
-    knobs: Mapping[str, Array]
+    scalars: Mapping[str, Array]
     key: Key[Array, ""] | None
     recorded: Recorded | None
 
     @staticmethod
     def specs(axes: MeshAxes, experts: Mapping[str, PartitionSpec]) -> Any:
         """How each of them lies on the mesh."""
-        whole = PartitionSpec()
+        replicated = PartitionSpec()
         batch: Any = TokenBatch(  # specs in the places of the arrays
             token_BS=axes.tokens,  # type: ignore[arg-type]
             position_BS=axes.tokens,  # type: ignore[arg-type]
             segment_BS=axes.tokens,  # type: ignore[arg-type]
             row_B=axes.by_row,  # type: ignore[arg-type]
             member_B=axes.by_row,  # type: ignore[arg-type]
-            place_BS=axes.tokens,  # type: ignore[arg-type]
+            row_part_BS=axes.tokens,  # type: ignore[arg-type]
         )
         return ShardArguments(
             x_BSD=axes.tokens,  # type: ignore[arg-type]
@@ -75,10 +75,10 @@ class ShardArguments:
             batch=batch,
             group_BP=axes.tokens,  # type: ignore[arg-type]
             experts=dict(experts),  # type: ignore[arg-type]
-            router=whole,  # type: ignore[arg-type]
-            state=whole,  # type: ignore[arg-type]
-            knobs=whole,  # type: ignore[arg-type]
-            key=whole,  # type: ignore[arg-type]
+            router=replicated,  # type: ignore[arg-type]
+            state=replicated,  # type: ignore[arg-type]
+            scalars=replicated,  # type: ignore[arg-type]
+            key=replicated,  # type: ignore[arg-type]
             recorded=axes.tokens,  # type: ignore[arg-type]
         )
 
@@ -86,7 +86,7 @@ class ShardArguments:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ShardOutputs:
-    """y: of the matrix experts; home: of those at home, None without any; the statistics."""
+    """y: of the matrix experts; undispatched: of the others, None without any; the statistics."""
 
     y_BSL: Float[Array, "B S L"]
     home_BSD: Float[Array, "B S D"] | None
@@ -96,12 +96,12 @@ class ShardOutputs:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Routed:
-    """What was decided of a group, and what its experts at home give."""
+    """What was decided of a group, and what its undispatched experts give."""
 
     plan: Plan | SoftPlan
     sums: Sums
     traffic: Traffic
-    home_TD: Float[Array, "*g T D"] | None
+    undispatched_TD: Float[Array, "*g T D"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +119,13 @@ class ShardBody:
     platform: str | None = None
 
     def __call__(self, a: ShardArguments) -> ShardOutputs:
-        config = self._config(a.knobs)
+        config = self._config(a.scalars)
         inputs = self._inputs(config, a)
         routed = jax.vmap(lambda inputs: self._route(config, a.router, a.state, inputs))(inputs)
         y_gTL, overflow_g = self._through_experts(config, a, routed.plan)
-        home_bsD = None
-        if routed.home_TD is not None:
-            home_bsD = routed.home_TD.astype(a.x_BSD.dtype).reshape(a.x_BSD.shape)
+        undispatched_bsD = None
+        if routed.undispatched_TD is not None:
+            undispatched_bsD = routed.undispatched_TD.astype(a.x_BSD.dtype).reshape(a.x_BSD.shape)
         traffic_g = routed.traffic
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = self._routes(config, a, inputs, routed.plan) if self.switches.capture else None
@@ -134,13 +134,13 @@ class ShardBody:
         sums = pool(report.sums, config.router.pooled)
         return ShardOutputs(
             y_BSL=y_gTL.reshape(a.z_BSL.shape),
-            home_BSD=home_bsD,
+            home_BSD=undispatched_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
 
-    def _config(self, knobs: Mapping[str, Array]) -> MoEConfig:
+    def _config(self, scalars: Mapping[str, Array]) -> MoEConfig:
         """With the values of this step, and in evaluation perhaps other routes."""
-        config = bind(self.config, knobs, prefix="moe")
+        config = bind(self.config, scalars, prefix="moe")
         router = rerouted(config.router, self.switches.counterfactual)
         return config if router is config.router else dataclasses.replace(config, router=router)
 
@@ -151,17 +151,17 @@ class ShardBody:
             key = a.key
             groups = a.group_BP.reshape(-1)
             keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(groups)
-        place_bs = batch.place_BS
-        if place_bs is None:
+        row_part_bs = batch.row_part_BS
+        if row_part_bs is None:
             b, s = a.x_BSD.shape[:2]
-            place_bs = _places(b, s, self.axes.sequence)
+            row_part_bs = _row_parts(b, s, self.axes.sequence)
         return RouterInputs(
             x_TD=cut(a.x_BSD),
             valid_T=cut(batch.segment_BS) > 0,
             id_T=None if batch.token_BS is None else cut(batch.token_BS),
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
-            place_T=cut(place_bs),
+            row_part_T=cut(row_part_bs),
             allowed_E=self._allowed(batch.member_B, a.group_BP.shape[1]),
             recorded=jax.tree.map(cut, a.recorded),
             key=keys_g,
@@ -184,13 +184,13 @@ class ShardBody:
         state: Mapping[str, Array],
         inputs: RouterInputs,
     ) -> Routed:
-        """One group: router, capacity, statistics, and what is computed at home."""
-        router, T, home_TD = config.router, inputs.x_TD.shape[0], None
+        """One group: router, capacity, statistics, and what is undispatched."""
+        router, T, undispatched_TD = config.router, inputs.x_TD.shape[0], None
         decision, sums = router.route(params, state, inputs)
         plan: Plan | SoftPlan
         if isinstance(decision, Assignments):
             if decision.Z:
-                home_TD = router.at_home(params, inputs, decision)
+                undispatched_TD = router.undispatched(params, inputs, decision)
             capacity = expert_capacity(
                 T,
                 config.experts_of_one,
@@ -203,8 +203,8 @@ class ShardBody:
             plan = renormalize_kept(hard) if config.renormalize_after_drop else hard
         else:
             plan = decision
-        traffic = plan_traffic(plan, inputs.valid_T, inputs.place_T, config.experts_of_one)
-        return Routed(plan=plan, sums=sums, traffic=traffic, home_TD=home_TD)
+        traffic = plan_traffic(plan, inputs.valid_T, inputs.row_part_T, config.experts_of_one)
+        return Routed(plan=plan, sums=sums, traffic=traffic, undispatched_TD=undispatched_TD)
 
     def _through_experts(
         self, config: MoEConfig, a: ShardArguments, plan_g: Plan | SoftPlan
@@ -233,7 +233,7 @@ class ShardBody:
         config, axes = self.config, self.axes
         # Of the sizes only the axes are asked.
         specs = config.expert_params(1, self.activation)
-        weights = whole_weights(experts, specs, dtype, axes.fsdp)
+        weights = replicated_weights(experts, specs, dtype, axes.fsdp)
         expert = config.expert.completed(self.activation)
         return expert.networks(weights, config.matmul, self.platform, axes.tensor)
 
@@ -248,11 +248,11 @@ class ShardBody:
         return _routes(plan_g, prob_gTE, (b, s), most)
 
 
-def _places(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:
-    """Which of the PLACES parts of its row each position of this shard is in."""
+def _row_parts(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:
+    """Which of the ROW_PARTS parts of its row each position of this shard is in."""
     S = s * axis_size(sequence)
     position_s = axis_index(sequence) * s + jnp.arange(s, dtype=jnp.int32)
-    return jnp.broadcast_to((position_s * PLACES // S)[None, :], (b, s))
+    return jnp.broadcast_to((position_s * ROW_PARTS // S)[None, :], (b, s))
 
 
 def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], most: int) -> Routes:

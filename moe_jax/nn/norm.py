@@ -13,10 +13,10 @@ EPSILON = 1e-5
 
 def rms_norm(x: jax.Array, scale_N: jax.Array, epsilon: float = EPSILON) -> jax.Array:
     """y = x / sqrt(mean(x^2) + epsilon) * scale, in float32. Zhang, Sennrich (1910.07467)."""
-    wide = x.astype(jnp.float32)
-    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    upcast = x.astype(jnp.float32)
+    power = jnp.mean(jnp.square(upcast), axis=-1, keepdims=True)
     scale = scale_N.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (wide * jax.lax.rsqrt(power + epsilon) * scale).astype(x.dtype)
+    return (upcast * jax.lax.rsqrt(power + epsilon) * scale).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import jax
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.cross_entropy import logits_of, nats_and_best, nats_and_best_by_chunks
+from moe_jax.ops.cross_entropy import logits_of, nll_and_best, nll_and_best_by_chunks
 
-MOST_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
+MAX_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +36,8 @@ class Predictions:
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
         """-log p(target) in float32, and the most probable id."""
         if self.chunks == 1:
-            return nats_and_best(self.logits_BSV, target_BS)
-        return nats_and_best_by_chunks(
+            return nll_and_best(self.logits_BSV, target_BS)
+        return nll_and_best_by_chunks(
             self.hidden_BSD, self.head_DV, target_BS, self.chunks, self.shards
         )
 
@@ -52,7 +52,7 @@ class GivenLogits:
     def of_targets(
         self, target_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
-        return nats_and_best(self.logits_BSV, target_BS)
+        return nll_and_best(self.logits_BSV, target_BS)
 
 
 @jax.tree_util.register_dataclass
@@ -65,9 +65,9 @@ class ClassLogits:
 
 def chunks_of(V: int, tokens: int, shards: int, wanted: int | None) -> int:
     """Chunks of the vocabulary for so many tokens a device: `wanted`, or the fewest that divide
-    V / shards and keep a chunk's logits within MOST_LOGITS."""
+    V / shards and keep a chunk's logits within MAX_LOGITS."""
     if wanted is not None:
         return wanted
     own = V // shards
-    least = -(-4 * tokens * own // MOST_LOGITS)
+    least = -(-4 * tokens * own // MAX_LOGITS)
     return next((n for n in range(max(least, 1), own + 1) if own % n == 0), own)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.ops.precision import accumulator, wide
+from moe_jax.ops.precision import accumulator, upcast
 
 # Blocks of positions: more of them skip more, and take longer to compile.
-LEAST_BLOCK, MOST_BLOCKS = 64, 4
+MIN_BLOCK, MAX_BLOCKS = 64, 4
 # In place of the logits of what may not be seen. Finite: a row without anything else stays finite.
 UNSEEN = -1e30
 
@@ -26,7 +26,7 @@ UNSEEN = -1e30
 def query_block(S: int, split: bool = False) -> int:
     """Positions of a block: a quarter of the row, at least 64; all where the row is split over
     devices, each of which has its part of the queries."""
-    return S if split else max(LEAST_BLOCK, -(-S // MOST_BLOCKS))
+    return S if split else max(MIN_BLOCK, -(-S // MAX_BLOCKS))
 
 
 def attend(
@@ -113,16 +113,16 @@ def _softmax_times(
         jnp.where(mask_B1RP, _product("BMRH,BMPH->BMRP", query_BMRH, key), UNSEEN)
         for key, mask_B1RP in zip(keys, masks, strict=True)
     ]
-    mosts = [jnp.max(logits_BMRP, axis=-1, keepdims=True) for logits_BMRP in logits]
-    most_BMR1 = functools.reduce(jnp.maximum, mosts)
-    powers = [jnp.exp(logits_BMRP - most_BMR1) for logits_BMRP in logits]
+    maxima = [jnp.max(logits_BMRP, axis=-1, keepdims=True) for logits_BMRP in logits]
+    max_BMR1 = functools.reduce(jnp.maximum, maxima)
+    powers = [jnp.exp(logits_BMRP - max_BMR1) for logits_BMRP in logits]
     total_BMR1 = _sum(jnp.sum(power, axis=-1, keepdims=True) for power in powers)
     # Divided behind the product, where there are fewer numbers.
     out_BMRH = _sum(
         _product("BMRP,BMPH->BMRH", power.astype(dtype), value)
         for power, value in zip(powers, values, strict=True)
     )
-    log_BMR = (most_BMR1 + jnp.log(total_BMR1))[..., 0]
+    log_BMR = (max_BMR1 + jnp.log(total_BMR1))[..., 0]
     return (out_BMRH / total_BMR1).astype(dtype), log_BMR
 
 
@@ -165,8 +165,8 @@ def _backward(Q: int, causal: bool, residuals: tuple[Any, ...], douts: Blocks) -
     """
     queries, keys, values, segments, outs, logs = residuals
     n, dtype = len(queries), queries[0].dtype
-    dots = [jnp.sum(wide(dout) * out, axis=-1) for dout, out in zip(douts, outs, strict=True)]
-    turned = [key_BMPH.swapaxes(2, 3) for key_BMPH in keys]
+    dots = [jnp.sum(upcast(dout) * out, axis=-1) for dout, out in zip(douts, outs, strict=True)]
+    transposed = [key_BMPH.swapaxes(2, 3) for key_BMPH in keys]
     dqueries: list[list[Array]] = [[] for _ in range(n)]
     dkeys: list[list[Array]] = [[] for _ in range(n)]
     dvalues: list[list[Array]] = [[] for _ in range(n)]
@@ -180,7 +180,7 @@ def _backward(Q: int, causal: bool, residuals: tuple[Any, ...], douts: Blocks) -
             dpower_BMPR = _product("BMPH,BMRH->BMPR", values[j], douts[i])
             d_BMPR = (power_BMPR * (dpower_BMPR - dots[i][:, :, None])).astype(dtype)
             dkeys[j].append(_product("BMPR,BMRH->BMPH", d_BMPR, queries[i]))
-            dqueries[i].append(_product("BMHP,BMPR->BMHR", turned[j], d_BMPR))
+            dqueries[i].append(_product("BMHP,BMPR->BMHR", transposed[j], d_BMPR))
     return (
         [_sum(terms).swapaxes(2, 3).astype(dtype) for terms in dqueries],
         [_sum(terms).astype(dtype) for terms in dkeys],

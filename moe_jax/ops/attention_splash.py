@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
-TILE, MOST = 128, 512  # positions of a block: a multiple of TILE that divides the row
+TILE, MAX_BLOCK = 128, 512  # positions of a block: a multiple of TILE that divides the row
 
 
 def splash_fits(S: int) -> bool:
@@ -37,7 +37,7 @@ def attend_splash(
     _, S, N, H = query_BSNH.shape
     if not splash_fits(S):
         raise ValueError(f"splash attention: rows of a multiple of {TILE} positions, not {S}")
-    block = next(b for b in range(min(S, MOST), 0, -TILE) if S % b == 0)
+    block = next(b for b in range(min(S, MAX_BLOCK), 0, -TILE) if S % b == 0)
     query_BSNH = query_BSNH * jnp.asarray(H**-0.5, query_BSNH.dtype)
     # The kernel mixes types and ranks, which a program of ours may have forbidden.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -19,7 +19,7 @@ def logits_of(x_BSD: Float[Array, "B S D"], w_DV: Float[Array, "D V"]) -> Float[
     return linear(x_BSD, w_DV, dtype=jnp.float32)
 
 
-def nats_and_best(
+def nll_and_best(
     logits_BSV: Float[Array, "B S V"], target_BS: Int[Array, "B S"]
 ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
     """logsumexp(logits) - logits[target], and the id of the largest logit, the lowest of equals."""
@@ -65,14 +65,14 @@ class Cut:
         return (shard_BS * self.n + i) * self.v + place_BS
 
 
-def nats_and_best_by_chunks(
+def nll_and_best_by_chunks(
     x_BSD: Float[Array, "B S D"],
     w_DV: Float[Array, "D V"],
     target_BS: Int[Array, "B S"],
     chunks: int,
     shards: int = 1,
 ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
-    """`nats_and_best` of the logits x w, a chunk of the vocabulary at a time.
+    """`nll_and_best` of the logits x w, a chunk of the vocabulary at a time.
 
     At most B x S x V / chunks logits exist at once; the backward pass computes them again: one
     product more than the three of a head. Tokens stay where they are: gradients of w are reduced
@@ -95,14 +95,14 @@ def _scan_forward(
     w_Dtnv = cut.split(w_DV)
 
     def body(carry: Any, i: Array) -> tuple[Any, None]:
-        most_BS, sum_BS, hit_BS, best_BS = carry
+        max_BS, sum_BS, hit_BS, best_BS = carry
         logits_BSV = logits_of(x_BSD, cut.columns(w_Dtnv, i))
         new_BS = jnp.max(logits_BSV, axis=-1)
         id_BS = cut.id(jnp.argmax(logits_BSV, axis=-1).astype(jnp.int32), i)
-        wins_BS = (new_BS > most_BS) | ((new_BS == most_BS) & (id_BS < best_BS))
-        larger_BS = jnp.maximum(most_BS, new_BS)
+        wins_BS = (new_BS > max_BS) | ((new_BS == max_BS) & (id_BS < best_BS))
+        larger_BS = jnp.maximum(max_BS, new_BS)
         terms_BS = jnp.sum(jnp.exp(logits_BSV - larger_BS[..., None]), axis=-1)
-        sum_BS = sum_BS * jnp.exp(most_BS - larger_BS) + terms_BS
+        sum_BS = sum_BS * jnp.exp(max_BS - larger_BS) + terms_BS
         place_BS, here_BS = cut.place(target_BS, i)
         value_BS = jnp.take_along_axis(logits_BSV, place_BS[..., None], axis=-1)[..., 0]
         hit_BS = jnp.where(here_BS, value_BS, hit_BS)
@@ -112,8 +112,8 @@ def _scan_forward(
     least = float(np.finfo(np.float32).min)
     first = (zeros_BS + least, zeros_BS, zeros_BS, jnp.zeros(target_BS.shape, jnp.int32))
     carry, _ = jax.lax.scan(body, first, jnp.arange(cut.n, dtype=jnp.int32))
-    most_BS, sum_BS, hit_BS, best_BS = carry
-    return most_BS + jnp.log(sum_BS), hit_BS, best_BS
+    max_BS, sum_BS, hit_BS, best_BS = carry
+    return max_BS + jnp.log(sum_BS), hit_BS, best_BS
 
 
 def _forward(cut: Cut, x_BSD: Array, w_DV: Array, target_BS: Array) -> tuple[Any, Any]:

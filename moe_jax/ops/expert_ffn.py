@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.ops.ffn_batched import ffn_batched
 from moe_jax.ops.ffn_blocks import ffn_blocks
-from moe_jax.ops.ffn_wave import ffn_wave
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul, resolve
-from moe_jax.ops.precision import accumulator, dot_wide
+from moe_jax.ops.precision import accumulator, dot_upcast
 
 # A gated name stands for the function of its gate (Shazeer 2020, GLU Variants).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -32,8 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 GATED = frozenset({"swiglu", "geglu", "reglu", "glu"})
 # The whole feed-forward of sorted rows at once; the other backends are of single products.
-FUSED = {"blocks": ffn_blocks, "waves": ffn_wave}
-# From here on, one wave of all experts is faster on CPU than a loop over them.
+FUSED = {"blocks": ffn_blocks, "batched": ffn_batched}
+OLDER_NAMES = {"waves": "batched"}  # of backends, in configs of before
+# From here on, a batched product of all experts is faster on CPU than a loop over them.
 MANY_EXPERTS, FEW_ROWS = 32, 128
 ROW_BACKENDS = tuple(dict.fromkeys((*BACKENDS, *FUSED)))
 
@@ -42,14 +43,14 @@ def row_backend(backend: str, platform: str | None, R: int, E: int) -> str:
     """The row of ROW_BACKENDS that a name stands for on a platform (None: where JAX runs), for R
     rows on the mean and E experts.
 
-    "auto" is "megablox" on TPU, "triton" on GPU; elsewhere "blocks", or "waves" for many experts
+    "auto" is "megablox" on TPU, "triton" on GPU; elsewhere "blocks", or "batched" for many experts
     with few rows each.
     """
     if backend != "auto":
-        return backend
+        return OLDER_NAMES.get(backend, backend)
     own = resolve(backend, platform)
-    waves = own == "blocks" and E >= MANY_EXPERTS and R <= FEW_ROWS * E
-    return "waves" if waves else own
+    batched = own == "blocks" and E >= MANY_EXPERTS and R <= FEW_ROWS * E
+    return "batched" if batched else own
 
 
 @jax.tree_util.register_dataclass
@@ -97,7 +98,7 @@ class ExpertWeights:
         h_TEF = self._hidden(functools.partial(_times_all, x_TD))
         # Experts first, as in the matrices.
         h_ETF = h_TEF.swapaxes(0, 1)
-        y_ETD = dot_wide(h_ETF, self.w_down_EFD, (((2,), (1,)), ((0,), (0,))))
+        y_ETD = dot_upcast(h_ETF, self.w_down_EFD, (((2,), (1,)), ((0,), (0,))))
         return y_ETD.swapaxes(0, 1).astype(x_TD.dtype)
 
     @property
@@ -117,7 +118,7 @@ def _activate(activation: str) -> Callable[..., Array]:
 
 
 def _times_all(x_TD: Array, w_EDF: Array) -> Array:
-    y_TEF = dot_wide(x_TD, w_EDF, (((1,), (1,)), ((), ())))
+    y_TEF = dot_upcast(x_TD, w_EDF, (((1,), (1,)), ((), ())))
     return y_TEF.astype(x_TD.dtype)
 
 

@@ -19,11 +19,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
-from moe_jax.ops.grouped_matmul.cover import Block, for_each_block, own_rows
-from moe_jax.ops.grouped_matmul.varying import filled, same_axes
+from moe_jax.ops.grouped_matmul.tiling import Block, for_each_block, own_rows
+from moe_jax.ops.grouped_matmul.vma import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
-TURNED_FROM = 512  # rows for each expert
+TRANSPOSED_FROM = 512  # rows for each expert
 
 Hidden = Callable[..., Array]
 Matrices = tuple[Array, ...]
@@ -96,8 +96,8 @@ def blocks_gradients(
     dtype = accumulator(x_RD.dtype)
     # Transposed once, here: a product with a transposed left side is slower on CPU. Of dy that
     # gives the gradient of w_down transposed, which pays where matrices have many rows.
-    x_DR, turned = x_RD.T, R >= TURNED_FROM * E
-    dy_DR = dy_RD.T if turned else None
+    x_DR, transposed = x_RD.T, R >= TRANSPOSED_FROM * E
+    dy_DR = dy_RD.T if transposed else None
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down = carry
@@ -119,10 +119,10 @@ def blocks_gradients(
         return block.store(dx_RD, dx_BD), dw_in, add_to_group(dw_down, new, e, is_first)
 
     dw_in = [filled((E, D, F), 0, dtype, like=x_RD) for _ in w_in]
-    dw_down = filled((E, D, F) if turned else (E, F, D), 0, dtype, like=x_RD)
+    dw_down = filled((E, D, F) if transposed else (E, F, D), 0, dtype, like=x_RD)
     carry = (own_rows(dy_RD, sizes_E), dw_in, dw_down)
     dx_RD, dw_in, dw_down = for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
-    return dx_RD, dw_in, dw_down.swapaxes(1, 2) if turned else dw_down
+    return dx_RD, dw_in, dw_down.swapaxes(1, 2) if transposed else dw_down
 
 
 def cotangents(

@@ -17,7 +17,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from moe_jax.ops.precision import dot_wide
+from moe_jax.ops.precision import dot_upcast
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -54,8 +54,8 @@ def _backward(
     every = tuple(range(x.ndim - 1))
     dimensions = ((every, every), ((), ()))
     if turn_output:
-        return dx, dot_wide(dy, x, dimensions).T.astype(w_KN.dtype)
-    return dx, dot_wide(x, dy, dimensions).astype(w_KN.dtype)
+        return dx, dot_upcast(dy, x, dimensions).T.astype(w_KN.dtype)
+    return dx, dot_upcast(x, dy, dimensions).astype(w_KN.dtype)
 
 
 linear.defvjp(_forward, _backward)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.precision import accumulator, wide
+from moe_jax.ops.precision import accumulator, upcast
 
 
 def _no_gradient(index: Array) -> np.ndarray:
@@ -33,7 +33,7 @@ def _take_fwd(x_ND, index):
 def _take_bwd(residuals, dy):
     like_N, index = residuals
     dx_ND = jnp.zeros((like_N.shape[0], dy.shape[-1]), accumulator(dy.dtype))
-    dx_ND = dx_ND.at[index].add(wide(dy), mode="drop")
+    dx_ND = dx_ND.at[index].add(upcast(dy), mode="drop")
     return dx_ND.astype(like_N.dtype), _no_gradient(index)
 
 

@@ -14,12 +14,12 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def wide(x: Array) -> Array:
+def upcast(x: Array) -> Array:
     """x in that type."""
     return x.astype(accumulator(x.dtype))
 
 
-def dot_wide(a: Array, b: Array, dimensions: Any) -> Array:
+def dot_upcast(a: Array, b: Array, dimensions: Any) -> Array:
     """`jax.lax.dot_general` with sums and result in the accumulator's type.
 
     XLA's CPU backend lacks such products of bfloat16 for results that it would rather write

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moe_jax.config.activity import heard
 from moe_jax.config.cli import explain
 from moe_jax.config.errors import UserError
-from moe_jax.parallel.hosts import client, is_primary, several
+from moe_jax.parallel.hosts import client, is_multiprocess, is_primary
 
 T = TypeVar("T")
 _numbers = itertools.count()  # of the agreements so far: the same at every process
@@ -33,12 +33,12 @@ def say(text: str) -> None:
     """A line on stdout, once for the whole run."""
     if is_primary():
         heard()
-        print(text, flush=several())
+        print(text, flush=is_multiprocess())
 
 
 def barrier() -> None:
     """Waits until all processes are here, as long as it takes."""
-    if several():
+    if is_multiprocess():
         client().wait_at_barrier(_key(), _FOREVER)
 
 
@@ -51,7 +51,7 @@ def from_primary(action: Callable[[], T]) -> T:
 
     What it raises there is raised by all, by the others as UserError.
     """
-    if not several():
+    if not is_multiprocess():
         return action()
     key = _key()
     if not is_primary():
@@ -83,7 +83,7 @@ def together(action: Callable[[], T]) -> T:
 def first_error(error: Exception | None) -> Exception | None:
     """This process's own error, else the first one's of the others, as UserError; None where no
     process has one."""
-    if not several():
+    if not is_multiprocess():
         return error
     key = _key()
     if error is not None:
@@ -96,8 +96,8 @@ def first_error(error: Exception | None) -> Exception | None:
         return None
     name, text = errors[0]
     answer = json.loads(text)
-    told = f"process {int(name.rpartition('/')[2])}: {answer['error']}"
-    return UserError(told, exit_code=answer["exit_code"])
+    message = f"process {int(name.rpartition('/')[2])}: {answer['error']}"
+    return UserError(message, exit_code=answer["exit_code"])
 
 
 def _as_json(error: Exception) -> dict[str, Any]:
@@ -136,14 +136,14 @@ class SharedMaximum:
     def ask(self, after: jax.Array) -> None:
         """Starts the exchange. after: a replicated result of the step. Collectives of two programs
         must run in the same order everywhere; the exchange waits for it."""
-        if several():
+        if is_multiprocess():
             each = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
             mine = np.full(self._mesh.size, self._mine(), np.int32)
             numbers = jax.make_array_from_callback(mine.shape, each, lambda index: mine[index])
             self._found = _maximum(NamedSharding(self._mesh, PartitionSpec()))(numbers, after)
 
     def value(self) -> int:
-        if not several():
+        if not is_multiprocess():
             return self._mine()
         return 0 if self._found is None else int(self._found)
 

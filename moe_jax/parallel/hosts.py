@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import jax
 
 from moe_jax.config import activity
-from moe_jax.config.cli import PROCESS_VARIABLES, tell
+from moe_jax.config.cli import PROCESS_VARIABLES, report_error
 from moe_jax.config.errors import UserError
 
 ALONE = "to run this process by itself, give --processes=1"
@@ -76,8 +76,8 @@ def _explicit(given: Mapping[str, Any], names: Mapping[str, str]) -> Meeting | N
         return None
     missing = [names[key] for key, value in given.items() if value is None]
     if missing:
-        told = ", ".join(names[key] for key, value in given.items() if value is not None)
-        raise UserError(f"{told} given without {' and '.join(missing)}: all three or none")
+        message = ", ".join(names[key] for key, value in given.items() if value is not None)
+        raise UserError(f"{message} given without {' and '.join(missing)}: all three or none")
     if processes < 1 or not 0 <= process < processes:
         raise UserError(
             f"{names['process']}={process} with {names['processes']}={processes}: "
@@ -85,8 +85,8 @@ def _explicit(given: Mapping[str, Any], names: Mapping[str, str]) -> Meeting | N
         )
     host, colon, port = given["coordinator"].rpartition(":")
     if not (host and colon and port.isdigit()):
-        told = f"{names['coordinator']}={given['coordinator']}"
-        raise UserError(f"{told}: must be HOST:PORT, of the machine of process 0")
+        message = f"{names['coordinator']}={given['coordinator']}"
+        raise UserError(f"{message}: must be HOST:PORT, of the machine of process 0")
     return Meeting(coordinator=given["coordinator"], processes=processes, process=process)
 
 
@@ -160,7 +160,7 @@ def joined(
     """Within the context this process is one of all those of the run; to be entered before the
     first use of a device. Alone it does nothing.
 
-    An error inside is told as `run_door` tells it and ends the process at once: the usual end of
+    An error inside is told as `run_command` tells it and ends the process at once: the usual end of
     a Python process waits for the others, and they may be waiting for this one.
     UserError where the flags are wrong or the others do not come within `timeout` seconds.
     """
@@ -179,7 +179,7 @@ def joined(
 
 def _leave(error: BaseException, debug: bool) -> NoReturn:
     """Tells the error and ends the process, without waiting for the others."""
-    code = tell(error, debug)
+    code = report_error(error, debug)
     if code is None:
         if debug or not isinstance(error, jax.errors.JaxRuntimeError) or not _is_loss(error):
             traceback.print_exception(error)
@@ -195,8 +195,8 @@ def _leave(error: BaseException, debug: bool) -> NoReturn:
 
 def _is_loss(error: Exception) -> bool:
     """Whether a collective or the coordinator reports that somebody is missing."""
-    told = str(error)
-    return any(sign in told for sign in ("Gloo", "coordination service", "heartbeat", "NCCL"))
+    message = str(error)
+    return any(sign in message for sign in ("Gloo", "coordination service", "heartbeat", "NCCL"))
 
 
 def _meet(meeting: Meeting, timeout: float) -> None:
@@ -286,7 +286,7 @@ def client() -> Any:
     return _global_state().client
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether the run has more than one process."""
     return jax.process_count() > 1
 

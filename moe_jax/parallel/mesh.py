@@ -65,13 +65,13 @@ class MeshConfig:
             if size < 1 and size != -1:
                 yield axis, "must be at least 1, or -1 for all devices that remain"
             elif size > 0 and slow > 0 and size % slow:
-                told = f"{size} = {size // slow} x {slow} + {size % slow}"
-                yield axis, f"must be divisible by slow.{axis} = {slow} ({told})"
+                message = f"{size} = {size // slow} x {slow} + {size % slow}"
+                yield axis, f"must be divisible by slow.{axis} = {slow} ({message})"
         if sum(getattr(self, axis) == -1 for axis in AXES) > 1:
             yield "data", "only one axis of the mesh may be -1"
 
     @property
-    def fewest_devices(self) -> int:
+    def min_devices(self) -> int:
         """On how few devices the mesh fits."""
         return math.prod(max(getattr(self, axis), 1) for axis in AXES)
 
@@ -87,9 +87,9 @@ class MeshConfig:
                 sizes[axis] = max(num_devices // max(fixed, 1), 1)
         product = math.prod(sizes.values())
         if product != num_devices or min(sizes.values()) < 1:
-            told = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+            message = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise UserError(
-                f"config.mesh: {told} = {product}, but there are {num_devices} devices "
+                f"config.mesh: {message} = {product}, but there are {num_devices} devices "
                 f"(on a CPU, the environment variable JAX_NUM_CPU_DEVICES={product} makes so many)"
             )
         return sizes
@@ -115,9 +115,9 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     granule = _granule(devices)
     found = len({getattr(device, granule) for device in devices})
     if found != math.prod(slow.values()):
-        told = " x ".join(f"{axis}={size}" for axis, size in slow.items() if size > 1)
+        message = " x ".join(f"{axis}={size}" for axis, size in slow.items() if size > 1)
         unit = "slice(s)" if granule == "slice_index" else "process(es)"
-        raise UserError(f"config.mesh.slow: {told}, but the devices form {found} {unit}")
+        raise UserError(f"config.mesh.slow: {message}, but the devices form {found} {unit}")
     return mesh_utils.create_hybrid_device_mesh(
         shape,
         list(slow.values()),

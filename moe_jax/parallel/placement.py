@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from moe_jax.parallel.hosts import several
+from moe_jax.parallel.hosts import is_multiprocess
 
 
 @functools.lru_cache(maxsize=32)
@@ -37,7 +37,7 @@ def put_rows(
 
     held: the numbers of those rows, ascending. Each device must find its own among them.
     """
-    if not several():
+    if not is_multiprocess():
         return jax.device_put(dict(batch), sharding)
 
     def one(value: np.ndarray) -> jax.Array:
@@ -53,7 +53,7 @@ def put_rows(
 
 def put(tree: Any, shardings: Any) -> Any:
     """jax.device_put of values that every process has whole; arrays of the run stay as they are."""
-    if not several():
+    if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
     def one(value: Any, sharding: NamedSharding) -> jax.Array:

@@ -16,7 +16,7 @@ from moe_jax.training.experiment import Experiment
 
 # What a change may be of.
 PATHS = ("accumulation", "model.remat", "moe.transport", *(f"mesh.{axis}" for axis in AXES))
-MOST = 3
+MAX_CHANGES = 3
 DOUBLINGS = 6  # of the hardware
 
 
@@ -29,7 +29,7 @@ class Change:
 
 
 def would_fit(tried: Candidate, topology: Topology, *, filled: float = FILLED) -> list[Change]:
-    """At most MOST changes after which the estimate takes at most `filled` of the memory.
+    """At most MAX_CHANGES changes after which the estimate takes at most `filled` of the memory.
 
     Of one thing: the fewest micro-batches, the least recomputation, the mesh with the fewest other
     sizes (among equals the highest expected utilisation). Where none of these is enough, of as few
@@ -60,7 +60,7 @@ def would_fit(tried: Candidate, topology: Topology, *, filled: float = FILLED) -
         if more := list(first(_spread(tried, hardware), hardware)):
             found += more
             break
-    return found[:MOST]
+    return found[:MAX_CHANGES]
 
 
 def _more_micro_batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:

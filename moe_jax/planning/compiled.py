@@ -65,7 +65,7 @@ def lower_step(program: Program) -> Any:
     """The training step of a program, lowered on shapes alone."""
     with lowering_for(program.mesh.devices.flat[0]):
         return program.train_step.lower(
-            program.abstract_state, program.abstract_batch(), program.knobs(0)
+            program.abstract_state, program.abstract_batch(), program.scalars(0)
         )
 
 
@@ -79,13 +79,13 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
         with doing(f"compiling the training step for {len(devices)} x {devices[0].device_kind}"):
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        told = str(error)
-        if not re.search("RESOURCE_EXHAUSTED|UNIMPLEMENTED|not supported", told):
+        message = str(error)
+        if not re.search("RESOURCE_EXHAUSTED|UNIMPLEMENTED|not supported", message):
             raise
-        needed, available = memory_of(told)
+        needed, available = memory_of(message)
         return Compiled(
             seconds=time.perf_counter() - start,
-            refused=told.splitlines()[0],
+            refused=message.splitlines()[0],
             needed=needed,
             available=available,
         )
@@ -119,9 +119,9 @@ def _by_kind(text: str, mesh: Any) -> tuple[Sent, ...]:
     return tuple(sorted(found, key=lambda sent: -sent.bytes_sent))
 
 
-def memory_of(told: str) -> tuple[float | None, float | None]:
+def memory_of(message: str) -> tuple[float | None, float | None]:
     """(needed, available) bytes of the TPU compiler's message."""
-    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", told)
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", message)
     if not found:
         return None, None
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from moe_jax.config.errors import ConfigError, Problem
-from moe_jax.config.knobs import parse_schedules
+from moe_jax.config.schedules import parse_schedules
 from moe_jax.experts import Expert
 from moe_jax.experts.types import sizes_of
 from moe_jax.models.counts import Counts

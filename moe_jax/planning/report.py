@@ -95,8 +95,8 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(f"  {'state':30} {arguments:9.2f} {compiled.arguments / GIB:9.2f}")
         temporary = (estimate.peak / GIB) - arguments
         lines.append(f"  {'temporary':30} {temporary:9.2f} {compiled.temporaries / GIB:9.2f}")
-    told = f"{plan.peak / GIB:9.2f}" if compiled and math.isfinite(plan.peak) else ""
-    lines.append(f"  {'peak':30} {estimate.peak / GIB:9.2f} {told}")
+    message = f"{plan.peak / GIB:9.2f}" if compiled and math.isfinite(plan.peak) else ""
+    lines.append(f"  {'peak':30} {estimate.peak / GIB:9.2f} {message}")
     gap = abs(plan.limit - plan.peak) / GIB
     verdict = f"fits, {gap:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT, by {gap:.2f} GiB"
     if math.isfinite(plan.peak):
@@ -169,10 +169,10 @@ def advice(plan: Plan) -> str:
     if not changes:
         return "nothing was found that fits: not in other layouts, nor on more devices of this kind"
     lines = ["what would fit, and the memory that it is estimated to take:"]
-    told = [" ".join(change.flags) for change in changes]
-    for flags, change in zip(told, changes, strict=True):
+    message = [" ".join(change.flags) for change in changes]
+    for flags, change in zip(message, changes, strict=True):
         peak = change.candidate.estimate.peak / GIB
-        lines.append(f"  {flags:{max(map(len, told))}}  {peak:9.2f} GiB")
+        lines.append(f"  {flags:{max(map(len, message))}}  {peak:9.2f} GiB")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
 
 REMATS = ("none", "expert_hidden", "received", "full")
-MOST_TENSOR = 8
+MAX_TENSOR = 8
 # Compilers took up to 1.4 times the estimated memory: a search leaves them a quarter.
 FILLED = 0.75
 
@@ -109,7 +109,7 @@ def micro_batched(layout: Experiment, num_devices: int) -> Iterator[Experiment]:
 def _factors(num_devices: int) -> Iterator[tuple[int, int, int, int]]:
     """(data, fsdp, expert, tensor) that multiply to the number of devices."""
     for tensor in _divisors(num_devices):
-        if tensor > MOST_TENSOR:
+        if tensor > MAX_TENSOR:
             continue
         for expert in _divisors(num_devices // tensor):
             for fsdp in _divisors(num_devices // tensor // expert):

@@ -75,10 +75,10 @@ class BaseRouter:
     def own_sums(self, E: int) -> dict[str, Array]:
         return {}
 
-    def at_home(
+    def undispatched(
         self, params: RouterParams, inputs: RouterInputs, assignments: Assignments
     ) -> Float[Array, "T D"]:
-        raise NotImplementedError(f"{type(self).__name__} has no experts at home")
+        raise NotImplementedError(f"{type(self).__name__} has no undispatched experts")
 
     def losses(self, sums: Sums) -> dict[str, Float[Array, ""]]:
         return {}

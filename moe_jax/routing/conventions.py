@@ -188,8 +188,8 @@ def convention(codebase: str | Convention) -> Convention:
     if isinstance(codebase, Convention):
         return codebase
     if codebase not in CODEBASES:
-        told = choices(codebase, CODEBASES)
-        raise ValueError(f"no conventions are known by the name {codebase!r}; {told}")
+        message = choices(codebase, CODEBASES)
+        raise ValueError(f"no conventions are known by the name {codebase!r}; {message}")
     return CODEBASES[codebase]
 
 

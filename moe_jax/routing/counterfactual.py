@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.routing.choice import choose, renormalize, top
 from moe_jax.routing.plan import count_experts, one_hot
-from moe_jax.routing.token_choice import choose, renormalize, top
 from moe_jax.routing.types import (
     Assignments,
     Router,

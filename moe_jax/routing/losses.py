@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.config.fields import Rule, at_least, knob, one_of
+from moe_jax.config.fields import Rule, at_least, one_of, schedulable
 from moe_jax.routing import balance
 from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.types import Router, Sums
@@ -30,7 +30,7 @@ OF_ONE_MEMBER = ("group", "row")  # of an ensemble: what such a unit is made of
 class LossTerm:
     """`coefficient` (may follow a schedule) times the loss, over its scope."""
 
-    coefficient: float = knob(0.0)
+    coefficient: float = schedulable(0.0)
     scope: str = "global_batch"
 
     def check(self) -> Iterator[Rule]:
@@ -128,7 +128,7 @@ class RouterZ(LossTerm):
 class RouterOwn(LossTerm):
     """What the router's `losses` method returns, with one coefficient in front."""
 
-    coefficient: float = knob(1.0)
+    coefficient: float = schedulable(1.0)
 
     def values(self, router: Router, sums: Sums) -> dict[str, Float[Array, ""]]:
         return router.losses(sums)

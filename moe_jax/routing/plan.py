@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.routing.types import MOST_SERVED, PLACES, Assignments, Plan, SoftPlan, Sums, Traffic
+from moe_jax.routing.types import MAX_SERVED, ROW_PARTS, Assignments, Plan, SoftPlan, Sums, Traffic
 
 Tree = TypeVar("Tree")  # Sums, Traffic, or a tree with them in it
 
@@ -83,7 +83,7 @@ def make_plan(assignments: Assignments, capacity: int | None) -> Plan:
 def plan_traffic(
     plan: Plan | SoftPlan,
     valid_T: Bool[Array, "T"],
-    place_T: Int[Array, "T"] | None = None,
+    row_part_T: Int[Array, "T"] | None = None,
     offered: int | None = None,
 ) -> Traffic:
     """Counts of one group's plan; `overflow` is the dispatcher's to fill in. In a soft plan every
@@ -105,16 +105,16 @@ def plan_traffic(
     served_R = plan.kept_R | ((a.expert_R >= a.E) & (a.expert_R < a.unused))
     served_T = _per_token(a, served_R)
     lost_T = (_per_token(a, wanted_R) > 0) & (served_T == 0) & valid_T
-    place_T = jnp.zeros((a.T,), jnp.int32) if place_T is None else place_T
-    in_place_TN = one_hot(place_T, PLACES)
+    row_part_T = jnp.zeros((a.T,), jnp.int32) if row_part_T is None else row_part_T
+    in_part_TN = one_hot(row_part_T, ROW_PARTS)
 
-    def by_place(marked_R: Array) -> Array:
-        return jnp.sum(jnp.where(in_place_TN, _per_token(a, marked_R)[:, None], 0), axis=0)
+    def by_part(marked_R: Array) -> Array:
+        return jnp.sum(jnp.where(in_part_TN, _per_token(a, marked_R)[:, None], 0), axis=0)
 
     def by_rank(marked_R: Array) -> Array:
         return jnp.sum(marked_R.reshape(-1, K), axis=0, dtype=jnp.int32)
 
-    most = min(a.k or a.E, MOST_SERVED)
+    most = min(a.k or a.E, MAX_SERVED)
     return Traffic(
         accepted_E=plan.accepted_E,
         dropped=jnp.sum(dropped_R, dtype=jnp.int32),
@@ -123,8 +123,8 @@ def plan_traffic(
         slots=jnp.where(any_valid, jnp.int32((offered or a.E) * (plan.capacity or 0)), 0),
         wanted_K=by_rank(wanted_R),
         dropped_K=by_rank(dropped_R),
-        wanted_N=by_place(wanted_R),
-        dropped_N=by_place(dropped_R),
+        wanted_N=by_part(wanted_R),
+        dropped_N=by_part(dropped_R),
         served_H=count_experts(jnp.minimum(served_T, most), valid_T, most + 1),
     )
 
@@ -141,8 +141,8 @@ def _no_traffic(E: int, K: int) -> Traffic:
         slots=zeros(),
         wanted_K=zeros(K),
         dropped_K=zeros(K),
-        wanted_N=zeros(PLACES),
-        dropped_N=zeros(PLACES),
+        wanted_N=zeros(ROW_PARTS),
+        dropped_N=zeros(ROW_PARTS),
         served_H=zeros(1),
     )
 

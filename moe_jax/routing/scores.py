@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.routing.token_choice import softmax
+from moe_jax.routing.choice import softmax
 
 LOW = -20.0
 

@@ -20,8 +20,8 @@ from moe_jax.config.fields import Rule
 # (rows, columns): the axes of one matrix of a parameter. All its other axes hold further matrices.
 Matrix = tuple[tuple[int, ...], tuple[int, ...]]
 LAST_TWO: Matrix = ((-2,), (-1,))
-PLACES = 8  # parts of a row by which drops are counted
-MOST_SERVED = 16  # a token with more experts counts as one with so many
+ROW_PARTS = 8  # parts of a row by which drops are counted
+MAX_SERVED = 16  # a token with more experts counts as one with so many
 
 
 def _static(**kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ def _static(**kwargs: Any) -> Any:
 class Assignments:
     """What a router wants, before capacity; row r is one (token, expert) pair.
 
-    Experts 0..E-1 have matrices; E..E+Z-1 are null, copy or constant experts, computed at home
+    Experts 0..E-1 have matrices; E..E+Z-1 are null, copy or constant experts, undispatched
     without capacity; E+Z marks an unused row (padding, a ReLU zero). Unused is not dropped.
     """
 
@@ -119,7 +119,7 @@ class Traffic:
     slots: Int[Array, "*G"]  # slots offered, E * capacity; 0 where dropless or all is padding
     wanted_K: Int[Array, "*G K"]  # wanted by rank of choice; of no ranks all at rank 0
     dropped_K: Int[Array, "*G K"]
-    wanted_N: Int[Array, "*G N"]  # wanted by place in the row, in PLACES equal parts
+    wanted_N: Int[Array, "*G N"]  # wanted by place in the row, in ROW_PARTS equal parts
     dropped_N: Int[Array, "*G N"]
     served_H: Int[Array, "*G H"]  # tokens by how many experts they got, the last: that or more
 
@@ -145,8 +145,8 @@ class RouterInputs:
     segment_T: Int[Array, "*G T"]
     # A function of (seed, step, layer, global group id); None: no noise.
     key: Key[Array, "*G"] | None = None
-    # Which of the PLACES parts of its row each token is in; None: all in the first.
-    place_T: Int[Array, "*G T"] | None = None
+    # Which of the ROW_PARTS parts of its row each token is in; None: all in the first.
+    row_part_T: Int[Array, "*G T"] | None = None
     # The experts that this group may choose (one member of an ensemble); None: all.
     allowed_E: Bool[Array, "*G E"] | None = None
     recorded: Recorded | None = None  # other routes, for who replays them
@@ -234,7 +234,7 @@ class Router(Protocol):
         """Routes one group."""
         ...
 
-    def at_home(
+    def undispatched(
         self, params: RouterParams, inputs: RouterInputs, assignments: Assignments
     ) -> Float[Array, "T D"]:
         """The weighted outputs of the experts E..E+Z-1; called only where Z > 0."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from moe_jax.analysis.report.frame import Tick, plot
 from moe_jax.analysis.report.line_chart import Axis
-from moe_jax.analysis.report.numbers import log_ticks, ticks, told
+from moe_jax.analysis.report.numbers import formatted, log_ticks, ticks
 
 UNITS = 1000  # of the SVG's coordinates, along both axes
-APART = 0.06  # of the axis, between two labels
+MIN_GAP = 0.06  # of the axis, between two labels
 DECADES = 20.0  # values spread over a larger ratio stand on a logarithmic axis
 FAR, NEAR = (38, 75, 150), (235, 200, 60)  # worst and best of a colour scale, dark to light
 
@@ -69,14 +69,14 @@ class Scale:
 
 def _label(number: float) -> str:
     """A tick's number as one writes it: 0.005, not the 0.00500 of a measured value."""
-    return told(number) if abs(number) >= 1000 else shown(number)
+    return formatted(number) if abs(number) >= 1000 else shown(number)
 
 
 def _apart(ticks: Sequence[Tick]) -> list[Tick]:
     """Without those whose labels would stand on another's."""
     kept: list[Tick] = []
     for tick in ticks:
-        if not kept or tick[0] - kept[-1][0] >= APART:
+        if not kept or tick[0] - kept[-1][0] >= MIN_GAP:
             kept.append(tick)
     return kept
 
@@ -90,12 +90,12 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Dot:
-    """A run or an arm in a figure. spread: ends of an interval along y; told: shown on hover."""
+    """A run or an arm in a figure. spread: ends of an interval along y; tip: shown on hover."""
 
     x: float
     y: float
     colour: str
-    told: str
+    tip: str
     spread: tuple[float, float] | None = None
 
 
@@ -134,8 +134,8 @@ def scatter(
 def _mark(a: float, b: float, dot: Dot, kind: str) -> str:
     """A point of a stretched SVG: a line of no length with round ends keeps its shape."""
     return (
-        f'<path class="{kind}" style="--c:{dot.colour}" data-tip="{escape(dot.told)}" '
-        f'd="M{a} {b}h0"><title>{escape(dot.told)}</title></path>'
+        f'<path class="{kind}" style="--c:{dot.colour}" data-tip="{escape(dot.tip)}" '
+        f'd="M{a} {b}h0"><title>{escape(dot.tip)}</title></path>'
     )
 
 
@@ -208,7 +208,7 @@ def heat_table(
             if math.isfinite(value):
                 back, front = colour(value)
                 style = f"background:{back};color:{front}"
-                line.append(f'<td style="{style}">{escape(told(value))}</td>')
+                line.append(f'<td style="{style}">{escape(formatted(value))}</td>')
             else:
                 line.append('<td class="empty">–</td>')
         body.append(f"<tr>{''.join(line)}</tr>")

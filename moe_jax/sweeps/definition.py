@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.overrides import run_file, told
+from moe_jax.config.overrides import run_file, run_user_code
 from moe_jax.sweeps import space
 
 
@@ -23,7 +23,7 @@ def read_sweep(given: str | None, config: str) -> space.Sweep:
     if not callable(function):
         hint = "; give --sweep=..." if given is None else ""
         raise UserError(f"{path}: has no function get_sweep(h){hint}")
-    return checked(told(path, lambda: function(space)), str(path))
+    return checked(run_user_code(path, lambda: function(space)), str(path))
 
 
 def checked(sweep: Any, source: str) -> space.Sweep:

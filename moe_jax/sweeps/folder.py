@@ -37,7 +37,7 @@ from moe_jax.sweeps.table import (
 
 SWEEP, POINTS, CONFIG, QUESTION = "sweep.json", "points", "config.json", "question.json"
 TABLES = ("results.json", "results.csv", "arms.csv", "report.html")
-MOST_LINES = 20  # of a refusal
+MAX_LINES = 20  # of a refusal
 
 
 class SweepFolder:
@@ -111,10 +111,10 @@ class SweepFolder:
 
     def _refuse(self, changed: Sequence[str]) -> None:
         if changed:
-            more = ["..."] if len(changed) > MOST_LINES else []
-            told = "\n  ".join([*changed[:MOST_LINES], *more])
+            more = ["..."] if len(changed) > MAX_LINES else []
+            message = "\n  ".join([*changed[:MAX_LINES], *more])
             raise UserError(
-                f"{self.path} holds runs of another question (there -> here):\n  {told}\n"
+                f"{self.path} holds runs of another question (there -> here):\n  {message}\n"
                 "Use another --out."
             )
 

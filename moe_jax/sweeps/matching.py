@@ -30,7 +30,7 @@ def used_flops(experiment: Experiment, dropped: float) -> float:
     return counts.flops_per_token - dropped * counts.routed_flops
 
 
-def least_dropped(experiment: Experiment) -> float:
+def min_dropped(experiment: Experiment) -> float:
     """The share of assignments that must be dropped however even the load is: 1 - f below a
     capacity factor f of 1, else 0."""
     factor = experiment.moe.capacity_factor
@@ -38,7 +38,7 @@ def least_dropped(experiment: Experiment) -> float:
 
 
 QUANTITIES: dict[str, Callable[[Experiment], float]] = {
-    "flops": lambda e: used_flops(e, least_dropped(e)),
+    "flops": lambda e: used_flops(e, min_dropped(e)),
     "active": lambda e: counts_of(e).active,
     "parameters": lambda e: counts_of(e).total,
 }
@@ -78,7 +78,7 @@ class Matching:
             return []
         of, target = QUANTITIES[self.quantity], self.target(base)
         gaps = {arm: of(experiment) / target - 1 for arm, experiment in arms.items()}
-        told = [
+        message = [
             f"{arm}: {self.quantity} {gap:+.1%} off what the config has, the nearest that a whole "
             "width gives"
             for arm, gap in gaps.items()
@@ -86,11 +86,11 @@ class Matching:
         ]
         tokens = sorted({training_tokens(experiment) for experiment in arms.values()})
         if len(tokens) > 1:
-            told.append(
+            message.append(
                 f"equal {self.quantity} are per token, and the points train on {tokens[0]:,} to "
                 f"{tokens[-1]:,} tokens: whole trainings cost as PFLOP says"
             )
-        return told
+        return message
 
     def match(self, experiment: Experiment, target: float) -> Experiment:
         """The experiment with the width whose quantity is nearest to the target. UserError where

@@ -17,7 +17,7 @@ from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.space import SEED, Point
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.identity import pinned, with_new_fields
+from moe_jax.training.identity import identity_of, with_new_fields
 from moe_jax.training.rules import cross_check
 
 POINT_KEYS = ("name", "arm", "overrides", "config")
@@ -114,7 +114,7 @@ def build_point(
     devices of the mesh; how many there will be is not known here."""
     pairs = [*(common or {}).items(), *overrides.items(), ("name", name)]
     experiment = load_config(config, pairs, Experiment)
-    if problems := cross_check(experiment, experiment.mesh.fewest_devices):
+    if problems := cross_check(experiment, experiment.mesh.min_devices):
         raise ConfigError(problems)
     return SweepPoint(name=name, arm=arm, overrides=dict(overrides), experiment=experiment)
 
@@ -167,7 +167,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     change when it goes on: its evaluations so far would stay, and its data is not looked at.
     Settings that are younger than the config have their defaults."""
     config = with_new_fields(config)
-    kept = {**pinned(config), "evaluation": config.get("evaluation")}
+    kept = {**identity_of(config), "evaluation": config.get("evaluation")}
     kept["data"] = {**kept.get("data", {}), "path": config.get("data", {}).get("path")}
     return kept
 

@@ -16,7 +16,7 @@ import numpy as np
 from moe_jax.analysis.read_run import Series, read_runs
 from moe_jax.analysis.report.frame import figure, key, legend, run_colour
 from moe_jax.analysis.report.line_chart import Line, line_chart
-from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.page import document, write_page
 from moe_jax.analysis.report.sections import Section
 from moe_jax.analysis.report.tables import table
@@ -29,8 +29,8 @@ from moe_jax.sweeps.statistics import Interval
 from moe_jax.sweeps.table import Arm, Row, best_arm, higher_is_better
 
 BESIDE = ("moe/max_violation", "moe/dropped_fraction")  # further axes of parallel coordinates
-MOST_PAIRS, MOST_CURVES, MOST_COLOURS, MOST_ARMS = 6, 60, 8, 30
-MOST_VALUES, BINS = 10, 5  # of a setting in a heat map; more numbers than these are put into bins
+MAX_PAIRS, MAX_CURVES, MAX_COLOURS, MAX_ARMS = 6, 60, 8, 30
+MAX_VALUES, BINS = 10, 5  # of a setting in a heat map; more numbers than these are put into bins
 
 STYLE = """
 .mean { stroke: var(--c); stroke-width: 13; stroke-linecap: square; opacity: .45; }
@@ -158,9 +158,9 @@ def _arms(swept: _Swept) -> str:
     sign = 1 if swept.lower else -1
     best = best_arm(swept.arms, swept.metric)
     lines, shown, note = [], list(enumerate(swept.arms)), ""
-    if len(shown) > MOST_ARMS:
+    if len(shown) > MAX_ARMS:
         ranked = [(n, arm) for n, arm in shown if arm.value is not None]
-        shown = sorted(ranked, key=lambda pair: sign * pair[1].value.mean)[:MOST_ARMS]  # type: ignore[union-attr]
+        shown = sorted(ranked, key=lambda pair: sign * pair[1].value.mean)[:MAX_ARMS]  # type: ignore[union-attr]
         note = f" The {len(shown)} best of {len(swept.arms)} arms, best first."
     for number, arm in shown:
         point = arm.rows[0].point
@@ -170,18 +170,18 @@ def _arms(swept: _Swept) -> str:
             _interval(arm.value),
             _gap(arm.difference, len(arm.rows)),
             f"{point.experiment.steps:,}",
-            *(told(arm.rows[0].costs[name]) for name in ("parameters", "active")),
-            told(float(np.mean([row.costs["used_flops"] for row in arm.rows]))),
+            *(formatted(arm.rows[0].costs[name]) for name in ("parameters", "active")),
+            formatted(float(np.mean([row.costs["used_flops"] for row in arm.rows]))),
         ]
         warning = f"<br/><small>{escape(arm.note)}</small>" if arm.note else ""
         lines.append([(f"<b>{mark}</b>" if arm is best else mark) + warning, *cells])
     baseline = swept.arms[0].baseline
     head = ["arm", "seeds", escape(swept.metric), f"difference to {escape(baseline)}", "steps"]
     head += ["parameters", "active", "FLOPs used"]
-    told_best = f" The best arm is {best.name}." if best is not None else ""
+    best_text = f" The best arm is {best.name}." if best is not None else ""
     return table(head, lines, "numbers") + (
         "<p>Means over seeds with 95 % intervals (Student); differences are taken seed by seed, "
-        f"and are bold where the interval leaves out 0.{escape(told_best)}{note}</p>"
+        f"and are bold where the interval leaves out 0.{escape(best_text)}{note}</p>"
     )
 
 
@@ -189,7 +189,7 @@ def _interval(interval: Interval | None) -> str:
     if interval is None:
         return "–"
     half = (interval.high - interval.low) / 2
-    return told(interval.mean) + (f" ± {told(half)}" if math.isfinite(half) else "")
+    return formatted(interval.mean) + (f" ± {formatted(half)}" if math.isfinite(half) else "")
 
 
 def _gap(interval: Interval | None, seeds: int) -> str:
@@ -236,7 +236,7 @@ def _cost(swept: _Swept) -> str:
 
 def _keys(swept: _Swept) -> str:
     """A legend of the arms while their colours differ."""
-    if len(swept.arms) > MOST_COLOURS:
+    if len(swept.arms) > MAX_COLOURS:
         return ""
     return legend(*(key(arm.name, run_colour(n)) for n, arm in enumerate(swept.arms)))
 
@@ -244,9 +244,9 @@ def _keys(swept: _Swept) -> str:
 def _tip(swept: _Swept, row: Row) -> str:
     """What a run is and what came out, for hovering: parts with "; " between them."""
     beside = [name for name in BESIDE if name in row.metrics]
-    parts = [row.point.name, f"{swept.metric}: {told(row.value(swept.metric))}"]
-    parts += [f"{name}: {told(row.value(name))}" for name in beside]
-    return "; ".join([*parts, f"FLOPs: {told(row.costs['used_flops'])}"])
+    parts = [row.point.name, f"{swept.metric}: {formatted(row.value(swept.metric))}"]
+    parts += [f"{name}: {formatted(row.value(name))}" for name in beside]
+    return "; ".join([*parts, f"FLOPs: {formatted(row.costs['used_flops'])}"])
 
 
 def _parallel(swept: _Swept, importance: Mapping[str, float]) -> str:
@@ -273,11 +273,11 @@ def _parallel(swept: _Swept, importance: Mapping[str, float]) -> str:
         [_tip(swept, row) for row in order],
     )
     better = "low" if swept.lower else "high"
-    told_colour = f"A line a run, light where {swept.metric} is good ({better}), dark where not."
+    caption = f"A line a run, light where {swept.metric} is good ({better}), dark where not."
     if importance:
         shares = (f"{swept.names[path]} {share:.0%}" for path, share in importance.items())
-        told_colour += f" Importance of the settings (PED-ANOVA): {', '.join(shares)}."
-    return figure("A line a run", drawn, caption=told_colour)
+        caption += f" Importance of the settings (PED-ANOVA): {', '.join(shares)}."
+    return figure("A line a run", drawn, caption=caption)
 
 
 def _plain(value: Any) -> Any:
@@ -291,7 +291,7 @@ def _pairs(swept: _Swept) -> str:
     figures: list[str] = []
     for first, second in itertools.combinations(swept.paths, 2):
         both = [row for row in swept.finished if {first, second} <= row.point.overrides.keys()]
-        if not both or len(figures) == MOST_PAIRS:
+        if not both or len(figures) == MAX_PAIRS:
             continue
         places = [
             _binned([_plain(row.point.overrides[path]) for row in both]) for path in (first, second)
@@ -316,7 +316,7 @@ def _binned(values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """For each value the row of a heat map that it belongs to, and all rows in order: the values
     themselves, or of many numbers bins with about equally many of them."""
     distinct = sorted(set(values), key=lambda v: (isinstance(v, str), v))
-    if len(distinct) <= MOST_VALUES or any(isinstance(v, str) for v in distinct):
+    if len(distinct) <= MAX_VALUES or any(isinstance(v, str) for v in distinct):
         return list(values), distinct
     edges = [distinct[n * (len(distinct) - 1) // BINS] for n in range(BINS + 1)]
     labels = [f"{low:.2g} – {high:.2g}" for low, high in itertools.pairwise(edges)]
@@ -328,7 +328,7 @@ def _curves(swept: _Swept) -> str:
     for number, arm in enumerate(swept.arms):
         folders = [swept.folder / "points" / row.point.name for row in arm.rows]
         series = [found for found in map(_evaluations(swept.metric), folders) if found is not None]
-        if not series or shown + len(series) > MOST_CURVES:
+        if not series or shown + len(series) > MAX_CURVES:
             continue
         shown += len(series)
         colour = run_colour(number)
@@ -367,14 +367,14 @@ def _runs(swept: _Swept) -> str:
         name = row.point.name
         folder = swept.folder / "points" / name
         link = f'<a href="{escape(quote(f"points/{name}/"))}">{escape(name)}</a>'
-        cells = [told(row.value(metric)) for metric in names]
+        cells = [formatted(row.value(metric)) for metric in names]
         state = "done" if row.done else escape(row.problem or "not done")
         lines.append([link, state, *cells])
         words = [] if row.done else last_words(folder)
         if words:
-            told_words = escape("\n".join(words))
+            shown_words = escape("\n".join(words))
             logs.append(
-                f"<details><summary>{escape(name)}</summary><pre>{told_words}</pre></details>"
+                f"<details><summary>{escape(name)}</summary><pre>{shown_words}</pre></details>"
             )
-    told_logs = f"<h3>Ends of the logs of what is not done</h3>{''.join(logs)}" if logs else ""
-    return table(["run", "state", *map(escape, names)], lines, "numbers") + told_logs
+    logs_text = f"<h3>Ends of the logs of what is not done</h3>{''.join(logs)}" if logs else ""
+    return table(["run", "state", *map(escape, names)], lines, "numbers") + logs_text

@@ -41,7 +41,7 @@ JOURNAL, ASKED = "journal.log", "asked"
 LOOK = 1.0  # seconds between two looks at a run's evaluations
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("none", "halving", "hyperband", "median")
-FEWEST = 10  # completed trials from which an importance is told
+MIN_TRIALS = 10  # completed trials from which an importance is told
 
 
 def open_study(
@@ -94,8 +94,8 @@ def hold_to(study: Any, asked: Mapping[str, Any]) -> None:
     if known is None:
         study.set_user_attr(ASKED, json.loads(json.dumps(asked)))
     elif changed := difference(known, asked):
-        told = "\n  ".join(changed)
-        raise UserError(f"the study was asked something else (there -> here):\n  {told}")
+        reported = "\n  ".join(changed)
+        raise UserError(f"the study was asked something else (there -> here):\n  {reported}")
 
 
 def _journal(file: Path) -> Any:
@@ -142,7 +142,7 @@ class _Running:
     slot: Slot
     lock: IO[bytes]
     since: float
-    told: set[int] = field(default_factory=set)  # steps whose evaluation was reported
+    reported: set[int] = field(default_factory=set)  # steps whose evaluation was reported
     pruned: bool = False
     looked: float = 0.0
 
@@ -240,8 +240,8 @@ class Search:
             return None
         if changed := self.folder.changes(point):
             lock.close()
-            told = "\n  ".join(changed)
-            raise UserError(f"{self.folder.path} holds trials of another study:\n  {told}")
+            reported = "\n  ".join(changed)
+            raise UserError(f"{self.folder.path} holds trials of another study:\n  {reported}")
         if not (self.folder.point_folder(point) / CONFIG).is_file():
             self.folder.write_config(point)
         job = self.job_of(point)
@@ -279,10 +279,10 @@ class Search:
 
     def _report(self, one: _Running, prune: bool = True) -> None:
         for step, value in sorted(self._evaluations(one.job).items()):
-            if step not in one.told:
-                one.told.add(step)
+            if step not in one.reported:
+                one.reported.add(step)
                 one.trial.report(value, step)
-        if prune and self.prunes and one.told and not one.pruned and one.trial.should_prune():
+        if prune and self.prunes and one.reported and not one.pruned and one.trial.should_prune():
             one.pruned = True
             one.process.terminate()  # it saves, and may be gone on with by hand
 
@@ -341,10 +341,10 @@ def importances(study: Any) -> dict[str, float]:
 
     PED-ANOVA (2304.10255) of the completed trials: how far the values of the best tenth (two at
     the least) differ from those of all; rough below some 50 trials. Shares sum to 1. Nothing while
-    fewer than FEWEST are complete.
+    fewer than MIN_TRIALS are complete.
     """
     optuna = _optuna()
-    if len(best_trials(study, FEWEST)) < FEWEST:
+    if len(best_trials(study, MIN_TRIALS)) < MIN_TRIALS:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)

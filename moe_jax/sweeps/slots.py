@@ -61,7 +61,7 @@ def visible_gpus() -> list[str]:
         return [name for name in named.split(",") if name]
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return told.stdout.split()
+    return listed.stdout.split()

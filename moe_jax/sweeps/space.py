@@ -25,12 +25,12 @@ Point = dict[str, Any]  # dotted path -> value
 Sweep = tuple[Point, ...]
 
 SEED = "seed"
-MOST_POINTS = 10_000  # of a sweep; each is built and checked before the first one runs
+MAX_POINTS = 10_000  # of a sweep; each is built and checked before the first one runs
 
 
 def sweep(path: str, values: Iterable[Any]) -> Sweep:
     """One point a value. UserError for more values than a sweep may have points."""
-    points = tuple({path: value} for value in itertools.islice(values, MOST_POINTS + 1))
+    points = tuple({path: value} for value in itertools.islice(values, MAX_POINTS + 1))
     _require_few(path, len(points))
     return points
 
@@ -68,8 +68,8 @@ def chain(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
 
 
 def _require_few(what: str, count: int) -> None:
-    if count > MOST_POINTS:
-        raise UserError(f"sweep: {what} gives more than {MOST_POINTS:,} points")
+    if count > MAX_POINTS:
+        raise UserError(f"sweep: {what} gives more than {MAX_POINTS:,} points")
 
 
 def _merged(points: Iterable[Mapping[str, Any]]) -> Point:

@@ -17,7 +17,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import read_object
 from moe_jax.config.nearest import nearest
 from moe_jax.sweeps.engine import OUTCOME, is_done
-from moe_jax.sweeps.matching import counts_of, least_dropped, training_tokens, used_flops
+from moe_jax.sweeps.matching import counts_of, min_dropped, training_tokens, used_flops
 from moe_jax.sweeps.points import SweepPoint, question_of
 from moe_jax.sweeps.space import SEED
 from moe_jax.sweeps.statistics import Interval, paired, student
@@ -69,7 +69,7 @@ def read_row(point: SweepPoint, folder: Path) -> Row:
             problem, metrics = f"it ended, but its figures cannot be read: {error}", {}
     train = [line for line in lines if line.get("split") == "train"]
     dropped = [line[DROPPED] for line in train if line.get(DROPPED) is not None]
-    share = sum(dropped) / len(dropped) if dropped else least_dropped(point.experiment)
+    share = sum(dropped) / len(dropped) if dropped else min_dropped(point.experiment)
     return Row(
         point=point,
         done=done and problem is None,
@@ -151,8 +151,8 @@ def require_metric(name: str, experiments: Iterable[Experiment]) -> None:
     if name in known or name.startswith(("moe/router/", "depth/", "domain/")):
         return
     meant = nearest(name, known)
-    told = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
-    raise UserError(f"--metric={name}: no evaluation has it; {told}")
+    message = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+    raise UserError(f"--metric={name}: no evaluation has it; {message}")
 
 
 # Over seeds

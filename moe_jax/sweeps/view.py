@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from moe_jax.config.activity import doing, heard, told_by
+from moe_jax.config.activity import doing, heard, spoken_by
 from moe_jax.config.json_files import parsed
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
@@ -25,7 +25,7 @@ from moe_jax.sweeps.search import best_trials
 from moe_jax.sweeps.table import MANY, Arm, Row, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
-MOST_ROWS = 40  # of a table on the terminal
+MAX_ROWS = 40  # of a table on the terminal
 PLAIN_WIDTH = 120
 TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
 SIGNS = {
@@ -60,7 +60,7 @@ def plan_table(points: Sequence[SweepPoint]) -> Table:
         counts = counts_of(group[0].experiment)
         flops = sum(costs_of(point, 0.0)["training_flops"] for point in group)
         total += flops
-        if number < MOST_ROWS:
+        if number < MAX_ROWS:
             table.add_row(
                 arm,
                 str(len(group)),
@@ -70,8 +70,8 @@ def plan_table(points: Sequence[SweepPoint]) -> Table:
                 f"{counts.flops_per_token / 1e6:,.1f}",
                 f"{flops / 1e15:,.3g}",
             )
-    if len(groups) > MOST_ROWS:
-        table.add_row(f"... and {len(groups) - MOST_ROWS} more", *[""] * 6)
+    if len(groups) > MAX_ROWS:
+        table.add_row(f"... and {len(groups) - MAX_ROWS} more", *[""] * 6)
     table.add_section()
     runs = "1 run" if len(points) == 1 else f"{len(points)} runs"
     table.add_row(runs, "", "", "", "", "", f"{total / 1e15:,.3g}")
@@ -84,7 +84,7 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
     table.add_column("arm", overflow="fold")
     for name in ("seeds", metric, f"difference to {arms[0].baseline}"):
         table.add_column(name, justify="right")
-    for arm in arms[:MOST_ROWS]:
+    for arm in arms[:MAX_ROWS]:
         value = f"{arm.value.mean:.4f}{_margin(arm.value)}" if arm.value else "-"
         gap = f"{arm.difference.mean:+.4f}{_margin(arm.difference)}" if arm.difference else ""
         if arm.difference and arm.difference.n < len(arm.rows):
@@ -92,8 +92,8 @@ def arms_table(arms: Sequence[Arm], metric: str) -> Table:
         seeds = f"{arm.value.n if arm.value else 0} of {len(arm.rows)}"
         name = f"{arm.name}\n  {arm.note}" if arm.note else arm.name
         table.add_row(name, seeds, value, gap)
-    if len(arms) > MOST_ROWS:
-        table.add_row(f"... and {len(arms) - MOST_ROWS} more", "", "", "")
+    if len(arms) > MAX_ROWS:
+        table.add_row(f"... and {len(arms) - MAX_ROWS} more", "", "", "")
     return table
 
 
@@ -139,7 +139,7 @@ def run_shown(jobs: Sequence[Job], workers: int, console: Console) -> bool:
     """Runs the jobs with a live table, tells the failures, and whether all are done."""
     with LiveTable(console, jobs) as live:
         states = run_jobs(jobs, workers, live)
-    live.tell_failures()
+    live.print_failures()
     missing = sum(state != State.DONE for state in states.values())
     if missing:
         console.print(f"{missing} of {len(jobs)} runs are not done; the same command goes on")
@@ -161,7 +161,7 @@ class LiveTable:
         if self._live is not None:
             self._live.start()
         else:
-            self._activity.enter_context(told_by(self._note))
+            self._activity.enter_context(spoken_by(self._note))
         self._doing = self._activity.enter_context(doing("running", len(self._jobs), "runs done"))
         return self
 
@@ -173,8 +173,8 @@ class LiveTable:
     def _note(self, text: str) -> None:
         """How far the runs are, in a line each time."""
         running = [job for job in self._jobs if self._states.get(job.name) == State.RUNNING]
-        told = [f"{job.name} {_reached(job)[0]}" for job in running]
-        self._console.print(f"{text} {'; '.join(told)}", highlight=False, soft_wrap=True)
+        message = [f"{job.name} {_reached(job)[0]}" for job in running]
+        self._console.print(f"{text} {'; '.join(message)}", highlight=False, soft_wrap=True)
 
     def changed(self, job: Job, state: State) -> None:
         if state == State.FAILED:
@@ -201,16 +201,18 @@ class LiveTable:
             state = states[job.name]
             table.add_row(job.name, Text(state, style=SIGNS[state]), *_reached(job))
         counted = Counter(states.values())
-        told = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
+        message = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
         hidden = f" ({len(order) - room} not shown)" if len(order) > room else ""
         minutes = (time.time() - self._began) / 60
-        return Group(table, Text(f"{told}{hidden}; {minutes:.1f} min"))
+        return Group(table, Text(f"{message}{hidden}; {minutes:.1f} min"))
 
-    def tell_failures(self) -> None:
+    def print_failures(self) -> None:
         """The end of the log of each point that failed."""
         for job in self.failures:
-            told = Text.assemble(("failed", "bold red"), f": {job.name} ({job.folder / 'log.txt'})")
-            self._console.print(told, soft_wrap=True)
+            message = Text.assemble(
+                ("failed", "bold red"), f": {job.name} ({job.folder / 'log.txt'})"
+            )
+            self._console.print(message, soft_wrap=True)
             for line in last_words(job.folder):
                 self._console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 

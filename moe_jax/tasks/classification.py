@@ -20,7 +20,7 @@ from moe_jax.tasks.types import Headline, RawBatch, Sums
 
 OPTIONAL = ("domain", "other_label", "share")  # columns that are read where the data has them
 BINS = 15  # of confidence, for the calibration error
-MOST_PAIRS = 1 << 20  # classes squared, up to which all confusions are counted
+MAX_PAIRS = 1 << 20  # classes squared, up to which all confusions are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +103,19 @@ class ClassOfRow:
         """Rows with a label."""
         return {"nats": jnp.sum(self.valid(raw), dtype=jnp.int32).astype(jnp.float32)}
 
-    def _nats(self, predictions: ClassLogits, raw: RawBatch) -> Float[Array, "B"]:
+    def _nll(self, predictions: ClassLogits, raw: RawBatch) -> Float[Array, "B"]:
         log_prob_BC = jax.nn.log_softmax(predictions.logits_BC, axis=-1)
         of_label_B = _at(log_prob_BC, raw["label"])
         if "other_label" in raw:  # a mixture of two images
             share_B = jnp.asarray(raw["share"])
             of_label_B = share_B * of_label_B + (1 - share_B) * _at(log_prob_BC, raw["other_label"])
         smoothing = self._smoothing
-        nats_B = -(1 - smoothing) * of_label_B - smoothing * jnp.mean(log_prob_BC, axis=1)
-        return jnp.where(self.valid(raw), nats_B, 0)
+        nll_B = -(1 - smoothing) * of_label_B - smoothing * jnp.mean(log_prob_BC, axis=1)
+        return jnp.where(self.valid(raw), nll_B, 0)
 
     def token_losses(self, predictions: ClassLogits, raw: RawBatch) -> Float[Array, "B 1"]:
         """The loss of its row."""
-        return self._nats(predictions, raw)[:, None]
+        return self._nll(predictions, raw)[:, None]
 
     def rows(self, predictions: ClassLogits, raw: RawBatch) -> dict[str, Array]:
         return {}
@@ -129,7 +129,7 @@ class ClassOfRow:
         confidence_B = jnp.max(jax.nn.softmax(logits_BC, axis=1), axis=1)
         bin_B = jnp.clip((confidence_B * BINS).astype(jnp.int32), 0, BINS - 1)
         sums = {
-            "nats": jnp.sum(self._nats(predictions, raw)),
+            "nats": jnp.sum(self._nll(predictions, raw)),
             "rows": jnp.sum(valid_B, dtype=jnp.int32),
             "correct": jnp.sum(correct_B, dtype=jnp.int32),
             "top5": jnp.sum(valid_B & (above_B < 5), dtype=jnp.int32),
@@ -139,7 +139,7 @@ class ClassOfRow:
             .at[bin_B]
             .add(jnp.where(valid_B, jax.lax.stop_gradient(confidence_B), 0)),
         }
-        if self._C**2 <= MOST_PAIRS:
+        if self._C**2 <= MAX_PAIRS:
             pair_B = jnp.maximum(label_B, 0) * self._C + best_B
             sums["confusion"] = _count(pair_B, valid_B, self._C**2).reshape(self._C, self._C)
         if self._domains and "domain" in raw:

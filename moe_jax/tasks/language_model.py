@@ -80,17 +80,17 @@ class NextToken:
         self, predictions: Predictions | GivenLogits, raw: RawBatch
     ) -> Float[Array, "B S"]:
         """-log p(target), 0 where no target counts."""
-        nats_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
-        return jnp.where(self.target_mask(raw), nats_BS, 0)
+        nll_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
+        return jnp.where(self.target_mask(raw), nll_BS, 0)
 
     def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Sums:
         """-log p(target) and counts, summed over the counted targets, in float32."""
         target_BS = jnp.asarray(raw["tokens"][:, 1:])
         mask_BS = self.target_mask(raw)
-        nats_BS, best_BS = predictions.of_targets(target_BS)
+        nll_BS, best_BS = predictions.of_targets(target_BS)
         bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)
         return {
-            "nats": jnp.sum(jnp.where(mask_BS, nats_BS, 0)),
+            "nats": jnp.sum(jnp.where(mask_BS, nll_BS, 0)),
             "correct": jnp.sum(mask_BS & (best_BS == target_BS), dtype=jnp.int32),
             "tokens": jnp.sum(mask_BS, dtype=jnp.int32),
             "bytes": jnp.sum(jnp.where(mask_BS, bytes_BS, 0), dtype=jnp.int32),

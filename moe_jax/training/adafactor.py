@@ -13,7 +13,7 @@ from moe_jax.nn.param import Form
 from moe_jax.training.parameters import Forms, by_path
 
 EPSILON = 1e-30  # added to squared gradients
-LEAST_SCALE = 1e-3  # of a parameter, so that one initialised to zero moves
+MIN_SCALE = 1e-3  # of a parameter, so that one initialised to zero moves
 
 
 class AdafactorState(NamedTuple):
@@ -109,7 +109,7 @@ def _update(
         scaled = grad * jax.lax.rsqrt(entries)
     axes = row_axes + column_axes
     scaled = scaled / jnp.maximum(1.0, _rms(scaled, axes))
-    size = jnp.maximum(_rms(param, axes), LEAST_SCALE)
+    size = jnp.maximum(_rms(param, axes), MIN_SCALE)
     return scaled * size, Moments(rows, columns, entries)
 
 

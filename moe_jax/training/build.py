@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
-from moe_jax.config.knobs import KnobSchedules, parse_schedules
+from moe_jax.config.schedules import Schedules, parse_schedules
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.counts import Counts
 from moe_jax.models.layout import Layout
@@ -132,7 +132,7 @@ class Program:
 
     @cached_property
     def train_step(self) -> Any:
-        """(state, raw, knobs) -> (state, StepResult); the state is donated."""
+        """(state, raw, scalars) -> (state, StepResult); the state is donated."""
         return jax.jit(
             self.step.train,
             donate_argnums=0,
@@ -145,20 +145,22 @@ class Program:
 
     @cached_property
     def eval_step(self) -> Any:
-        """(params, router_state, raw, knobs, recorded) -> (BatchSums, Rows) with evaluation's
+        """(params, router_state, raw, scalars, recorded) -> (BatchSums, Rows) with evaluation's
         capacity factor."""
-        factor, what_if = self.experiment.evaluation.capacity_factor, self.counterfactual
+        factor, counterfactual = self.experiment.evaluation.capacity_factor, self.counterfactual
 
         def evaluate(
-            params: Any, router_state: Any, raw: Any, knobs: Any, recorded: Any = None
+            params: Any, router_state: Any, raw: Any, scalars: Any, recorded: Any = None
         ) -> Any:
-            return self.step.evaluate(params, router_state, raw, knobs, factor, what_if, recorded)
+            return self.step.evaluate(
+                params, router_state, raw, scalars, factor, counterfactual, recorded
+            )
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
     @cached_property
     def observe_step(self) -> Any:
-        """(params, router_state, raw, knobs, recorded=None, train=False) -> Observation.
+        """(params, router_state, raw, scalars, recorded=None, train=False) -> Observation.
 
         train: with the routing and the capacity of training, without its noise.
         """
@@ -168,12 +170,12 @@ class Program:
             params: Any,
             router_state: Any,
             raw: Any,
-            knobs: Any,
+            scalars: Any,
             recorded: Any = None,
             train: bool = False,
         ) -> Any:
             context = Context(
-                knobs=knobs,
+                scalars=scalars,
                 train=train,
                 capacity_factor=moe.capacity_factor if train else factor,
                 counterfactual=self.counterfactual,
@@ -185,22 +187,22 @@ class Program:
 
     @cached_property
     def route_step(self) -> Any:
-        """(params, router_state, raw, knobs) -> Routes, leaves (L, B, S, ...); no noise."""
+        """(params, router_state, raw, scalars) -> Routes, leaves (L, B, S, ...); no noise."""
         return jax.jit(self._route, out_shardings=replicated(self.mesh))
 
     @cached_property
     def probe_step(self) -> Any:
         """As route_step, of the first `probe_rows` rows of a batch of `probe_batch_size`."""
 
-        def route(params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
-            routes = self._route(params, router_state, raw, knobs)
+        def route(params: Any, router_state: Any, raw: Any, scalars: Any) -> Routes:
+            routes = self._route(params, router_state, raw, scalars)
             few: Routes = jax.tree.map(lambda leaf: leaf[:, : self.probe_rows], routes)
             return few
 
         return jax.jit(route, out_shardings=replicated(self.mesh))
 
-    def _route(self, params: Any, router_state: Any, raw: Any, knobs: Any) -> Routes:
-        context = Context(knobs=knobs, capture=True)
+    def _route(self, params: Any, router_state: Any, raw: Any, scalars: Any) -> Routes:
+        context = Context(scalars=scalars, capture=True)
         batch = self.step.task.inputs(raw)
         routes: Routes = self.network.apply(params, batch, context, router_state).report.routes
         return routes
@@ -232,19 +234,19 @@ class Program:
     def _rows_of(self, raw: Mapping[str, np.ndarray]) -> int:
         return len(raw[next(iter(self.columns))])
 
-    def told(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def tokens_and_segments(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(id, segment), int32 (B, S), of each token that the layers see of numpy rows; segment 0
         is none."""
         rows = np.arange(self._rows_of(raw), dtype=np.int32)
         batch: dict[str, Any] = {**raw, "row": rows}
-        told = self.step.task.inputs(batch).told(self.experiment.row_length)
-        token_BS, segment_BS = (np.asarray(x, np.int32) for x in told)
+        inputs = self.step.task.inputs(batch).tokens_and_segments(self.experiment.row_length)
+        token_BS, segment_BS = (np.asarray(x, np.int32) for x in inputs)
         return token_BS, segment_BS
 
     @cached_property
-    def knobs(self) -> KnobSchedules:
-        """knobs(step): the scheduled scalars of a step, to be passed to the steps."""
-        return KnobSchedules(self.experiment)
+    def scalars(self) -> Schedules:
+        """scalars(step): the scheduled values of a step, to be passed to the steps."""
+        return Schedules(self.experiment)
 
     @property
     def probes(self) -> bool:
@@ -320,7 +322,7 @@ def build(experiment: Experiment, info: DataInfo | Any, devices: Any = None) -> 
         noise_seed=_seed(experiment, "routing"),
         scheduled=frozenset(parse_schedules(experiment)),
         frozen=experiment.optimizer.groups.frozen,
-        most_rows=experiment.batch_size // experiment.accumulation,
+        max_rows=experiment.batch_size // experiment.accumulation,
     )
     return Program(experiment, mesh, network, step, schedule, experiment.columns)
 

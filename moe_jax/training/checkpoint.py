@@ -33,6 +33,7 @@ from moe_jax.config.paths import (
     size_of,
     write_whole,
 )
+from moe_jax.models.network import path_name
 from moe_jax.parallel.agreement import from_primary, together
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training import read_back
@@ -141,8 +142,8 @@ class Checkpoints:
                 (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
                 self._try_folder()
             except OSError as error:
-                told = f"{self.directory}: cannot be written ({error.strerror})"
-                raise UserError(told, exit_code=1 if error.errno in FULL else 2) from error
+                message = f"{self.directory}: cannot be written ({error.strerror})"
+                raise UserError(message, exit_code=1 if error.errno in FULL else 2) from error
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
                     remove_tree(leftover)
@@ -179,7 +180,7 @@ class Checkpoints:
         if self._saving is not None:
             self._saving.join()
         if self._error is not None:
-            sys.stderr.write(f"warning: {self._told(self._error)}\n")
+            sys.stderr.write(f"warning: {self._as_user_error(self._error)}\n")
         if not self._read_only and not self._remote and is_primary():
             with contextlib.suppress(OSError):  # not empty
                 (self.directory / MANIFESTS).rmdir()
@@ -252,9 +253,9 @@ class Checkpoints:
                 yield step
                 found = found or step in self._good  # not found to be unreadable meanwhile
         if self._bad and not found:
-            told = "\n  ".join(self._names(step) for step in sorted(self._bad, reverse=True))
+            message = "\n  ".join(self._names(step) for step in sorted(self._bad, reverse=True))
             raise UserError(
-                f"no good checkpoint is left:\n  {told}\n"
+                f"no good checkpoint is left:\n  {message}\n"
                 "To train from the beginning take another --workdir."
             )
 
@@ -324,10 +325,12 @@ class Checkpoints:
                     )["state"]
                 )
         except Exception as error:
-            told = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
+            message = f"checkpoint {folder} cannot be loaded: {error.__cause__ or error}"
             if self._config.verify or _is_out_of_memory(error):
-                raise UserError(told, exit_code=1) from error  # the files are as they were written
-            raise Unreadable(told) from error
+                raise UserError(
+                    message, exit_code=1
+                ) from error  # the files are as they were written
+            raise Unreadable(message) from error
         read = {
             name: loaded[name]
             if name in loaded
@@ -385,7 +388,7 @@ class Checkpoints:
             return ocp.save_checkpointables_async(folder, {"state": _not_empty(arrays)})
         except Exception as error:
             self._discard(step)
-            raise self._told(error) from error
+            raise self._as_user_error(error) from error
 
     def _is_kept(self, step: int) -> bool:
         """Whether there is a good checkpoint of this step. A bad one is moved to STEP.bad, with its
@@ -426,8 +429,8 @@ class Checkpoints:
         found = list(itertools.islice(read_back.problems(folder, meta, checksums), 4))
         if found:
             more = ", ..." if found[3:] else ""
-            told = "; ".join(found[:3]) + more
-            raise ValueError(f"what was written cannot be read back: {told}")
+            message = "; ".join(found[:3]) + more
+            raise ValueError(f"what was written cannot be read back: {message}")
 
     def _unpublished(self, step: int) -> Path:
         """Where a step is written. In an object store that is its place."""
@@ -483,13 +486,13 @@ class Checkpoints:
     def _raise_error(self) -> None:
         error, self._error = self._error, None
         if error is not None:
-            raise self._told(error) from error
+            raise self._as_user_error(error) from error
 
     def close(self) -> None:
         """Waits for the running save."""
         self.wait()
 
-    def _told(self, error: BaseException) -> UserError:
+    def _as_user_error(self, error: BaseException) -> UserError:
         chain: BaseException | None = error
         while chain is not None:
             full = isinstance(chain, OSError) and chain.errno in FULL
@@ -535,7 +538,7 @@ def for_orbax(folder: Path) -> Any:
 def flatten(state: Any) -> tuple[dict[str, Any], Any]:
     """Leaves by path, such as "params.layers.00.moe.experts.w_up", and the tree's structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    named = {path_name(path, "."): leaf for path, leaf in leaves}
     return named, structure
 
 
@@ -576,5 +579,5 @@ def _compare(
             lines.append(f"{name}: stored as {old}, wanted as {dtype}")
     if lines:
         more = [f"... and {len(lines) - 12} more"] if lines[12:] else []
-        told = "\n  ".join(lines[:12] + more)
-        raise UserError(f"checkpoint {where} does not fit the model:\n  {told}")
+        message = "\n  ".join(lines[:12] + more)
+        raise UserError(f"checkpoint {where} does not fit the model:\n  {message}")

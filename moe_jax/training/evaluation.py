@@ -34,13 +34,13 @@ def evaluate(
     """
     total: BatchSums | None = None
     by_row: list[dict[str, np.ndarray]] = []
-    knobs = program.knobs(int(state.step))
+    scalars = program.scalars(int(state.step))
     size = program.eval_batch_size
     routes: Iterable[Recorded | None] = itertools.repeat(None) if recorded is None else recorded
-    raws = told_batches("evaluating", batches)
+    raws = counted_batches("evaluating", batches)
     for number, (raw, replayed) in enumerate(zip(raws, routes, strict=False)):
         batch = program.put(raw, first_row=number * size, batch_size=size)
-        found = program.eval_step(state.params, state.router_state, batch, knobs, replayed)
+        found = program.eval_step(state.params, state.router_state, batch, scalars, replayed)
         sums, rows = jax.device_get(found)
         if rows:
             by_row.append({name: leaf[rows[VALID]] for name, leaf in rows.items()})
@@ -60,7 +60,7 @@ def evaluate(
     return metrics
 
 
-def told_batches(what: str, batches: Iterable[Any]) -> Iterator[Any]:
+def counted_batches(what: str, batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; says, where that takes long, `what` and how many are done."""
     return counted(what, batches, "batches", "the first compiles")
 

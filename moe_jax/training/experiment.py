@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from moe_jax.config.fields import Rule, at_least, at_most, kind
-from moe_jax.config.knobs import schedule_rules
+from moe_jax.config.schedules import schedule_rules
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText, classes_of, vocabulary_of
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.data.types import Columns, DataInfo, columns_of
@@ -26,7 +26,7 @@ from moe_jax.training.writers import LoggingConfig
 
 MAX_SEED = 2**32 - 1  # JAX's keys take seeds modulo 2^32: larger ones would be others once more
 MAX_COUNT = 2**31 - 1  # counters are int32
-LEAST_VOCABULARY = 264  # that of the bytes, and of runs from before the tokenizer was asked
+MIN_VOCABULARY = 264  # that of the bytes, and of runs from before the tokenizer was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Experiment:
         """With model.vocab_size for so many ids, where that is left to the tokenizer."""
         if self.vocabulary != 0:
             return self
-        size = max(LEAST_VOCABULARY, -(-ids // 8) * 8)
+        size = max(MIN_VOCABULARY, -(-ids // 8) * 8)
         return replace(self, model=replace(self.model, vocab_size=size))  # type: ignore[call-arg]
 
     @property

@@ -12,7 +12,7 @@ from moe_jax.config.tree import from_json_dict, to_json_dict
 from moe_jax.training.experiment import Experiment
 
 # Parts of a config that do not change what is computed: they may differ when a run goes on.
-FREE = (
+MAY_CHANGE = (
     "name",
     "max_bad_steps",
     "mesh",
@@ -46,10 +46,10 @@ def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
 
 
-def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without its FREE parts."""
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what MAY_CHANGE."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
-    for path in FREE:
+    for path in MAY_CHANGE:
         *parents, name = path.split(".")
         node: Any = copy
         for parent in parents:
@@ -60,8 +60,8 @@ def pinned(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_changes(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    """What a config has otherwise than the saved one, but for its FREE parts; a line each."""
-    return difference(pinned(with_new_fields(saved)), pinned(to_json_dict(experiment)))
+    """What a config has otherwise than the saved one, but for what MAY_CHANGE; a line each."""
+    return difference(identity_of(with_new_fields(saved)), identity_of(to_json_dict(experiment)))
 
 
 def fingerprints(**rows: Any) -> dict[str, Any]:

@@ -28,14 +28,14 @@ from moe_jax.parallel.agreement import (
     primary_first,
     say,
 )
-from moe_jax.parallel.hosts import is_primary, several
+from moe_jax.parallel.chips import peak_flops
+from moe_jax.parallel.hosts import is_multiprocess, is_primary
 from moe_jax.training.build import Program, build, data_seed, require_not_empty
 from moe_jax.training.checkpoint import Checkpoints, Restored
 from moe_jax.training.evaluation import depth_report, evaluate, load_report, routing_report
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import config_changes, data_changes, fingerprints
 from moe_jax.training.origin import new_state
-from moe_jax.training.peaks import peak_flops
 from moe_jax.training.probe import Probe
 from moe_jax.training.progress import Progress
 from moe_jax.training.rules import warnings
@@ -151,10 +151,10 @@ def resume(
     lines = config_changes(known.config, program.experiment)
     lines += data_changes(known.fingerprint, data)
     if lines and not allow:
-        told = "\n  ".join(lines)
+        message = "\n  ".join(lines)
         raise UserError(
             f"{checkpoints.directory.parent} holds a run with another config or other data:\n"
-            f"  {told}\nUse another --workdir, or --allow_changes to go on with the new one."
+            f"  {message}\nUse another --workdir, or --allow_changes to go on with the new one."
         )
     with doing("loading the checkpoint"):
         if not new_probe:
@@ -174,7 +174,7 @@ def describe(program: Program, workdir: Path, restored: Restored | None) -> None
     for name, text in summary(program.counts).items():
         say(f"  {name}: {text}")
     sizes = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "1 device"
-    processes = f" on {jax.process_count()} processes" if several() else ""
+    processes = f" on {jax.process_count()} processes" if is_multiprocess() else ""
     say(f"  mesh: {sizes}{processes}")
     for warning in warnings(experiment):
         say(f"  warning: {warning}")
@@ -244,7 +244,7 @@ class Run:
         profile = self.program.experiment.logging.profile_steps
         if profile and step == profile[0]:
             self.profile = Profile(self.writer.directory / "profile")
-        state, result = self.program.train_step(state, raw, self.program.knobs(step))
+        state, result = self.program.train_step(state, raw, self.program.scalars(step))
         if self.profile is not None and step == profile[1]:
             jax.block_until_ready(result)
             self.profile.stop()
@@ -285,10 +285,10 @@ class Run:
         found = {name: metrics[name] for name in shown if name in metrics}
         if overflow := metrics.get("moe/overflow_fraction", 0.0):
             found["moe/overflow_fraction"] = overflow
-            self._tell_overflow(step, overflow)
+            self._warn_of_overflow(step, overflow)
         self.progress.update(step, {"loss": metrics["loss"], **found})
 
-    def _tell_overflow(self, step: int, share: float) -> None:
+    def _warn_of_overflow(self, step: int, share: float) -> None:
         """Once: it is a loss that no capacity factor has asked for."""
         if not self.overflowed:
             self.overflowed = True
@@ -310,8 +310,8 @@ class Run:
         names = dict.fromkeys(
             (*(h.name for h in program.experiment.task.headlines), "accuracy", "moe/max_violation")
         )
-        told = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        self.progress.message(f"step {step} evaluation: {told}")
+        message = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+        self.progress.message(f"step {step} evaluation: {message}")
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -345,7 +345,7 @@ class Clock:
         experiment = program.experiment
         self._tokens = experiment.batch_size * experiment.row_length
         self._flops = program.counts.flops_per_token
-        peak = peak_flops(program.mesh.devices.flat[0], experiment.model.dtype)
+        peak = peak_flops(program.mesh.devices.flat[0].device_kind, experiment.model.dtype)
         self._peak = None if peak is None else peak * program.mesh.size
         self._step, self._since, self._out = step, time.perf_counter(), 0.0
         self._first = True

@@ -15,7 +15,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.data.types import DataInfo
 from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
-from moe_jax.training.evaluation import told_batches
+from moe_jax.training.evaluation import counted_batches
 from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, np.ndarray]
@@ -28,10 +28,10 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         raise UserError("a dense model has no routes")
     parts: list[dict[str, np.ndarray]] = []
     unused = 0
-    for number, raw in enumerate(told_batches("tracing", batches)):
+    for number, raw in enumerate(counted_batches("tracing", batches)):
         seen = _observe(program, state, raw, number)
         routes, unused = seen.routes, seen.routes.unused
-        token_NS, segment_NS = program.told(raw)
+        token_NS, segment_NS = program.tokens_and_segments(raw)
         part = {
             "token_NS": token_NS,
             "segment_NS": segment_NS,
@@ -86,7 +86,7 @@ def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -
             return
         rows = slice(done, min(done + size, whole))
         count = rows.stop - rows.start
-        if not np.array_equal(trace.token_NS[rows], program.told(raw)[0][:count]):
+        if not np.array_equal(trace.token_NS[rows], program.tokens_and_segments(raw)[0][:count]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
         shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)
@@ -124,7 +124,7 @@ def leak(
     if not program.layout.moe_layers:
         raise UserError("a dense model has no routes")
     sums = LeakSums()
-    for number, raw in enumerate(told_batches("measuring the leak", batches)):
+    for number, raw in enumerate(counted_batches("measuring the leak", batches)):
         before = _on_host(program, state, raw, number, train)
         S = raw["tokens"].shape[1] - 1
         for i, part in enumerate(cuts):
@@ -139,9 +139,9 @@ def _observe(
     program: Program, state: TrainState, raw: Batch, number: int, train: bool = False
 ) -> Any:
     batch = program.put(raw, first_row=number * program.eval_batch_size)
-    knobs = program.knobs(int(state.step))
+    scalars = program.scalars(int(state.step))
     return jax.device_get(
-        program.observe_step(state.params, state.router_state, batch, knobs, train=train)
+        program.observe_step(state.params, state.router_state, batch, scalars, train=train)
     )
 
 
@@ -150,7 +150,7 @@ def _on_host(program: Program, state: TrainState, raw: Batch, number: int, train
     segments = {"segments": jnp.asarray(raw["segments"])}
     task: Any = program.step.task  # of the next token, which alone leaks
     return Observed(
-        nats_BS=seen.loss_BS,
+        nll_BS=seen.loss_BS,
         target_BS=np.asarray(task.target_mask(segments)),
         segment_BS=raw["segments"][:, :-1],
         expert_LBSK=seen.routes.expert_BSK,

@@ -176,7 +176,7 @@ class Optimizer:
         """Gradients to updates of about unit size, before learning rate and decay."""
         raise NotImplementedError
 
-    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+    def description(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
         """What `scale` does with a parameter, in a few words for people."""
         return type(self).__name__
 
@@ -192,7 +192,7 @@ class AdamW(Optimizer):
     def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
-    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+    def description(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
         return "Adam"
 
 
@@ -216,7 +216,7 @@ class Adafactor(Optimizer):
     def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         return scale_by_adafactor(self.decay_rate, self.min_dim_size_to_factor, forms)
 
-    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+    def description(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
         if is_factored(form, shape, self.min_dim_size_to_factor):
             rows, columns = form.sizes(shape)
             return f"factored, {rows:,} + {columns:,} a matrix"
@@ -236,7 +236,7 @@ class Lion(Optimizer):
     def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
 
-    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+    def description(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
         return "sign of the momentum"
 
 
@@ -274,7 +274,7 @@ class Muon(Optimizer):
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.partition({"muon": muon, "adam": adam}, labels)
 
-    def told(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
+    def description(self, path: str, form: Form, shape: tuple[int, ...]) -> str:
         if is_muon(path, form):
             rows, columns = form.sizes(shape)
             return f"orthogonalised as {rows:,} x {columns:,}"

@@ -30,7 +30,7 @@ class Line:
     form: Form
     decay: float
     rate: float
-    told: str
+    description: str
 
     @property
     def part(self) -> str:
@@ -56,7 +56,7 @@ def optimizer_table(config: Optimizer, network: Network) -> list[Line]:
             form=form,
             decay=0.0 if group.frozen else decay,
             rate=0.0 if group.frozen else group.learning_rate_multiplier,
-            told="frozen" if group.frozen else config.told(path, form, leaf.shape),
+            description="frozen" if group.frozen else config.description(path, form, leaf.shape),
         )
         found.append(line)
     return found
@@ -84,7 +84,7 @@ def as_text(lines: Sequence[Line]) -> str:
             line.part,
             f"{line.decay:g}" if line.form.decays else "-",
             f"{line.rate:g}",
-            line.told,
+            line.description,
         )
         for line in lines
     ]

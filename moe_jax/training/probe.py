@@ -32,7 +32,7 @@ class Probe:
         for name, spec in program.columns.items():
             self._raw[name] = spec.filled(whole)
             self._raw[name][:count] = np.stack([row[name] for row in chosen])
-        self._valid = program.told(self._raw)[1][:count] > 0
+        self._valid = program.tokens_and_segments(self._raw)[1][:count] > 0
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """The state with the new routes in it, and the metrics `moe/probe/...`.
@@ -43,8 +43,8 @@ class Probe:
         """
         program = self._program
         raw = program.put(self._raw)
-        knobs = program.knobs(int(state.step))
-        routes = program.probe_step(state.params, state.router_state, raw, knobs)
+        scalars = program.scalars(int(state.step))
+        routes = program.probe_step(state.params, state.router_state, raw, scalars)
         expert, probability, old = jax.device_get((routes.expert_BSK, routes.prob_BSE, state.probe))
         metrics = self._metrics(expert, probability, old)
         new = put(expert.astype(np.int32), program.state_shardings.probe)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from moe_jax.config.activity import EVERY, heard, told_by
+from moe_jax.config.activity import EVERY, heard, spoken_by
 from moe_jax.parallel.hosts import is_primary
 
 SHOWN = {
@@ -51,7 +51,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
-            self._activity.enter_context(told_by(self._note))
+            self._activity.enter_context(spoken_by(self._note))
         return self
 
     def __exit__(
@@ -82,16 +82,16 @@ class Progress:
 
     def _draw(self, now: float) -> None:
         self._shown, self._drawn = self._step, now
-        told = self._told(now)
+        message = self._line(now)
         if self._live is not None:
             lines = Table.grid(expand=True)  # two, so that narrow terminals show all of it
             lines.add_row(ProgressBar(total=self._total, completed=self._step))
-            lines.add_row(told)
+            lines.add_row(message)
             if self._noted:
                 lines.add_row(self._noted)
             self._live.update(lines, refresh=True)
         elif self._active:
-            print(told, flush=True)
+            print(message, flush=True)
         heard()
 
     def message(self, text: str) -> None:
@@ -102,7 +102,7 @@ class Progress:
             print(text, flush=True)
         heard()
 
-    def _told(self, now: float) -> str:
+    def _line(self, now: float) -> str:
         values = [
             f"{name} {form.format(self._values[key])}"
             for key, (name, form) in SHOWN.items()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from moe_jax.config.errors import Problem
-from moe_jax.config.knobs import parse_schedules
+from moe_jax.config.schedules import parse_schedules
 from moe_jax.data.types import columns_of
 from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.text import TextConfig
@@ -56,8 +56,8 @@ def _parts(experiment: Experiment) -> Iterator[Problem]:
 
 def _divides(path: str, value: int, parts: int, by: str) -> Iterator[Problem]:
     if value > 0 and parts > 0 and value % parts:
-        told = f"{value} = {value // parts} x {parts} + {value % parts}"
-        yield Problem(path, value, f"must be divisible by {by} = {parts} ({told})")
+        message = f"{value} = {value // parts} x {parts} + {value % parts}"
+        yield Problem(path, value, f"must be divisible by {by} = {parts} ({message})")
 
 
 def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
@@ -203,13 +203,13 @@ def _attention(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
 def _batches(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     shards = row_shards(sizes)
     rows = rows_per_group(experiment)
-    told = f"data x fsdp x expert x rows of a group = {shards} x {rows}"
+    message = f"data x fsdp x expert x rows of a group = {shards} x {rows}"
     parts = shards * rows * experiment.accumulation
-    by = f"{told} x accumulation {experiment.accumulation}"
+    by = f"{message} x accumulation {experiment.accumulation}"
     yield from _divides("batch_size", experiment.batch_size, parts, by)
     evaluation = experiment.evaluation
     if evaluation.batch_size is not None:
-        yield from _divides("evaluation.batch_size", evaluation.batch_size, shards * rows, told)
+        yield from _divides("evaluation.batch_size", evaluation.batch_size, shards * rows, message)
 
 
 def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:

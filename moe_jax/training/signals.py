@@ -58,9 +58,9 @@ class StopSignals:
             self.number = int(number)
             # Not print, which may be what was interrupted.
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            told = f"\n{self.name}: saving and stopping after this step{again}\n"
+            message = f"\n{self.name}: saving and stopping after this step{again}\n"
             with contextlib.suppress(OSError):
-                os.write(2, told.encode())
+                os.write(2, message.encode())
 
 
 def signal_name(number: int) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from moe_jax.config.knobs import bind
+from moe_jax.config.schedules import bind
 from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, LayerReport, Routes
@@ -32,7 +32,7 @@ from moe_jax.training.state import TrainState
 
 Rows = dict[str, Array]  # results of each row, and VALID
 VALID = "valid"  # which rows are no padding
-Knobs = Mapping[str, Float[Array, ""]]
+Scalars = Mapping[str, Float[Array, ""]]
 ADDITIVE_SCOPES = tuple(scope for scope in SCOPES if scope != "global_batch")
 
 
@@ -79,7 +79,7 @@ class Step:
     """The steps of one experiment: static parts here, arrays as arguments.
 
     row_length: S, tokens of a row as the layers see them. accumulation: micro-batches of one
-    optimizer step. most_rows: of an evaluation that are in
+    optimizer step. max_rows: of an evaluation that are in
     memory at once, those of such a micro-batch; None: any number. noise_seed: of routing keys.
     scheduled: paths of scalars that may be non-zero although the config says 0.
     frozen: names of the groups of parameters that do not move.
@@ -94,7 +94,7 @@ class Step:
     noise_seed: int
     scheduled: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
-    most_rows: int | None = None
+    max_rows: int | None = None
 
     @property
     def layout(self) -> Layout:
@@ -103,7 +103,7 @@ class Step:
         return layout
 
     def train(
-        self, state: TrainState, raw: RawBatch, knobs: Knobs
+        self, state: TrainState, raw: RawBatch, scalars: Scalars
     ) -> tuple[TrainState, StepResult]:
         """One optimizer step on a global batch of `accumulation` micro-batches.
 
@@ -117,15 +117,15 @@ class Step:
         }
         context = Context(
             key=jax.random.fold_in(routing_key(self.noise_seed), state.step),
-            knobs=knobs,
+            scalars=scalars,
             train=True,
             capacity_factor=self.moe.capacity_factor,
-            apart=True,
+            per_member=True,
         )
         loss, grads, sums = self._gradients(state, raw, context, weights)
         grad_norm = optax.tree.norm(trained(grads, self.frozen))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new_state = self._update(state, grads, sums, knobs)
+        new_state = self._update(state, grads, sums, scalars)
         kept = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (new_state.params, new_state.opt_state, new_state.router_state),
@@ -162,17 +162,17 @@ class Step:
         params: Mapping[str, Any],
         router_state: Mapping[str, Any],
         raw: RawBatch,
-        knobs: Knobs,
+        scalars: Scalars,
         capacity_factor: float | None,
         counterfactual: Counterfactual | None = None,
         recorded: Recorded | None = None,
     ) -> tuple[BatchSums, Rows]:
         """Sums of one batch without noise, with evaluation's own capacity factor, and the task's
-        results by row; in micro-batches of at most `most_rows` rows."""
+        results by row; in micro-batches of at most `max_rows` rows."""
 
         def look(raw: RawBatch, recorded: Recorded | None) -> tuple[BatchSums, Rows]:
             context = Context(
-                knobs=knobs,
+                scalars=scalars,
                 capacity_factor=capacity_factor,
                 counterfactual=counterfactual,
                 recorded=recorded,
@@ -195,13 +195,13 @@ class Step:
         return sums, self._joined(rows, self._grouping)
 
     def _evaluation_parts(self, raw: RawBatch) -> int:
-        """The fewest equal parts that have no more than `most_rows` rows and fit the mesh."""
+        """The fewest equal parts that have no more than `max_rows` rows and fit the mesh."""
         rows = raw["row"].shape[0]
         units, over = divmod(rows, row_shards(self.network.mesh.shape) * self._grouping.rows)
-        if self.most_rows is None or over:
+        if self.max_rows is None or over:
             return 1
         fitting = [n for n in range(1, units + 1) if units % n == 0]
-        return next((n for n in fitting if rows // n <= self.most_rows), units)
+        return next((n for n in fitting if rows // n <= self.max_rows), units)
 
     def observe(
         self,
@@ -228,9 +228,9 @@ class Step:
         output = self.network.apply(params, inputs, context, router_state)
         rows = self.task.rows(output.predictions, raw) if by_row else {}
         if rows:
-            _, segment_BS = inputs.told(self.row_length)
+            _, segment_BS = inputs.tokens_and_segments(self.row_length)
             rows = {**rows, VALID: jnp.any(segment_BS > 0, axis=1)}
-        if context.apart and self.members > 1:
+        if context.per_member and self.members > 1:
             raw = jax.tree.map(lambda leaf: repeat_rows(leaf, self.members), dict(raw))
         task = self.task.sums(output.predictions, raw)
         report, depth = output.report, None
@@ -253,7 +253,7 @@ class Step:
     ) -> tuple[Array, Any, BatchSums]:
         """Loss, gradients and sums of the global batch."""
         micro_batches = self._split(dict(raw), self._grouping, self.accumulation)
-        losses = bind(self.moe.losses, context.knobs, prefix="moe.losses")
+        losses = bind(self.moe.losses, context.scalars, prefix="moe.losses")
         global_gradient, global_loss = None, jnp.zeros((), jnp.float32)
         if self.accumulation > 1 and self._needs_global_sums():
             global_loss, global_gradient = self._global_pass(state, micro_batches, context, losses)
@@ -329,22 +329,24 @@ class Step:
 
     # --- pieces ---
 
-    def _update(self, state: TrainState, grads: Any, sums: BatchSums, knobs: Knobs) -> TrainState:
+    def _update(
+        self, state: TrainState, grads: Any, sums: BatchSums, scalars: Scalars
+    ) -> TrainState:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return replace(
             state,
             params=params,
             opt_state=opt_state,
-            router_state=self._update_routers(state.router_state, sums, knobs),
+            router_state=self._update_routers(state.router_state, sums, scalars),
         )
 
-    def _update_routers(self, router_state: Any, sums: BatchSums, knobs: Knobs) -> Any:
+    def _update_routers(self, router_state: Any, sums: BatchSums, scalars: Scalars) -> Any:
         """Each layer's router state from that layer's sums over the whole global batch."""
         if sums.routing is None or not jax.tree.leaves(router_state):
             return router_state
         layer_sums = self.layout.by_stack(sums.routing)
-        router = bind(self.moe.router, knobs, prefix="moe.router")
+        router = bind(self.moe.router, scalars, prefix="moe.router")
         update = jax.vmap(router.update)
         return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
 

@@ -53,15 +53,15 @@ class Tracker:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers as they are, lists as histograms of their finite values."""
-        told: dict[str, Any] = {}
+        sent: dict[str, Any] = {}
         for name, value in metrics.items():
             if np.ndim(value) == 0:
-                told[name] = float(value)
+                sent[name] = float(value)
                 continue
             array = np.asarray(value, np.float64)
             if (finite := array[np.isfinite(array)]).size:
-                told[name] = self._histogram(finite.tolist(), num_bins=30)
-        self._run.log(told, step=step)
+                sent[name] = self._histogram(finite.tolist(), num_bins=30)
+        self._run.log(sent, step=step)
 
     def close(self, *, failed: bool) -> None:
         """Ends the run there, as failed or as well done."""

@@ -168,8 +168,8 @@ class _Match:
         self.report.unused.append(f"{source} {before.shape}, now {shape}")
         return self._new(name)
 
-    def _new(self, told: str) -> Taken | None:
-        self.report.new.append(told)
+    def _new(self, entry: str) -> Taken | None:
+        self.report.new.append(entry)
         return None
 
     def whole_report(self) -> WarmStartReport:
@@ -201,11 +201,11 @@ class _Match:
         copies = np.arange(len(index)) != index
         copies[len(index) - others :] = False
         mask = np.moveaxis(copies.reshape((-1,) + (1,) * (values.ndim - 1)), 0, axis)
-        told = f"{name} {before.shape} -> {shape}"
+        entry = f"{name} {before.shape} -> {shape}"
         if "router" not in name.split(".") or values.ndim < 2 or not copies.any():
-            self.report.adapted.append(told)
+            self.report.adapted.append(entry)
             return Taken(values)
-        self.report.adapted.append(f"{told}, columns of copies: {self._grow}")
+        self.report.adapted.append(f"{entry}, columns of copies: {self._grow}")
         if self._grow == "noise":
             others_axes = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
             rms = np.sqrt(np.mean(np.square(values), axis=others_axes, keepdims=True))

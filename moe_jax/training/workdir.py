@@ -61,8 +61,8 @@ def claimed(workdir: str | os.PathLike[str]) -> Iterator[tuple[Path, FolderLock]
 
     def find() -> None:
         if not (path / probe).exists():
-            told = f"--workdir={workdir}: is not the same folder at all processes; share one"
-            raise UserError(told)
+            message = f"--workdir={workdir}: is not the same folder at all processes; share one"
+            raise UserError(message)
 
     try:
         probe = from_primary(claim)
@@ -80,7 +80,7 @@ def claimed(workdir: str | os.PathLike[str]) -> Iterator[tuple[Path, FolderLock]
                         folder.rmdir()
 
 
-def make_folders(path: Path, told: str) -> list[Path]:
+def make_folders(path: Path, flag: str) -> list[Path]:
     """Makes a folder and those above it; which of them were not there, the innermost first."""
     try:
         if is_remote(path):
@@ -90,7 +90,7 @@ def make_folders(path: Path, told: str) -> list[Path]:
         path.mkdir(parents=True, exist_ok=True)
         return missing
     except OSError as error:
-        raise UserError(f"{told}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{flag}: cannot be written ({error.strerror})") from error
 
 
 def is_bare(path: Path) -> bool:

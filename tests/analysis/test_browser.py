@@ -74,9 +74,9 @@ def faults(page: str, width: int, folder: Path) -> list[str]:
     file.write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"), "utf-8")
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--window-size={width},900", f"--user-data-dir={folder}/profile", file.as_uri()]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    match = re.search(r"<title>PROBE(.*?)</title>", told, re.DOTALL)
-    assert match is not None, told[:500]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    match = re.search(r"<title>PROBE(.*?)</title>", dumped, re.DOTALL)
+    assert match is not None, dumped[:500]
     return sorted(set(json.loads(html.unescape(match[1]))))
 
 

@@ -108,7 +108,7 @@ def test_saturation_is_the_share_that_stayed():
 
 def test_preferences_are_shares_of_a_tokens_occurrences():
     trace = random_trace(L=1, N=8, S=60)
-    found = preferences.preferred_tokens(trace, 0, most=3, least_count=20)
+    found = preferences.preferred_tokens(trace, 0, most=3, min_count=20)
     counts, whole = np.zeros((5, 6)), np.zeros(5)
     for n, s, experts in tokens(trace, 0):
         whole[trace.token_NS[n, s]] += 1
@@ -122,7 +122,7 @@ def test_preferences_are_shares_of_a_tokens_occurrences():
         assert [one.token for one in found[e]] == expected
         assert [one.share for one in found[e]] == pytest.approx([share[v] for v in expected])
         assert all(one.count == whole[one.token] for one in found[e])
-    assert preferences.preferred_tokens(trace, 0, least_count=10_000) == [[]] * 6
+    assert preferences.preferred_tokens(trace, 0, min_count=10_000) == [[]] * 6
 
 
 def test_drops_are_counted_where_they_happen():

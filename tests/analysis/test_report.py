@@ -19,7 +19,7 @@ from moe_jax.analysis.read_run import Series, read_metrics, read_runs
 from moe_jax.analysis.report import build_report, heat_map, write_report
 from moe_jax.analysis.report.curves import curves
 from moe_jax.analysis.report.line_chart import Line, line_chart, thin
-from moe_jax.analysis.report.numbers import log_ticks, step_ticks, tick_labels, ticks, told
+from moe_jax.analysis.report.numbers import formatted, log_ticks, step_ticks, tick_labels, ticks
 from moe_jax.analysis.report.tables import differing
 from moe_jax.config.errors import UserError
 from tests.analysis.fake_run import write_run
@@ -316,7 +316,7 @@ def test_the_best_run_is_marked(runs):
     html = build_report([runs["small"], runs["switch"]])
     row = re.search(r'<tr><th scope="row"><span class="chip run-0">.*?</tr>', html)[0]
     bits = read_runs([runs["small"]])[0].get("bits_per_byte", "eval").last
-    assert f"<strong>{told(bits)}</strong>" in row
+    assert f"<strong>{formatted(bits)}</strong>" in row
 
 
 def test_sections_without_content_are_left_out(runs):
@@ -420,12 +420,12 @@ def test_ticks_of_steps_are_whole():
      (-0.5, "-0.5")],
 )  # fmt: skip
 def test_numbers_for_people(value, text):
-    assert told(value) == text
+    assert formatted(value) == text
 
 
 def test_percentages_for_people():
-    assert told(0.0309, percent=True) == "3.09 %"
-    assert told(1.0, percent=True) == "100 %"
+    assert formatted(0.0309, percent=True) == "3.09 %"
+    assert formatted(1.0, percent=True) == "100 %"
     assert tick_labels([0.0, 0.25, 0.5], percent=True) == ["0 %", "25 %", "50 %"]
 
 

@@ -1,4 +1,4 @@
-"""The sections of --routing, on traces made by hand; and the door on a trained run."""
+"""The sections of --routing, on traces made by hand; and the command on a trained run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_jax.analysis.report import build_report
 from moe_jax.analysis.report.routing import RoutingView, colour, routing_sections
 from tests.analysis.fake_run import write_run
 from tests.analysis.test_preferences import random_trace
-from tests.doors.conftest import texts, tiny, trained  # noqa: F401 - fixtures
+from tests.commands.conftest import texts, tiny, trained  # noqa: F401 - fixtures
 
 LETTERS = "ab<\n "
 
@@ -90,12 +90,12 @@ def test_the_sections_stand_behind_the_load(tmp_path):
     assert "http" not in re.sub(r'http-equiv|xmlns="[^"]*"', "", html)
 
 
-def test_the_door_adds_them_for_a_run_with_checkpoints(door, trained, tmp_path):  # noqa: F811
+def test_the_door_adds_them_for_a_run_with_checkpoints(cli, trained, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
-    code, _, err = door("report", f"--workdir={workdir}", "--routing", "--batches=1")
+    code, _, err = cli("report", f"--workdir={workdir}", "--routing", "--batches=1")
     assert code == 0, err
     html = (workdir / "report.html").read_text("utf-8")
     assert "Text by expert" in html and "One checkpoint only" not in html
-    code, _, err = door("report", f"--workdir={workdir},{trained}", "--routing")
+    code, _, err = cli("report", f"--workdir={workdir},{trained}", "--routing")
     assert code == 2 and "--routing is of one run" in err

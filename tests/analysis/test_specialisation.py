@@ -101,8 +101,8 @@ def test_mutual_information_against_scipy():
     counts = np.random.default_rng(1).integers(0, 20, (3, 5))
     p = counts / counts.sum()
     joint = entropy(p.ravel(), base=2)
-    apart = entropy(p.sum(0), base=2) + entropy(p.sum(1), base=2)
-    assert mutual_information(counts) == pytest.approx(apart - joint)
+    per_member = entropy(p.sum(0), base=2) + entropy(p.sum(1), base=2)
+    assert mutual_information(counts) == pytest.approx(per_member - joint)
     assert entropy_bits(counts) == pytest.approx(joint)
     assert mutual_information(np.outer([1, 2], [3, 4])) == pytest.approx(0, abs=1e-12)
     assert mutual_information(np.zeros((2, 2))) == 0
@@ -124,7 +124,7 @@ def test_leak_counts_changed_routes_and_nats_before_the_cut():
 
     def observed(expert, weight, nats):
         return Observed(
-            nats_BS=nats,
+            nll_BS=nats,
             target_BS=np.ones(nats.shape, bool),
             segment_BS=trace.segment_NS,
             expert_LBSK=expert,

@@ -74,15 +74,15 @@ def test_step_on_64_devices(mesh):
         w for experts in expert_weights(program.abstract_state.params) for w in experts.values()
     ):
         assert math.prod(w.sharding.shard_shape(w.shape)) * split == w.size
-    told = estimate(program.experiment, 64, "tpu")
-    state = told.parameters + told.optimizer + told.other
+    message = estimate(program.experiment, 64, "tpu")
+    state = message.parameters + message.optimizer + message.other
     # Beside the state: the batch. TPU layouts pad small arrays.
     assert state <= exe.memory_analysis().argument_size_in_bytes <= 1.1 * state + 2**20
     over_expert = [c for c in found if "expert" in c.axes]
     assert_no_weights(over_expert, F // sizes["tensor"])
     exchanges = [c for c in over_expert if c.op == "all-to-all" and c.arrays[0][0] == "bf16"]
     assert sum(c.times for c in exchanges) == 4 * LAYERS
-    (expected,) = (t.bytes_sent for t in told.traffic if t.what == "tokens to experts")
+    (expected,) = (t.bytes_sent for t in message.traffic if t.what == "tokens to experts")
     assert sum(c.bytes_sent * c.times for c in exchanges) == pytest.approx(expected)
 
 
@@ -106,8 +106,8 @@ def test_other_transports_on_64_devices(transport, op, layout):
     moved = [c for c in over_expert if c.arrays[0][0] == "bf16" and c.op != "all-reduce"]
     assert {c.op for c in moved} <= {op, "reduce-scatter"}
     assert sum(c.times for c in moved) == 4 * LAYERS
-    told = estimate(program.experiment, 64, "tpu")
-    expected = sum(t.bytes_sent for t in told.traffic if t.what == "tokens to experts")
+    message = estimate(program.experiment, 64, "tpu")
+    expected = sum(t.bytes_sent for t in message.traffic if t.what == "tokens to experts")
     sent = sum(c.bytes_sent * c.times for c in moved)
     if transport == "ragged":
         assert expected <= sent <= 2 * expected  # receive_factor

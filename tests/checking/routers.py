@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.routing import Mixtral
-from moe_jax.routing.token_choice import choose, make_sums, router_logits, scatter_gates
+from moe_jax.routing.choice import choose, make_sums, router_logits, scatter_gates
 
 
 @dataclass(frozen=True, kw_only=True)

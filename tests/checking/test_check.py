@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_jax import check as door
+from moe_jax import check as cli
 from moe_jax.checking.compare import blame, compare
-from moe_jax.checking.invariance import knobs_over_the_run, micro_batch_terms
+from moe_jax.checking.invariance import micro_batch_terms, scalars_over_the_run
 from moe_jax.checking.shrink import shrink
 from moe_jax.checking.trial import StepRecord, Trial, synthetic_rows
 from moe_jax.checking.variants import variants
 from moe_jax.config import checks
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
 from moe_jax.models.layout import layout_of
@@ -170,7 +170,7 @@ def test_schedules_are_read_over_the_whole_run():
         ("steps", 300),
         ("schedules", ("moe.losses.load_balance.coefficient = linear(0, 0.3, 300)",)),
     )
-    values = [k["moe.losses.load_balance.coefficient"] for k in knobs_over_the_run(experiment, 3)]
+    values = [k["moe.losses.load_balance.coefficient"] for k in scalars_over_the_run(experiment, 3)]
     np.testing.assert_allclose(values, [0.05, 0.15, 0.25], rtol=1e-6)
 
 
@@ -241,7 +241,7 @@ def test_an_element_whose_gradient_is_rounding_may_go_either_way():
         assert differ(w=[0.1, far]) == ["parameter w"], far
 
 
-def told(*cases):
+def description(*cases):
     outcomes = [(f"v{i}", frozenset(factors.split()), ok) for i, (factors, ok) in enumerate(cases)]
     return [
         " or ".join(part.split(" ")[0] for part in line.split(" or ")) for line in blame(outcomes)
@@ -249,33 +249,33 @@ def told(*cases):
 
 
 def test_blame():
-    assert told(("rows", True), ("rows data", True)) == []
-    assert told(("rows", True), ("rows data", False)) == ["data"]
+    assert guilty(("rows", True), ("rows data", True)) == []
+    assert guilty(("rows", True), ("rows data", False)) == ["data"]
     # A layout that fails alone explains every variant with it.
-    assert told(("rows", False), ("rows data", False), ("data slots", True)) == ["rows"]
+    assert guilty(("rows", False), ("rows data", False), ("data slots", True)) == ["rows"]
     # Two axes, each alone.
     both = (("rows", True), ("rows data", False), ("rows fsdp", False), ("rows data fsdp", False))
-    assert told(*both) == ["data", "fsdp"]
+    assert guilty(*both) == ["data", "fsdp"]
     # One transport of several, although it never comes without the axis.
     ways = (("rows expert a2a", False), ("rows expert gather", True), ("rows", True))
-    assert told(*ways) == ["a2a"]
+    assert guilty(*ways) == ["a2a"]
     # The axis, whatever the transport.
-    assert told(("rows expert a2a", False), ("rows expert gather", False), ("rows", True)) == [
+    assert guilty(("rows expert a2a", False), ("rows expert gather", False), ("rows", True)) == [
         "expert"
     ]
     # Nothing tells the two apart.
-    assert told(("rows expert a2a", False), ("rows", True)) == ["a2a or expert"]
-    assert told(("a b", False), ("a", True), ("b", True)) == ["no"]  # no factor alone
-    assert told(("a b", False), ("a", True), ("b", True), ("c", False)) == ["c", "no"]
+    assert guilty(("rows expert a2a", False), ("rows", True)) == ["a2a or expert"]
+    assert guilty(("a b", False), ("a", True), ("b", True)) == ["no"]  # no factor alone
+    assert guilty(("a b", False), ("a", True), ("b", True), ("c", False)) == ["c", "no"]
 
 
-# --- the door ---
+# --- the command ---
 
 ROW_OF_36 = "--config.data.sequence_length=36"
 
 
 def test_a_fresh_process_has_its_devices(one_device_flags):
-    """Nothing asks for 3 devices but the door."""
+    """Nothing asks for 3 devices but the command."""
     code = (
         "from moe_jax.check import ask_for_devices, start_devices; "
         "ask_for_devices(3); print(len(start_devices(3)))"
@@ -317,7 +317,7 @@ def test_a_fresh_process_has_its_devices(one_device_flags):
 def test_bad_input(argv, fragments, capsys):
     quickstart = next(c for c in CONFIGS if c.stem == "quickstart")
     argv = [f"--config={quickstart}", *argv]
-    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
+    code = run_command(cli.main, usage=cli.USAGE, flags=cli.FLAGS, argv=argv)
     error = capsys.readouterr().err
     assert code == 2, error
     assert "Traceback" not in error

@@ -20,8 +20,8 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.dispatch import LAYOUTS, SOFT_LAYOUTS
 from moe_jax.routing import ROUTERS
+from moe_jax.routing.choice import DROP_ORDERS
 from moe_jax.routing.losses import SCOPES
-from moe_jax.routing.token_choice import DROP_ORDERS
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
 
@@ -94,8 +94,8 @@ def drawn_plan(number):
 def is_equal(number):
     settings, planned = drawn_plan(number)
     report = check(planned)
-    told = "\n".join(table.row(o, planned) for o in (*report.references, *report.outcomes))
-    assert report.equal, f"{settings}\n{told}\n{table.foot(report, planned)}"
+    message = "\n".join(table.row(o, planned) for o in (*report.references, *report.outcomes))
+    assert report.equal, f"{settings}\n{message}\n{table.foot(report, planned)}"
 
 
 def test_all_routers_and_settings_are_drawn():
@@ -117,6 +117,7 @@ def test_all_routers_and_settings_are_drawn():
     assert {v.accumulation for _, planned in plans for v in planned.variants} == {1, 2, 4}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("number", ORDINARY)
 def test_a_clean_config_raises_no_alarm(number):
     is_equal(number)

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_jax import check as door
+from moe_jax import check as cli
 from moe_jax.checking.invariance import check, plan
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.nn.moe_shard import ShardBody
 from moe_jax.routing import Mixtral
-from moe_jax.routing.token_choice import router_logits
+from moe_jax.routing.choice import router_logits
 from moe_jax.routing.types import SoftPlan
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.step import Step
@@ -41,16 +41,16 @@ def outcomes(report):
 
 @pytest.mark.grid
 def test_quickstart_is_equal_in_all_variants(capsys, tmp_path):
-    """Every mesh axis, a transport, micro-batches and recomputation, through the door."""
+    """Every mesh axis, a transport, micro-batches and recomputation, through the command."""
     file = tmp_path / "report.json"
     names = ("data=2 expert=2 sequence=2", "fsdp=2 expert=2 tensor=2", "rows/gather")
     for only in names:
         argv = [f"--config={QUICKSTART}", f"--only={only}", f"--json={file}", "--steps=2"]
-        code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
-        told = capsys.readouterr().out
-        assert code == 0, told
-        assert "all 1 variants equal the reference" in told
-        assert "moe.group_size None -> 16" in told
+        code = run_command(cli.main, usage=cli.USAGE, flags=cli.FLAGS, argv=argv)
+        message = capsys.readouterr().out
+        assert code == 0, message
+        assert "all 1 variants equal the reference" in message
+        assert "moe.group_size None -> 16" in message
         report = json.loads(file.read_text())
         (variant,) = report["variants"]
         assert report["equal"] and variant["equal"] and only in variant["name"]
@@ -114,9 +114,9 @@ def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
 
     right = Step._update_routers
 
-    def wrong(self, state, sums, knobs):
+    def wrong(self, state, sums, scalars):
         for _ in range(self.accumulation):
-            state = right(self, state, sums, knobs)
+            state = right(self, state, sums, scalars)
         return state
 
     monkeypatch.setattr(Step, "_update_routers", wrong)
@@ -128,18 +128,19 @@ def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
     assert outcomes(report)[names[0]].first.quantity == "router state 00/bias_E, step 1"
 
 
+@pytest.mark.grid
 def test_says_that_a_micro_batch_scope_is_not_compared(capsys):
     """The loss of that scope is left out, everything else is compared."""
     scope = "--config.moe.losses.load_balance.scope=micro_batch"
     argv = [f"--config={QUICKSTART}", scope, "--steps=1", "--only=rows accumulation=4"]
-    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
-    told = capsys.readouterr().out
-    assert code == 0, told
-    assert "equal [1]" in told and "1 device dense (reference [1])" in told
-    rows = [line.split() for line in told.splitlines() if line.startswith("1 device")]
+    code = run_command(cli.main, usage=cli.USAGE, flags=cli.FLAGS, argv=argv)
+    message = capsys.readouterr().out
+    assert code == 0, message
+    assert "equal [1]" in message and "1 device dense (reference [1])" in message
+    rows = [line.split() for line in message.splitlines() if line.startswith("1 device")]
     loss, loss_without, loss_of_variant = (float(next(c for c in r if "." in c)) for r in rows)
     assert loss_of_variant == pytest.approx(loss_without, rel=1e-5) != pytest.approx(loss, rel=1e-4)
-    assert "[1] not compared: moe.losses.load_balance, of scope micro_batch" in told
+    assert "[1] not compared: moe.losses.load_balance, of scope micro_batch" in message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,11 +166,11 @@ class Soft(Mixtral):
 @pytest.mark.grid
 def test_a_soft_router_and_its_layout(capsys):
     argv = [f"--config={QUICKSTART}", f"--config.moe.router.kind={__name__}:Soft", "--steps=1"]
-    options = dict(usage=door.USAGE, flags=door.FLAGS)
-    assert run_door(door.main, **options, argv=argv) == 2
+    options = dict(usage=cli.USAGE, flags=cli.FLAGS)
+    assert run_command(cli.main, **options, argv=argv) == 2
     assert "moe.layout = 'rows': this router mixes tokens" in capsys.readouterr().err
     argv += ["--config.moe.layout=slots_einsum", "--only=expert=4 slots_einsum/gather"]
-    assert run_door(door.main, **options, argv=argv) == 0, capsys.readouterr().out
+    assert run_command(cli.main, **options, argv=argv) == 0, capsys.readouterr().out
 
 
 def test_an_error_in_a_variant_is_told_and_counts_as_a_difference(monkeypatch, capsys):
@@ -182,9 +183,9 @@ def test_an_error_in_a_variant_is_told_and_counts_as_a_difference(monkeypatch, c
 
     monkeypatch.setattr(ShardBody, "__call__", wrong)
     argv = [f"--config={QUICKSTART}", "--steps=1", "--only=tensor=4", "--debug"]
-    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
-    told, error = capsys.readouterr()
+    code = run_command(cli.main, usage=cli.USAGE, flags=cli.FLAGS, argv=argv)
+    message, error = capsys.readouterr()
     assert code == 1
     assert "Traceback" in error and "in wrong" in error
-    assert "FAILED: NotImplementedError: no tensor axis here" in told
-    assert "1 of 1 variants differ; to blame: layout rows (1 of 1" in told
+    assert "FAILED: NotImplementedError: no tensor axis here" in message
+    assert "1 of 1 variants differ; to blame: layout rows (1 of 1" in message

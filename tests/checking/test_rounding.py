@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax import check as door
+from moe_jax import check as cli
 from moe_jax.checking import table
 from moe_jax.checking.compare import compare_rounding, rounding_allowed
 from moe_jax.checking.invariance import MANY, check, plan, with_tokens
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.models import text
 from moe_jax.routing import Mixtral
-from moe_jax.routing.token_choice import router_logits, softmax, top
+from moe_jax.routing.choice import router_logits, softmax, top
 from moe_jax.training.experiment import Experiment
 from tests.checking.test_check import trial
 
@@ -37,13 +37,15 @@ def arm(*overrides):
 
 @pytest.mark.grid
 def test_bfloat16_is_within_its_rounding(capsys, tmp_path):
-    """Through the door: all parameters are compared, no narrow sum is named."""
+    """Through the command: all parameters are compared, no narrow sum is named."""
     file = tmp_path / "report.json"
     argv = [f"--config={QUICKSTART}", "--only=bfloat16", "--steps=1", f"--json={file}"]
-    code = run_door(door.main, usage=door.USAGE, flags=door.FLAGS, argv=argv)
-    told = capsys.readouterr().out
-    assert code == 0, told
-    assert f"{NAME} " in told and "equal [2]" in told and f"one step on {MANY} tokens" in told
+    code = run_command(cli.main, usage=cli.USAGE, flags=cli.FLAGS, argv=argv)
+    message = capsys.readouterr().out
+    assert code == 0, message
+    assert (
+        f"{NAME} " in message and "equal [2]" in message and f"one step on {MANY} tokens" in message
+    )
     (variant,) = json.loads(file.read_text())["variants"]
     assert (variant["name"], variant["dtype"], variant["narrow_sums"]) == (NAME, "bfloat16", [])
     sizes = {d["quantity"]: d["size"] for d in variant["differences"]}
@@ -68,8 +70,8 @@ def test_an_embedding_summed_in_bfloat16_raises_an_alarm(monkeypatch):
     assert too_far.popitem()[1] > 0.1
     assert "dtype bfloat16 (1 of 1 variants with it differ)" in report.blame[0]
     assert any("scatter-add" in found and "bfloat16" in found for found in outcome.narrow)
-    told = table.foot(report, planned)
-    assert "a narrow sum: scatter-add of" in told and "narrow" in told
+    message = table.foot(report, planned)
+    assert "a narrow sum: scatter-add of" in message and "narrow" in message
     assert "DIFFERS [2]: gradient of embedding in bfloat16" in table.row(outcome, planned)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.checking.invariance import knobs_over_the_run, plan
+from moe_jax.checking.invariance import plan, scalars_over_the_run
 from moe_jax.checking.trial import (
     compile_step,
     initial_state,
@@ -59,8 +59,8 @@ def statistics(batches, offset_E, T):
     for batch in batches:
         id_GT, segment_GT = (batch[n][:, :-1].reshape(-1, T) for n in ("tokens", "segments"))
         B, S = batch["tokens"][:, :-1].shape
-        place_GT = np.tile(np.arange(S) * places // S, B).reshape(-1, T)
-        for id_T, valid_T, place_T in zip(id_GT, segment_GT > 0, place_GT, strict=True):
+        row_part_GT = np.tile(np.arange(S) * places // S, B).reshape(-1, T)
+        for id_T, valid_T, row_part_T in zip(id_GT, segment_GT > 0, row_part_GT, strict=True):
             z_TE = ByIds.table()[id_T] + offset_E
             power_TE = np.exp(z_TE)
             prob_TE = power_TE / power_TE.sum(1, keepdims=True)
@@ -94,8 +94,8 @@ def statistics(batches, offset_E, T):
             add("slots", E * C * valid_T.any())
             add("wanted_K", wanted_KE.sum(1))
             add("dropped_K", lost_TK.sum(0))
-            add("wanted_N", K * np.bincount(place_T[valid_T], minlength=places))
-            add("dropped_N", np.bincount(place_T, lost_TK.sum(1), places))
+            add("wanted_N", K * np.bincount(row_part_T[valid_T], minlength=places))
+            add("dropped_N", np.bincount(row_part_T, lost_TK.sum(1), places))
             add("served_H", np.bincount(kept_TK.sum(1)[valid_T], minlength=K + 1))
     return total
 
@@ -116,9 +116,9 @@ def trial_of(name):
     found, _, state = planned()
     (variant,) = (v for v in (found.reference, *found.variants) if v.name == name)
     program = program_of(variant.apply(found.small), found.devices[: variant.devices])
-    batches, knobs = synthetic_rows(found.small, 1), knobs_over_the_run(found.original, 1)
-    step = compile_step(program, lower_step(program, batches[0], knobs[0]))
-    return run(program, step, state, batches, knobs), batches
+    batches, scalars = synthetic_rows(found.small, 1), scalars_over_the_run(found.original, 1)
+    step = compile_step(program, lower_step(program, batches[0], scalars[0]))
+    return run(program, step, state, batches, scalars), batches
 
 
 def offsets(start):
@@ -127,7 +127,7 @@ def offsets(start):
     return np.concatenate(kernels).astype(np.float64)[:, 0]
 
 
-@pytest.mark.parametrize("variant", some([*VARIANTS, MIXED], [*VARIANTS[1:3], MIXED]))
+@pytest.mark.parametrize("variant", some([*VARIANTS, MIXED], [MIXED]))
 def test_every_statistic_of_a_step_against_float64(variant):
     trial, batches = trial_of(variant)
     by_layer = [statistics(batches, offset_E, 16) for offset_E in offsets(trial.start)]

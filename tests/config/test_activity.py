@@ -8,7 +8,7 @@ import time
 import pytest
 
 from moe_jax.config import activity
-from moe_jax.config.activity import doing, heard, speak, told_by, watched
+from moe_jax.config.activity import doing, heard, speak, spoken_by, watched
 
 
 class Terminal(io.StringIO):
@@ -68,10 +68,10 @@ def test_a_line_in_a_terminal_is_written_over_and_wiped(soon, monkeypatch):
 
 def test_another_may_tell_it_and_a_silent_process_tells_nothing(soon, monkeypatch):
     monkeypatch.setattr("sys.stderr", said := io.StringIO())
-    told: list[str] = []
-    with watched(), told_by(told.append), doing("searching", unit="layouts") as one:
+    message: list[str] = []
+    with watched(), spoken_by(message.append), doing("searching", unit="layouts") as one:
         one.advance(7)
-        wait_for(lambda: " ".join(told), "searching, 7 layouts")
+        wait_for(lambda: " ".join(message), "searching, 7 layouts")
     with watched(), doing("quiet"):
         speak(False)
         time.sleep(0.2)

@@ -20,8 +20,8 @@ def test_problems_of_every_level_have_full_paths_and_values():
     config = Toy(
         steps=0, layer=Layer(size=-1, capacity=0.5, chooser=Nested(inner=Greedy(k=0, noise=-1.0)))
     )
-    told = {(problem.path, problem.value) for problem in check(config)}
-    assert told == {
+    message = {(problem.path, problem.value) for problem in check(config)}
+    assert message == {
         ("steps", 0),
         ("layer.size", -1),
         ("layer.capacity", 0.5),

@@ -1,4 +1,4 @@
-"""Doors: flags, overrides, exit codes and messages, in this process and in others."""
+"""Commands: flags, overrides, exit codes and messages, in this process and in others."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from moe_jax.config.cli import Arguments, door_flags, run_door
+from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import ConfigError, Problem, UserError
 
-USAGE = "usage: python -m door --config=FILE --workdir=DIR\n\nDoes what a door does.\n"
+USAGE = "usage: python -m command --config=FILE --workdir=DIR\n\nDoes what a command does.\n"
 ROOT = Path(__file__).parents[2]
 GOOD = ("--config=c.py", "--workdir=w")
 
 
 def make_flags():
-    flags = door_flags("config", "workdir")
+    flags = command_flags("config", "workdir")
     absl_flags.DEFINE_integer("samples", 3, "how many samples", flag_values=flags)
     absl_flags.DEFINE_boolean("quick", False, "less of everything", flag_values=flags)
     absl_flags.DEFINE_string("prompt", "", "how the text starts", flag_values=flags)
@@ -28,8 +28,8 @@ def make_flags():
 
 
 @pytest.fixture
-def door(capsys):
-    """Runs a door on a command line; gives exit code, stdout, stderr and what main was given."""
+def cli(capsys):
+    """Runs a command on a command line; gives exit code, stdout, stderr and what main was given."""
 
     def run(*argv: str, main=lambda arguments: None, flags=None, **options):
         given: list[Arguments] = []
@@ -38,7 +38,9 @@ def door(capsys):
             given.append(arguments)
             return main(arguments)
 
-        code = run_door(recording, usage=USAGE, flags=flags or make_flags(), argv=argv, **options)
+        code = run_command(
+            recording, usage=USAGE, flags=flags or make_flags(), argv=argv, **options
+        )
         out, err = capsys.readouterr()
         return code, out, err, given[0] if given else None
 
@@ -55,17 +57,17 @@ def failing(error: BaseException):
 # A command line that is understood
 
 
-def test_flags_and_exit_codes_of_main(door):
-    code, out, err, given = door(*GOOD, "--samples=5", "--quick")
+def test_flags_and_exit_codes_of_main(cli):
+    code, out, err, given = cli(*GOOD, "--samples=5", "--quick")
     assert (code, out, err) == (0, "", "")
     assert (given.flags.config, given.flags.workdir) == ("c.py", "w")
     assert (given.flags.samples, given.flags.quick, given.flags.debug) == (5, True, False)
     assert given.overrides == ()
-    assert door(*GOOD, main=lambda arguments: 7)[0] == 7
+    assert cli(*GOOD, main=lambda arguments: 7)[0] == 7
 
 
-def test_overrides_are_collected_in_order_wherever_they_stand(door):
-    *_, given = door(
+def test_overrides_are_collected_in_order_wherever_they_stand(cli):
+    *_, given = cli(
         "--config.moe.router.k=1",
         "-config.a=b=c",
         "--config=c.py:arg",
@@ -95,42 +97,42 @@ def test_overrides_are_collected_in_order_wherever_they_stand(door):
     )
 
 
-def test_a_value_may_look_like_a_flag(door):
-    *_, given = door(*GOOD, "--prompt", "--config.x=1")
+def test_a_value_may_look_like_a_flag(cli):
+    *_, given = cli(*GOOD, "--prompt", "--config.x=1")
     assert given.flags.prompt == "--config.x=1"
     assert given.overrides == ()
 
 
-def test_a_door_without_a_config_file_may_take_overrides(door):
-    flags = door_flags("workdir")
-    *_, given = door("--workdir=w", "--config.k=1", flags=flags, overrides=True)
+def test_a_door_without_a_config_file_may_take_overrides(cli):
+    flags = command_flags("workdir")
+    *_, given = cli("--workdir=w", "--config.k=1", flags=flags, overrides=True)
     assert given.overrides == (("k", "1"),)
-    code, _, err, _ = door("--workdir=w", "--config.k=1", flags=flags)
+    code, _, err, _ = cli("--workdir=w", "--config.k=1", flags=flags)
     assert code == 2
     assert "no flag --config.k" in err
 
 
-def test_a_door_may_run_twice_in_one_process(door):
+def test_a_door_may_run_twice_in_one_process(cli):
     flags = make_flags()
-    *_, given = door(*GOOD, "--samples=5", "--noquick", flags=flags)
+    *_, given = cli(*GOOD, "--samples=5", "--noquick", flags=flags)
     assert given.flags.samples == 5
-    *_, given = door(*GOOD, flags=flags)
+    *_, given = cli(*GOOD, flags=flags)
     assert given.flags.samples == 3
 
 
-def test_flags_of_libraries_are_parsed(door):
+def test_flags_of_libraries_are_parsed(cli):
     before = absl_flags.FLAGS.verbosity if absl_flags.FLAGS.is_parsed() else -1
-    code, *_ = door(*GOOD, "--verbosity=-2", main=lambda _: abs(absl_flags.FLAGS.verbosity))
+    code, *_ = cli(*GOOD, "--verbosity=-2", main=lambda _: abs(absl_flags.FLAGS.verbosity))
     assert code == 2
     assert absl_flags.FLAGS.is_parsed()
-    door(*GOOD, f"--verbosity={before}")
+    cli(*GOOD, f"--verbosity={before}")
 
 
-def test_help_is_short_and_tells_the_doors_own_flags(door):
+def test_help_is_short_and_tells_the_doors_own_flags(cli):
     for flag in ("--help", "-h", "--helpfull"):
-        code, out, err, given = door(flag, "--nonsense")
+        code, out, err, given = cli(flag, "--nonsense")
         assert (code, err, given) == (0, "", None)
-    assert out.startswith("usage: python -m door")
+    assert out.startswith("usage: python -m command")
     assert "--samples=VALUE" in out
     assert "how many samples (default 3)" in out
     assert "--config.a.b=VALUE" in out
@@ -144,7 +146,7 @@ def test_help_is_short_and_tells_the_doors_own_flags(door):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--workdir=w"], ["--config is required"]),
         ([], ["--config is required", "--workdir is required"]),
@@ -162,21 +164,21 @@ def test_help_is_short_and_tells_the_doors_own_flags(door):
         (["--confg=c.py"], ["did you mean --config?", "--workdir is required"]),
     ],
 )
-def test_a_wrong_command_line_is_told_in_full_and_ends_with_2(door, argv, told):
-    code, out, err, given = door(*argv)
+def test_a_wrong_command_line_is_told_in_full_and_ends_with_2(cli, argv, message):
+    code, out, err, given = cli(*argv)
     assert (code, out, given) == (2, "", None)
     assert err.startswith("error: ")
     assert "Traceback" not in err
-    for text in told:
+    for text in message:
         assert text in err
 
 
-def test_a_misspelt_flag_is_not_missing_too(door):
-    assert "--config is required" not in door("--confg=c.py")[2]
+def test_a_misspelt_flag_is_not_missing_too(cli):
+    assert "--config is required" not in cli("--confg=c.py")[2]
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (UserError("no such run"), 2, "error: no such run\n"),
         (UserError("the disk is full", exit_code=1), 1, "error: the disk is full\n"),
@@ -192,28 +194,28 @@ def test_a_misspelt_flag_is_not_missing_too(door):
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 2, "runs/x: Permission"),
     ],
 )
-def test_an_error_of_main_is_one_message_and_an_exit_code(door, error, code, told):
+def test_an_error_of_main_is_one_message_and_an_exit_code(cli, error, code, message):
     for debug in (False, True):
-        found, out, err, _ = door(*GOOD, *["--debug"] * debug, main=failing(error))
+        found, out, err, _ = cli(*GOOD, *["--debug"] * debug, main=failing(error))
         assert (found, out) == (code, "")
-        assert told in err
+        assert message in err
         assert ("Traceback" in err) == debug
 
 
-def test_a_full_disk_is_found_below_the_error_that_wraps_it(door):
+def test_a_full_disk_is_found_below_the_error_that_wraps_it(cli):
     def main(arguments):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise RuntimeError("saving failed") from error
 
-    assert door(*GOOD, main=main)[0] == 1
+    assert cli(*GOOD, main=main)[0] == 1
 
 
-def test_an_error_that_nobody_foresaw_is_raised(door):
+def test_an_error_that_nobody_foresaw_is_raised(cli):
     for error in (ZeroDivisionError("x"), OSError(errno.EIO, "bad disk")):
         with pytest.raises(type(error)):
-            door(*GOOD, main=failing(error))
+            cli(*GOOD, main=failing(error))
 
 
 # The same from outside
@@ -221,17 +223,17 @@ def test_an_error_that_nobody_foresaw_is_raised(door):
 
 @pytest.fixture
 def script(tmp_path):
-    """A door in a process of its own."""
-    (tmp_path / "door.py").write_text(
+    """A command in a process of its own."""
+    (tmp_path / "command.py").write_text(
         textwrap.dedent(
             f"""
             import os, signal, sys
             from absl import flags as absl_flags
-            from moe_jax.config.cli import door_flags, run_door
+            from moe_jax.config.cli import command_flags, run_command
             from moe_jax.config.overrides import load_config
             from tests.config.toy import Toy
 
-            FLAGS = door_flags("config", "workdir")
+            FLAGS = command_flags("config", "workdir")
 
             def main(arguments):
                 if FLAGS.workdir == "interrupt":
@@ -243,7 +245,7 @@ def script(tmp_path):
                 print(config.steps)
 
             if __name__ == "__main__":
-                sys.exit(run_door(main, usage={USAGE!r}, flags=FLAGS))
+                sys.exit(run_command(main, usage={USAGE!r}, flags=FLAGS))
             """
         )
     )
@@ -254,7 +256,7 @@ def script(tmp_path):
 
     def run(*argv: str):
         return subprocess.run(
-            [sys.executable, tmp_path / "door.py", *argv],
+            [sys.executable, tmp_path / "command.py", *argv],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -269,7 +271,7 @@ def test_a_reader_that_goes_away_is_no_error(script, tmp_path):
     """`... | head`, to the end: nothing on stderr."""
     assert script("--config=base.py", "--workdir=w").returncode == 0
     found = subprocess.run(
-        ["bash", "-c", f"{sys.executable} door.py --config=base.py --workdir=w | true"],
+        ["bash", "-c", f"{sys.executable} command.py --config=base.py --workdir=w | true"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from moe_jax.config.checks import check
 from moe_jax.config.errors import ConfigError
-from moe_jax.config.knobs import knobs
 from moe_jax.config.overrides import apply_overrides, load_config, read_config_file
 from moe_jax.config.tree import (
     from_config_dict,
@@ -25,9 +24,9 @@ from moe_jax.training.experiment import Experiment
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
-def test_the_default_experiment_is_valid_and_has_knobs():
+def test_the_default_experiment_is_valid_and_has_scalars():
     assert check(Experiment()) == []
-    assert "moe.losses.load_balance.coefficient" in knobs(Experiment())
+    assert "moe.losses.load_balance.coefficient" in schedulable_values(Experiment())
 
 
 def test_there_are_configs():

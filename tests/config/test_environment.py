@@ -14,14 +14,14 @@ from moe_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def test_it_is_json_and_tells_versions_devices_and_mesh():
-    told = environment(make_mesh(MeshConfig(data=2, expert=4)))
-    assert json.loads(json.dumps(told)) == told
-    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert told["versions"]["jax"] == jax.__version__
-    assert told["devices"] == {"platform": "cpu", "kind": "cpu", "count": 8}
-    assert told["processes"] == 1
-    assert told["mesh"] == {"data": 2, "fsdp": 1, "expert": 4, "tensor": 1, "sequence": 1}
-    assert "xla_force_host_platform_device_count=8" in told["variables"]["XLA_FLAGS"]
+    message = environment(make_mesh(MeshConfig(data=2, expert=4)))
+    assert json.loads(json.dumps(message)) == message
+    assert message["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert message["versions"]["jax"] == jax.__version__
+    assert message["devices"] == {"platform": "cpu", "kind": "cpu", "count": 8}
+    assert message["processes"] == 1
+    assert message["mesh"] == {"data": 2, "fsdp": 1, "expert": 4, "tensor": 1, "sequence": 1}
+    assert "xla_force_host_platform_device_count=8" in message["variables"]["XLA_FLAGS"]
     assert environment({"data": 1})["mesh"] == {"data": 1}
     assert environment()["mesh"] is None
 

@@ -49,8 +49,8 @@ def write(folder, **changes):
 
 
 def test_the_second_is_told_who_writes(tmp_path, holder):
-    told = rf"{tmp_path}: process {holder.pid} on .* \(train, since 2.*\) is writing here"
-    with pytest.raises(UserError, match=told), FolderLock(tmp_path, "train"):
+    holder_text = rf"{tmp_path}: process {holder.pid} on .* \(train, since 2.*\) is writing here"
+    with pytest.raises(UserError, match=holder_text), FolderLock(tmp_path, "train"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()

@@ -228,7 +228,7 @@ def test_problems_of_the_file_and_of_the_overrides_are_told_together(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("def get_conf(): ...", "has no function get_config"),
         ("def get_config(arg=''): return {}", "gives a dict, not a ConfigDict"),
@@ -251,8 +251,8 @@ def test_problems_of_the_file_and_of_the_overrides_are_told_together(write):
         (BASE.replace("Toy()", "Toy(steps='x')"), r"(?s)line 6 .*config.steps = 'x': must be"),
     ],
 )
-def test_a_file_that_fails_says_where_and_why(write, text, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_a_file_that_fails_says_where_and_why(write, text, message):
+    with pytest.raises(UserError, match=message) as caught:
         read_config_file(write(text))
     assert "base.py" in str(caught.value)
     assert caught.value.exit_code == 2

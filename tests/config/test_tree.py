@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax.config.errors import ConfigError, UserError
-from moe_jax.config.fields import knob
+from moe_jax.config.fields import schedulable
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.tree import (
     from_config_dict,
@@ -198,7 +198,7 @@ def test_missing_keys_keep_their_defaults():
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("gredy", "did you mean greedy"),
         ("zzz", "there are: greedy, lazy, nested"),
@@ -212,12 +212,12 @@ def test_missing_keys_keep_their_defaults():
         ("tests.config.toy:NoChooser", "is no Chooser: it has no causal, choose"),
     ],
 )
-def test_a_wrong_kind_is_refused_with_the_reason(kind, told):
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_a_wrong_kind_is_refused_with_the_reason(kind, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         from_json_dict({"layer": {"chooser": {"kind": kind}}, "steps": "x"}, Toy, own=True)
     assert [problem.path for problem in caught.value.problems] == ["layer.chooser.kind", "steps"]
     config = to_config_dict(Toy())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         config.layer.chooser.kind = kind
     assert from_config_dict(config, Toy) == Toy()  # a refused kind leaves everything as it was
 
@@ -226,11 +226,11 @@ def test_a_module_that_fails_to_import_says_why(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_broken_router.py").write_text("import no_such_library\n")
     (tmp_path / "my_dividing_router.py").write_text("1 / 0\n")
-    for module, told in [
+    for module, message in [
         ("my_broken_router", "No module named 'no_such_library'"),
         ("my_dividing_router", "ZeroDivisionError"),
     ]:
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             from_json_dict({"layer": {"chooser": {"kind": f"{module}:Router"}}}, Toy, own=True)
         sys.modules.pop(module, None)
 
@@ -239,9 +239,9 @@ def test_a_config_with_wrong_types_does_not_become_a_config_dict():
     config = Toy(steps="ten", layer=Layer(size=2.5, chooser=Greedy))
     with pytest.raises(ConfigError) as caught:
         to_config_dict(config)
-    told = {problem.path: problem.rule for problem in caught.value.problems}
-    assert set(told) == {"steps", "layer.size", "layer.chooser"}
-    assert told["layer.chooser"] == "must be a dataclass, such as Greedy()"
+    message = {problem.path: problem.rule for problem in caught.value.problems}
+    assert set(message) == {"steps", "layer.size", "layer.chooser"}
+    assert message["layer.chooser"] == "must be a dataclass, such as Greedy()"
 
 
 def test_an_int_in_a_float_field_is_stored_as_a_float():
@@ -261,8 +261,8 @@ class HasKind:
 
 
 @dataclass(frozen=True)
-class HasIntKnob:
-    value: int = knob(1)
+class HasSchedulableInt:
+    value: int = schedulable(1)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class HasNoDefault:
     value: int
 
 
-@pytest.mark.parametrize("cls", [HasList, HasKind, HasIntKnob, HasNoDefault])
+@pytest.mark.parametrize("cls", [HasList, HasKind, HasSchedulableInt, HasNoDefault])
 def test_a_class_that_cannot_be_a_config_is_refused_when_written(cls):
     with pytest.raises(TypeError, match=cls.__name__):
         settings(cls)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from moe_jax.config.values import Misfit, fit, parse, split_elements, supported, written
+from moe_jax.config.values import InvalidValue, fit, parse, split_elements, supported, written
 
 TEXTS = str | tuple[str, ...]
 
@@ -66,7 +66,7 @@ def test_fit_takes(value, hint, result):
     ],
 )
 def test_fit_refuses(value, hint, rule):
-    with pytest.raises(Misfit, match=rule):
+    with pytest.raises(InvalidValue, match=rule):
         fit(value, hint)
 
 
@@ -134,7 +134,7 @@ def test_parse_reads(text, hint, result):
     ],
 )
 def test_parse_refuses(text, hint):
-    with pytest.raises(Misfit, match="must be"):
+    with pytest.raises(InvalidValue, match="must be"):
         parse(text, hint)
 
 

@@ -43,10 +43,12 @@ def test_what_is_missing_or_too_old_is_one_message(monkeypatch):
     monkeypatch.setattr(
         versions, "installed", lambda name: found[name] if name in found else really(name)
     )
-    with pytest.raises(UserError, match=r"jax 0\.9\.2 is too old; moe_jax needs 0\.10\.2") as told:
+    with pytest.raises(
+        UserError, match=r"jax 0\.9\.2 is too old; moe_jax needs 0\.10\.2"
+    ) as raised:
         versions.require()
-    assert "flax is not installed" in str(told.value)
-    assert told.value.exit_code == 2
+    assert "flax is not installed" in str(raised.value)
+    assert raised.value.exit_code == 2
 
 
 def test_a_newer_one_is_a_note(monkeypatch):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from moe_jax.config.fields import Rule, at_least, kind, knob
-from moe_jax.config.knobs import schedule_rules
+from moe_jax.config.fields import Rule, at_least, kind, schedulable
+from moe_jax.config.schedules import schedule_rules
 
 
 class Chooser(Protocol):
@@ -20,7 +20,7 @@ class Chooser(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Greedy:
     k: int = 2
-    noise: float = knob(0.5)
+    noise: float = schedulable(0.5)
     causal: bool = True
 
     def check(self) -> Iterator[Rule]:
@@ -35,7 +35,7 @@ class Greedy:
 class Lazy:
     """Has a field of Greedy's name with another default, and a choice of its own."""
 
-    noise: float = knob(0.25)
+    noise: float = schedulable(0.25)
     order: Literal["first", "last"] = "first"
     causal: bool = False
 
@@ -48,7 +48,7 @@ INNER = {"greedy": Greedy, "lazy": Lazy}
 
 @dataclass(frozen=True, kw_only=True)
 class Nested:
-    weight: float = knob(1.0)
+    weight: float = schedulable(1.0)
     inner: Chooser = kind(INNER, lambda: Greedy(k=7))
     causal: bool = True
 

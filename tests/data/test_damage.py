@@ -136,16 +136,16 @@ def passed_over(file: Path) -> dict[str, list]:
 def test_damage_is_named_with_its_place_or_passed_over(case, tmp_path):
     name, content, message, left, reason = CASES[case]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + r"(, |: ).*") as told:
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + r"(, |: ).*") as raised:
         documents_of(tmp_path / name)
-    assert re.search(message, str(told.value)), told.value
-    assert "data.on_error=skip" in str(told.value)
+    assert re.search(message, str(raised.value)), raised.value
+    assert "data.on_error=skip" in str(raised.value)
     tally = passed_over(tmp_path / name)
     assert tally.documents == left
     assert reason in tally.passed_over
     count, first = tally.passed_over[reason]
     assert count >= 1
-    assert str(told.value).startswith(first)
+    assert str(raised.value).startswith(first)
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
@@ -254,10 +254,10 @@ def test_what_was_read_is_told_in_two_lines(tmp_path, capsys):
     size = some_of_everything(tmp_path / "texts")
     dataset = folder(tmp_path / "texts", on_error="skip", data_dir=str(tmp_path / "data"))
     rows = dataset.open("train")
-    told = capsys.readouterr().err.splitlines()
+    message = capsys.readouterr().err.splitlines()
     splits = [dataset.open(split).fingerprint["content"] for split in ("train", "validation")]
     c = tmp_path / "texts" / "c.jsonl"
-    assert told == [
+    assert message == [
         f"Preparing {tmp_path / 'texts'} in {tmp_path / 'data'} ...",
         f"  read: 4 files, 260 documents, {size:,} bytes of text; passed over: "
         f"1 empty texts (first: {c}, line 1); "
@@ -273,7 +273,7 @@ def test_what_was_read_is_told_in_two_lines(tmp_path, capsys):
     short = f"4 files, 260 documents, {size:,} bytes of text; 5 passed over"
     assert rows.read == dataset.open("validation").read == short
     assert capsys.readouterr().err == ""
-    assert prepare(dataset, Silent())[1:3] == [line.strip() for line in told[1:]]
+    assert prepare(dataset, Silent())[1:3] == [line.strip() for line in message[1:]]
     meta = json.loads((dataset.stored_in()[0] / "meta.json").read_text())
     assert meta["read"]["passed_over"]["broken JSON"][0] == 2
     parts = (f"a = folder(path={tmp_path / 'texts'}, on_error=skip): 1", "planted: 1")
@@ -304,9 +304,9 @@ def test_stopping_leaves_nothing_behind(tmp_path):
 
 def test_where_all_is_passed_over_it_is_told(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "a"}\n' * 3)
-    with pytest.raises(UserError, match="train split is empty") as told:
+    with pytest.raises(UserError, match="train split is empty") as raised:
         folder(tmp_path, on_error="skip").open("train")
-    assert "3 no such field" in str(told.value) and "it has body" in str(told.value)
+    assert "3 no such field" in str(raised.value) and "it has body" in str(raised.value)
 
 
 def test_older_prepared_data_is_told_by_its_splits(tmp_path):

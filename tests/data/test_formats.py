@@ -266,10 +266,12 @@ def test_a_missing_package_is_told(package, suffix, tmp_path, monkeypatch):
     write(tmp_path / "b.jsonl.gz", TEXTS)
     monkeypatch.setitem(sys.modules, package, None)
     for on_error in ("stop", "skip"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             documents_of(file, on_error=on_error)
-        assert told.value.exit_code == 2
-        assert str(told.value) == f'{file}: reading it needs {package}: pip install "moe_jax[data]"'
+        assert raised.value.exit_code == 2
+        assert (
+            str(raised.value) == f'{file}: reading it needs {package}: pip install "moe_jax[data]"'
+        )
     assert documents_of(tmp_path / "b.jsonl.gz") == TEXTS
 
 

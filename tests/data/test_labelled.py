@@ -67,20 +67,20 @@ def test_rows_of_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([{"text": "a"}], "no text 'label' (data.field); it has text"),
         ([{"text": "a", "label": [1]}], "of type list"),
         ([{"label": 1}], "no text 'text'"),
     ],
 )
-def test_rows_without_text_or_label_are_told(rows, told, tmp_path):
+def test_rows_without_text_or_label_are_told(rows, message, tmp_path):
     (tmp_path / "in").mkdir()
     write_rows(tmp_path / "in/a.jsonl", rows)
     data = LabelledFolder(path=str(tmp_path / "in"), data_dir=str(tmp_path))
     with pytest.raises(UserError) as error:
         data.open("train")
-    assert told in str(error.value) and "a.jsonl, line 1" in str(error.value)
+    assert message in str(error.value) and "a.jsonl, line 1" in str(error.value)
 
 
 def test_other_labels_are_another_set(folder, tmp_path):
@@ -124,8 +124,8 @@ def package(tmp_path, monkeypatch):
 
 def test_ratings_become_classes_and_sources_domains(package, tmp_path):
     data = Sentiment(archive=str(package), data_dir=str(tmp_path), validation_fraction=0.3)
-    told = "\n".join(prepare(data, Silent()))
-    assert "160 documents" in told and "4 lines without a rating" in told
+    message = "\n".join(prepare(data, Silent()))
+    assert "160 documents" in message and "4 lines without a rating" in message
     train, held = data.open("train"), data.open("validation")
     assert train.classes == CLASSES and train.domains == tuple(sorted(SOURCES))
     assert len(train) + len(held) == 160

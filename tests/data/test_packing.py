@@ -29,7 +29,7 @@ def pack(texts, path, sequence_length, split="train"):
         split=split,
         kind="test",
         content=info.describe(),
-        told="test",
+        source="test",
     )
     return info, rows
 
@@ -130,7 +130,7 @@ def test_an_id_outside_the_vocabulary_is_told():
         split="train",
         kind="test",
         content={},
-        told="stream.bin",
+        source="stream.bin",
     )
     assert len(rows[1]["tokens"]) == 101
     with pytest.raises(UserError, match=r"stream\.bin: holds the id 299.* 0 \.\. 258"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.data.folder import Folder
 from moe_jax.data.planted import Planted
@@ -30,14 +30,14 @@ def get_config(arg=""):
 """
 
 
-def door(*arguments: object) -> subprocess.CompletedProcess:
+def cli(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "moe_jax.data.prepare", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_the_door_prepares_and_says_where(texts, tmp_path):
     flags = ("--dataset=folder", f"--dataset.path={texts}", f"--dataset.data_dir={tmp_path}")
-    done = door(*flags, "--dataset.sequence_length=16")
+    done = cli(*flags, "--dataset.sequence_length=16")
     assert done.returncode == 0, done.stderr
     dataset = Folder(
         path=str(texts), data_dir=str(tmp_path), sequence_length=16, auto_prepare=False
@@ -54,7 +54,7 @@ def test_the_door_prepares_and_says_where(texts, tmp_path):
     )
     assert lines[4].startswith("validation: ")
     assert "tokenising train" in done.stderr  # a line a stage, where there is no terminal
-    assert "tokenising" not in door(*flags).stderr  # nothing is left to do
+    assert "tokenising" not in cli(*flags).stderr  # nothing is left to do
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_the_door_prepares_and_says_where(texts, tmp_path):
 )
 def test_mistakes_end_with_2_and_one_message(flags, message, capsys):
     argv = as_overrides(flags)
-    assert run_door(main, usage=USAGE, flags=FLAGS, overrides=True, argv=argv) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+    assert run_command(main, usage=USAGE, flags=FLAGS, overrides=True, argv=argv) == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert "Traceback" not in written
 
 
 def test_the_dataset_of_a_config_is_found(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_jax.config.checks import check
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.data import prepare
@@ -126,8 +126,8 @@ def test_validation_below_the_path_is_not_trained_on(validation, tmp_path, monke
     assert set(dataset.documents("train")) == {"train " * 9, "train too " * 9}
     assert set(dataset.documents("validation")) == {"validation " * 9}
     dataset.open("train")
-    told = capsys.readouterr().err
-    assert "1 files of data.validation (first: data/val/v.jsonl)" in told
+    message = capsys.readouterr().err
+    assert "1 files of data.validation (first: data/val/v.jsonl)" in message
     tally = Tally()
     assert len(list(dataset.tallied("train", tally))) == 6
     assert tally.files == 2
@@ -138,15 +138,15 @@ def test_which_files_validate_is_part_of_what_is_prepared(tmp_path):
         write(tmp_path / f"{name}.jsonl", [f"text {name} " * 9] * 5)
     a, b, c = (f"{tmp_path}/{name}.jsonl" for name in "abc")
     assert len(folder((a, b), validation=c).open("train")) > 0
-    told = folder(a, validation=(b, c)).open("train").fingerprint["content"]
-    assert told["documents"] == 5
+    message = folder(a, validation=(b, c)).open("train").fingerprint["content"]
+    assert message["documents"] == 5
 
 
 def test_a_path_that_is_all_validation(tmp_path):
     write(tmp_path / "a.jsonl", ["text"] * 9)
-    with pytest.raises(UserError, match=r"train split is empty; data\.path must name") as told:
+    with pytest.raises(UserError, match=r"train split is empty; data\.path must name") as raised:
         folder(tmp_path, validation=str(tmp_path)).open("train")
-    assert "1 files of data.validation" in str(told.value)
+    assert "1 files of data.validation" in str(raised.value)
 
 
 def test_an_empty_validation_set_of_its_own(tmp_path):
@@ -212,7 +212,7 @@ def test_the_door_takes_several_paths(shards, tmp_path, capsys, monkeypatch):
     argv = ["--dataset=folder", "--dataset.path=0.csv,[12].csv", f"--dataset.data_dir={tmp_path}"]
     argv = prepare.as_overrides(argv)
     options = {"usage": prepare.USAGE, "flags": prepare.FLAGS, "overrides": True}
-    assert run_door(prepare.main, argv=argv, **options) == 0
+    assert run_command(prepare.main, argv=argv, **options) == 0
     assert "read: 3 files, 270 documents" in capsys.readouterr().out
 
 

@@ -124,11 +124,11 @@ def test_a_cut_is_after_a_line_else_after_a_word():
 
 def test_one_letter_each_cannot_be_split(tmp_path):
     write(tmp_path / "a.jsonl", ["a"] * 30)
-    with pytest.raises(UserError, match="the validation split is empty; ") as told:
+    with pytest.raises(UserError, match="the validation split is empty; ") as raised:
         folder(tmp_path).open("train")
-    assert "data.validation_fraction (now 0.05)" in str(told.value)
-    assert "data.validation=PATH" in str(told.value)
-    assert "read: 1 files, 30 documents, 30 bytes" in str(told.value)
+    assert "data.validation_fraction (now 0.05)" in str(raised.value)
+    assert "data.validation=PATH" in str(raised.value)
+    assert "read: 1 files, 30 documents, 30 bytes" in str(raised.value)
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])

@@ -41,10 +41,10 @@ print(rows.fingerprint["content"]["sha256"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if not line.startswith("working (")]
+    message = [line for line in done.stderr.splitlines() if not line.startswith("working (")]
     # Nothing of the libraries.
-    assert told[0] == f"Preparing stdlib_text in {tmp_path} ..."
-    assert [line.partition(":")[0] for line in told[1:]] == ["  read", "  splits"]
+    assert message[0] == f"Preparing stdlib_text in {tmp_path} ..."
+    assert [line.partition(":")[0] for line in message[1:]] == ["  read", "  splits"]
     again = StdlibText(data_dir=str(tmp_path), auto_prepare=False).open("train")
     assert done.stdout.split() == [again.fingerprint["content"]["sha256"]]
 

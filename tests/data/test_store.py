@@ -82,9 +82,9 @@ print(Folder(path={str(texts)!r}, data_dir={str(tmp_path)!r}, sequence_length=16
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = [process.communicate(timeout=120)[0] for process in started]
+    message = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert told[0] == told[1] != ""
+    assert message[0] == message[1] != ""
     assert len(names(tmp_path / "tokens")) == 1
 
 

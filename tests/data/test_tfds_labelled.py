@@ -90,7 +90,7 @@ def test_images_and_their_classes(prepared):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"label": "kind"}, r"no label named 'kind' \(data.label\); its labels: label"),
         ({"feature": "photo"}, r"no image named 'photo' \(data.feature\); its images: image"),
@@ -98,7 +98,7 @@ def test_images_and_their_classes(prepared):
         ({"name": "birds"}, "is not prepared in"),
     ],
 )
-def test_what_the_set_has_not_is_told(settings, told, prepared):
+def test_what_the_set_has_not_is_told(settings, message, prepared):
     data = TfdsImages(**{"name": "pets/small", "tfds_dir": str(prepared), **settings})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         data.open("train")

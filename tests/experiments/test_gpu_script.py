@@ -170,7 +170,7 @@ class Pretended(script.Script):
 
 def test_a_stage_that_fails_or_hangs_keeps_what_it_had_and_the_next_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "LIMITS", {**script.LIMITS, "olmoe": 3})
-    monkeypatch.setattr(script, "LEAST", 1)
+    monkeypatch.setattr(script, "MIN_SECONDS", 1)
     run = Pretended(tmp_path, seconds=300, dry=False)
     for name in ("mixtral", "olmoe", "deepseek"):
         run.run(name)
@@ -189,8 +189,10 @@ def test_a_stage_that_fails_or_hangs_keeps_what_it_had_and_the_next_goes_on(tmp_
     for name in ("mixtral", "olmoe", "deepseek"):
         assert stages[name]["result"] == {"half": 1}
     assert "out of memory" in (tmp_path / "gpu.log").read_text()
-    told = "\n".join(tables.show(found))
-    assert "| olmoe | | timeout, " in told and "| mixtral | last line | out of memory |" in told
+    message = "\n".join(tables.show(found))
+    assert (
+        "| olmoe | | timeout, " in message and "| mixtral | last line | out of memory |" in message
+    )
 
 
 def test_the_stages_fit_in_one_call_of_eight_minutes():

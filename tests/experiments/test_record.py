@@ -13,7 +13,7 @@ import pytest
 from experiments import index, pages, record, run
 from experiments.card import LoadedCard, load_card
 from experiments.judge import Finding, Verdict
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.folder import SweepFolder
 
@@ -56,9 +56,11 @@ def test_a_record_names_every_commit_and_whether_it_was_clean(tmp_path: Path):
         ("1", True, 8),
         ("2", True, 8),
     ]
-    told = record.told(CARD, made)
-    assert "3 commits, 16 runs with uncommitted changes: 0000000000 (8 runs), 0000000000+" in told
-    assert "6 seeds" in told and "24 runs" in told
+    summary = record.summary(CARD, made)
+    assert (
+        "3 commits, 16 runs with uncommitted changes: 0000000000 (8 runs), 0000000000+" in summary
+    )
+    assert "6 seeds" in summary and "24 runs" in summary
     assert made["registered"] is not None
 
 
@@ -86,20 +88,20 @@ def test_a_run_that_skipped_its_updates_is_told(tmp_path: Path):
         pytest.approx(2 / 3, abs=1e-4),
         None,
     ]
-    assert "1 runs skipped more than 5% of their updates" in record.told(CARD, made)
+    assert "1 runs skipped more than 5% of their updates" in record.summary(CARD, made)
 
 
 def test_seeds_are_counted_from_the_runs_that_are_there():
     kept = record.records(CARD)[0]
-    assert "6 seeds" in record.told(CARD, kept)
+    assert "6 seeds" in record.summary(CARD, kept)
     fewer = copy.deepcopy(kept)
     gone = next(run for run in fewer["runs"] if run["arm"] == "loss-free")
     fewer["runs"].remove(gone)
-    assert "5 to 6 of 6 seeds" in record.told(CARD, fewer)
+    assert "5 to 6 of 6 seeds" in record.summary(CARD, fewer)
     balance = record.judgements(CARD, fewer)[0]
     assert balance.verdict == Verdict.UNDECIDED and balance.n == 5
     fewer["runs"] = [run for run in fewer["runs"] if run["seed"] % 1000 != gone["seed"]]
-    assert "5 to 5 of 6 seeds" in record.told(CARD, fewer)
+    assert "5 to 5 of 6 seeds" in record.summary(CARD, fewer)
     assert record.judgements(CARD, fewer)[0].verdict == Verdict.UNDECIDED
 
 
@@ -108,12 +110,12 @@ WHERE = "at 3.5M parameters, 1.2M tokens of the planted corpus"
 
 def test_a_null_arm_says_what_it_must_be():
     test = CARD.claims[0].tests[0]
-    for gains, told in (
+    for gains, summary in (
         ((0.01, -0.02, 0.005), r"1.00x \[.*\], as it must be"),
         ((0.5, 0.51, 0.49), "not 0, as one such interval in twenty"),
         ((), "no pairs of runs"),
     ):
-        assert re.search(told, record.null_gain(Finding(test, gains, ())))
+        assert re.search(summary, record.null_gain(Finding(test, gains, ())))
     assert "lost" in record.null_gain(Finding(test, (0.1, 0.2), ("one run is lost",)))
 
 
@@ -156,16 +158,16 @@ def test_the_door_tells_verdicts_of_runs_that_ended(tmp_path: Path, capsys):
     name = next(point.name for point in POINTS if point.arm == "loss-free")
     finished(out, diverged=name)
 
-    def door(card: LoadedCard) -> int:
+    def cli(card: LoadedCard) -> int:
         argv = [f"--out={out}", "--scale=tiny"]
-        return run_door(lambda _: run.main(_, card), usage="", flags=run.FLAGS, argv=argv)
+        return run_command(lambda _: run.main(_, card), usage="", flags=run.FLAGS, argv=argv)
 
-    assert door(CARD) == 0
-    told = capsys.readouterr().out
-    assert f"**balance: holds** {WHERE} (n = 6)" in told
-    assert f"**balance at no cost: undecided** {WHERE} (n = 5)" in told
-    assert f"wrote {out}/results_tiny.json" in told
-    assert door(with_band(0.1)) == 2
+    assert cli(CARD) == 0
+    summary = capsys.readouterr().out
+    assert f"**balance: holds** {WHERE} (n = 6)" in summary
+    assert f"**balance at no cost: undecided** {WHERE} (n = 5)" in summary
+    assert f"wrote {out}/results_tiny.json" in summary
+    assert cli(with_band(0.1)) == 2
     assert "claims.balance.tests.0.band" in capsys.readouterr().err
 
 
@@ -193,7 +195,7 @@ def test_pages_without_two_intact_marks_are_left_alone(
     readme.write_text(text)
     monkeypatch.setattr(pages, "README", readme)
     monkeypatch.setattr(pages, "RESULTS", results)
-    assert run_door(index.main, usage="", flags=index.FLAGS, argv=[]) == 2
+    assert run_command(index.main, usage="", flags=index.FLAGS, argv=[]) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert readme.read_text() == text and not results.exists()
 
@@ -204,9 +206,11 @@ def test_what_stands_outside_of_the_marks_stays(tmp_path: Path):
     assert pages.between(file, "new\n") == f"a\n{pages.BEGIN}new\n{pages.END}c\n"
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "is no JSON"), ('{"card": "x"}', "lacks scale")])
-def test_what_is_no_record_is_told(tmp_path: Path, text: str, told: str):
+@pytest.mark.parametrize(
+    ("text", "summary"), [("{", "is no JSON"), ('{"card": "x"}', "lacks scale")]
+)
+def test_what_is_no_record_is_told(tmp_path: Path, text: str, summary: str):
     file = tmp_path / "results_tiny.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=summary):
         record.read_record(file)

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from tests.doors.conftest import texts, tiny, trained  # noqa: F401 - fixtures
+from tests.commands.conftest import texts, tiny, trained  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

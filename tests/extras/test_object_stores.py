@@ -11,7 +11,7 @@ from etils import epath
 import moe_jax
 from moe_jax import train
 from moe_jax.config import lock
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import Lines, files_below, remove_tree, size_of, write_whole
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
@@ -28,7 +28,7 @@ def metrics(workdir) -> list[dict]:
 
 def train_there(tiny: str, workdir: epath.Path) -> None:
     argv = [f"--config={tiny}", f"--workdir={workdir}"]
-    assert run_door(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
+    assert run_command(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -51,13 +51,13 @@ def test_the_lock_is_gone_when_the_run_has_ended(finished):
     assert not (finished / ".lock").exists()
 
 
-def test_other_doors_read_it(finished, trained, door):
-    code, _, err = door("evaluate", f"--workdir={finished}")
+def test_other_doors_read_it(finished, trained, cli):
+    code, _, err = cli("evaluate", f"--workdir={finished}")
     assert code == 0, err
     assert metrics(trained)[-1]["cross_entropy"] == pytest.approx(
         moe_jax.load(str(finished), own_mesh=True).evaluate()["cross_entropy"], abs=0
     )
-    code, _, err = door("report", f"--workdir={finished}")
+    code, _, err = cli("report", f"--workdir={finished}")
     assert code == 0 and (finished / "report.html").exists(), err
 
 

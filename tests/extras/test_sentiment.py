@@ -12,8 +12,8 @@ from moe_jax.data.sentiment import Sentiment
 def test_the_sentences_are_those_of_the_study(tmp_path):
     """Hutto and Gilbert's counts of sentences by source, and of classes at +-0.5."""
     data = Sentiment(data_dir=str(tmp_path))
-    told = "\n".join(prepare(data, Silent()))
-    assert "23,703 documents" in told
+    message = "\n".join(prepare(data, Silent()))
+    assert "23,703 documents" in message
     by_source = np.zeros((4, 3), int)
     for split in ("train", "validation"):
         rows = data.open(split)

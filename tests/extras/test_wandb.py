@@ -15,10 +15,10 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from moe_jax import sweep, train
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.training.tracking import Tracker
-from tests.doors.conftest import texts, tiny  # noqa: F401 - fixtures
+from tests.commands.conftest import texts, tiny  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[2]
 BLOCK, HEADER = 32768, 7  # of LevelDB's log, which wandb writes; and of each of its chunks
@@ -69,7 +69,7 @@ def offline(monkeypatch):
 
 def run(tiny: str, workdir: Path, *more: str) -> int:  # noqa: F811
     argv = [f"--config={tiny}", f"--workdir={workdir}", WANDB, *more]
-    return run_door(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv)
+    return run_command(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv)
 
 
 def test_a_run_that_goes_on_is_one_run(tiny, tmp_path):  # noqa: F811
@@ -84,13 +84,15 @@ def test_a_run_that_goes_on_is_one_run(tiny, tmp_path):  # noqa: F811
     written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["_step"] for row in first.history] == [1, 2, 3, 4, 5]
     assert [row["_step"] for row in second.history] == [5]
-    told = {row["_step"]: row for part in (first, second) for row in part.history}
+    message = {row["_step"]: row for part in (first, second) for row in part.history}
     for line in written:
-        row = told[line["step"]]
+        row = message[line["step"]]
         for name in ("loss", "cross_entropy", "grad_norm"):
             if name in line:
                 assert row[f"{line['split']}/{name}"] == pytest.approx(line[name], rel=1e-6)
-    load = {name.rpartition("/")[2]: v for name, v in told[2].items() if "/layer_00/load/" in name}
+    load = {
+        name.rpartition("/")[2]: v for name, v in message[2].items() if "/layer_00/load/" in name
+    }
     assert load["_type"] == "histogram" and len(load["values"]) == 30
 
 
@@ -109,7 +111,7 @@ def test_the_config_of_the_run_is_there_and_what_it_became(tiny, tmp_path):  # n
 def test_the_runs_of_a_sweep_are_a_group(tiny, tmp_path):  # noqa: F811
     out = tmp_path / "routers"
     argv = [f"--config={tiny}", f"--out={out}", WANDB, "--config.steps=2", "--sweep=seed=0,1"]
-    assert run_door(sweep.main, usage=sweep.USAGE, flags=sweep.FLAGS, argv=argv) == 0
+    assert run_command(sweep.main, usage=sweep.USAGE, flags=sweep.FLAGS, argv=argv) == 0
     points = sorted((out / "points").iterdir())
     starts = [start for point in points for start in sent(point)]
     assert [start.run.display_name for start in starts] == [point.name for point in points]

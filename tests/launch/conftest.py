@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doors.conftest import CONFIG, texts  # noqa: F401 - a fixture
+from tests.commands.conftest import CONFIG, texts  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 MORE = """

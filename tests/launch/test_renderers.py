@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.parallel.hosts import find_meeting
 
@@ -38,19 +38,19 @@ SLICES = [
 ]
 
 
-def door(module, capsys, *argv: str, run=RUN) -> tuple[int, str, str]:
-    code = run_door(
+def cli(module, capsys, *argv: str, run=RUN) -> tuple[int, str, str]:
+    code = run_command(
         lambda arguments: module.main(arguments, run),
         usage=module.USAGE,
         flags=module.FLAGS,
         argv=list(argv),
     )
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def manifest(capsys, topology: str, *more: str) -> dict:
-    code, out, err = door(
+    code, out, err = cli(
         kubernetes,
         capsys,
         *("--name=olmoe", f"--topology={topology}", "--image=registry/moe:1", "--dry_run", *more),
@@ -136,7 +136,7 @@ def test_a_mistake_of_the_user_does_not_start_again(capsys):
     assert pods == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
     assert (jobs["action"], jobs["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     # Who waits in vain for the others ends with 2 as well; the user may say how long that takes.
-    _, out, _ = door(
+    _, out, _ = cli(
         kubernetes,
         capsys,
         *("--name=olmoe", "--topology=v5e-256", "--image=i", "--dry_run"),
@@ -147,7 +147,7 @@ def test_a_mistake_of_the_user_does_not_start_again(capsys):
 
 def dry_run(capsys, topology: str) -> list[str]:
     given = ["--name=olmoe", f"--topology={topology}", "--image=i", "--cluster=c", "--dry_run"]
-    code, out, err = door(kubernetes, capsys, *given)
+    code, out, err = cli(kubernetes, capsys, *given)
     assert code == 0, err
     return out.splitlines()
 
@@ -178,12 +178,12 @@ def test_a_shape_without_a_name_of_its_own_is_only_for_kubernetes(capsys):
     assert not any("xpk" in line for line in lines)
     assert "--machine-type=ct5p-hightpu-4t --tpu-topology=2x4x8" in lines[-1]
     given = ["--name=a", "--topology=v5p:2x4x8", "--zone=z", "--dry_run"]
-    code, _, err = door(tpu_vm, capsys, *given)
+    code, _, err = cli(tpu_vm, capsys, *given)
     assert code == 2 and "TPU VMs come as 2x2x1, " in err
 
 
 @pytest.mark.parametrize(
-    ("more", "run", "told"),
+    ("more", "run", "message"),
     [
         (["--topology=v5p-100"], RUN, "no such slice"),
         (["--topology=v9"], RUN, "no hardware"),
@@ -196,15 +196,15 @@ def test_a_shape_without_a_name_of_its_own_is_only_for_kubernetes(capsys):
         ([], ["--config=a"], "no --workdir"),
     ],
 )
-def test_mistakes_are_told(capsys, more, run, told):
+def test_mistakes_are_told(capsys, more, run, message):
     given = ["--name=olmoe", "--topology=v5e-256", "--image=i", "--dry_run", *more]
-    code, _, err = door(kubernetes, capsys, *given, run=run)
-    assert code == 2 and told in err
+    code, _, err = cli(kubernetes, capsys, *given, run=run)
+    assert code == 2 and message in err
 
 
 def test_tpu_vms_get_the_same_command_on_every_worker(capsys):
     given = ["--name=olmoe", "--topology=v5e-256", "--zone=z", "--project=p", "--spot", "--delete"]
-    code, out, _ = door(tpu_vm, capsys, *given, "--dry_run")
+    code, out, _ = cli(tpu_vm, capsys, *given, "--dry_run")
     assert code == 0
     create, pack, copy, install, start, delete = map(shlex.split, out.splitlines())
     assert create[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "olmoe"]
@@ -218,18 +218,18 @@ def test_tpu_vms_get_the_same_command_on_every_worker(capsys):
     words = shlex.split(script)
     assert words[words.index("moe_jax.train") + 1 :][:3] == RUN
     assert delete[4] == "delete" and "--quiet" in delete
-    code, out, _ = door(tpu_vm, capsys, *given[:3], "--nocreate", "--dry_run")
+    code, out, _ = cli(tpu_vm, capsys, *given[:3], "--nocreate", "--dry_run")
     assert "create" not in out.split()
-    code, _, err = door(tpu_vm, capsys, "--name=a", "--topology=h200:8", "--zone=z", "--dry_run")
+    code, _, err = cli(tpu_vm, capsys, "--name=a", "--topology=h200:8", "--zone=z", "--dry_run")
     assert code == 2 and "is no TPU" in err
 
 
 def test_what_is_not_installed_is_told(capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     given = ["--name=olmoe", "--topology=v5e-256"]
-    code, _, err = door(kubernetes, capsys, *given, "--image=i")
+    code, _, err = cli(kubernetes, capsys, *given, "--image=i")
     assert code == 2 and "kubectl is not installed" in err
-    code, _, err = door(tpu_vm, capsys, *given, "--zone=z")
+    code, _, err = cli(tpu_vm, capsys, *given, "--zone=z")
     assert code == 2 and "gcloud is not installed" in err
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_jax import train
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from tests.launch.conftest import Launched
 
 
@@ -39,7 +39,7 @@ def assert_same_losses(workdir: Path, reference: Path, steps: int = 20) -> None:
 def run(config: str, workdir: Path, *more: str) -> None:
     """As one process, this one, with its 8 devices."""
     argv = [f"--config={config}", f"--workdir={workdir}", *more]
-    assert run_door(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
+    assert run_command(train.main, usage=train.USAGE, flags=train.FLAGS, argv=argv) == 0
 
 
 def launch(config: str, workdir: Path, processes: int, *more: str) -> Launched:
@@ -96,17 +96,18 @@ def test_a_signal_to_one_process_stops_all_at_one_step(stopped):
 
 
 def test_process_0_alone_prepares_the_data_and_speaks(stopped):
-    told = stopped[1].splitlines()
+    message = stopped[1].splitlines()
     for text in (
         "Preparing",
         "tiny: 20 steps",
         "mesh: data=2 expert=4 on 2 processes",
         "stopped by SIGTERM",
     ):
-        found = [line for line in told if text in line]
+        found = [line for line in message if text in line]
         assert len(found) == 1 and found[0].startswith("[0] "), found
 
 
+@pytest.mark.lab
 def test_two_processes_stopped_and_resumed_have_the_losses_of_one(two, stopped, alone):
     workdir, out = two
     assert f"resuming at step {lines(stopped[0])[-1]['step']}" in out
@@ -122,6 +123,7 @@ def test_four_processes_have_the_losses_of_one(alone, config, tmp_path):
     assert_same_losses(tmp_path / "run", alone)
 
 
+@pytest.mark.lab
 def test_one_process_goes_on_with_the_checkpoint_of_two(two, alone, config, tmp_path):
     workdir = at_step_10(two[0], tmp_path / "run")
     run(config, workdir)
@@ -166,6 +168,7 @@ def test_two_go_on_with_the_checkpoint_of_one_until_one_is_killed(alone, config,
     assert_same_losses(workdir, alone, steps=lines(workdir)[-1]["step"])
 
 
+@pytest.mark.lab
 def test_two_processes_evaluate_as_one_trained(two, tmp_path):
     file = tmp_path / "evaluation.json"
     shape = ["--processes=2", "--devices_per_process=4", "--module=moe_jax.evaluate", "--"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from tests.launch.conftest import ROOT
 
 # Its set-up of logging closes what pytest has set up.
@@ -24,15 +24,15 @@ slurm = importlib.import_module("launch.slurm")
 RUN = ["--config=configs/olmoe_1b_7b.py", "--workdir=/shared/a b"]
 
 
-def door(capsys, *argv: str, run=RUN) -> tuple[int, str, str]:
-    code = run_door(
+def cli(capsys, *argv: str, run=RUN) -> tuple[int, str, str]:
+    code = run_command(
         lambda arguments: slurm.main(arguments, run),
         usage=slurm.USAGE,
         flags=slurm.FLAGS,
         argv=list(argv),
     )
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def options(script: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ EIGHT_NODES = [
 
 
 def test_the_script_is_bash_and_asks_for_eight_nodes_of_eight(capsys, tmp_path):
-    code, out, err = door(capsys, f"--logs={tmp_path}", "--dry_run", *EIGHT_NODES)
+    code, out, err = cli(capsys, f"--logs={tmp_path}", "--dry_run", *EIGHT_NODES)
     assert code == 0, err
     assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
     found = options(out)
@@ -69,7 +69,7 @@ def test_a_sweep_is_an_array_of_single_processes(capsys, tmp_path):
     commands = tmp_path / "commands.txt"
     commands.write_text("python -m moe_jax.train --workdir='a b'\npython -m moe_jax.train\n\n")
     given = [f"--logs={tmp_path}", f"--commands={commands}", "--parallel=8", "--nowckey"]
-    code, out, err = door(capsys, *given, "--dry_run", run=[])
+    code, out, err = cli(capsys, *given, "--dry_run", run=[])
     assert code == 0, err
     found = options(out)
     assert found["array"] == "0-1%2" and found["nodes"] == "1" and "wckey" not in found
@@ -80,7 +80,7 @@ def test_a_sweep_is_an_array_of_single_processes(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "run", "told"),
+    ("more", "run", "message"),
     [
         ([], [], "give either --commands=FILE, or --"),
         (["--commands=x"], RUN, "give either"),
@@ -89,14 +89,14 @@ def test_a_sweep_is_an_array_of_single_processes(capsys, tmp_path):
         (["--cluster=local", "--tasks_per_node=2"], RUN, "--cluster=local: one process"),
     ],
 )
-def test_mistakes_are_told(capsys, tmp_path, more, run, told):
-    code, _, err = door(capsys, f"--logs={tmp_path}", *more, run=run)
-    assert code == 2 and told in err
+def test_mistakes_are_told(capsys, tmp_path, more, run, message):
+    code, _, err = cli(capsys, f"--logs={tmp_path}", *more, run=run)
+    assert code == 2 and message in err
 
 
 def test_without_slurm_it_is_told(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, _, err = door(capsys, f"--logs={tmp_path}")
+    code, _, err = cli(capsys, f"--logs={tmp_path}")
     assert code == 2 and "--dry_run prints the script" in err
 
 
@@ -118,8 +118,8 @@ def test_sbatch_is_given_what_the_dry_run_showed(capsys, tmp_path, monkeypatch, 
         commands.write_text("python -m moe_jax.train\n" * tasks)
         given += [f"--commands={commands}", "--nodes=1", "--tasks_per_node=1"]
         run = []
-    code, shown, _ = door(capsys, *given, "--dry_run", run=run)
-    code, out, err = door(capsys, *given, run=run)
+    code, shown, _ = cli(capsys, *given, "--dry_run", run=run)
+    code, out, err = cli(capsys, *given, run=run)
     jobs = ["12"] if tasks in (None, 1) else [f"12_{i}" for i in range(tasks)]
     assert code == 0 and out.split() == jobs, err
     script = shown.partition("# Each task runs:")[0]
@@ -238,7 +238,7 @@ def test_a_run_that_fails_fails_its_job(tmp_path):
 def test_a_local_job_that_fails_says_why(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run = ["--config=configs/quickstrat.py", f"--workdir={tmp_path / 'run'}"]
-    code, _, err = door(capsys, f"--logs={tmp_path}", "--cluster=local", run=run)
+    code, _, err = cli(capsys, f"--logs={tmp_path}", "--cluster=local", run=run)
     assert code == 1 and "did you mean configs/quickstart.py?" in err
 
 
@@ -249,5 +249,5 @@ def test_runs_of_a_file_come_one_after_the_other_here(capsys, tmp_path, monkeypa
     commands = tmp_path / "commands.txt"
     commands.write_text(f"{shlex.join([sys.executable, '-c', program])}\n" * 2)
     given = [f"--logs={tmp_path / 'logs'}", f"--commands={commands}", "--cluster=local"]
-    code, out, err = door(capsys, *given, run=[])
+    code, out, err = cli(capsys, *given, run=[])
     assert code == 0 and len(out.split()) == 2, err

@@ -19,6 +19,7 @@ from moe_jax.nn.context import Context, TokenBatch, segment_positions
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import GShard, Mixtral, NoisyTopK, TopK
+from tests.drawn import some
 
 V, S = 24, 12
 SMALL = DecoderConfig(
@@ -56,7 +57,7 @@ def random_tokens(B=1, seed=0):
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, dataclasses.replace(SMALL, qk_norm=True, tie_embeddings=True)],
+    some([SMALL, dataclasses.replace(SMALL, qk_norm=True, tie_embeddings=True)], [SMALL]),
     ids=["plain", "qk_norm, tied"],
 )
 def test_decoding_equals_the_full_forward_pass(config):
@@ -64,7 +65,7 @@ def test_decoding_equals_the_full_forward_pass(config):
     tokens = random_tokens()[0]
     full = logits_of(network, params, state, tokens[None])[0]
     generator = Generator(
-        network=network, params=params, router_state=state, knobs={}, usable_V=np.ones(V, bool)
+        network=network, params=params, router_state=state, scalars={}, usable_V=np.ones(V, bool)
     )
     for prefill in (1, 5):
         logits, cache, _ = generator.logits(tokens[:prefill].tolist(), S)
@@ -102,6 +103,7 @@ def test_layers_one_by_one_and_as_a_loop():
     assert len(lowered(4)) == len(lowered(4, unrolled=8)) > 1.3 * len(lowered(4, unrolled=3))
 
 
+@pytest.mark.grid
 def test_segments_do_not_see_each_other():
     """Two documents packed into one row give what they give alone."""
     network, params, state = build()

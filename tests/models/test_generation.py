@@ -56,7 +56,7 @@ def make():
             network=network,
             params=params,
             router_state=state,
-            knobs={},
+            scalars={},
             usable_V=usable_V,
             capture=capture,
         )

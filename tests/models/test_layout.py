@@ -20,13 +20,13 @@ COMBINATIONS = [
 def test_every_layer_is_there_once_and_of_its_kind():
     for layers, every, first in COMBINATIONS:
         layout = layout_of(layers, MoEConfig(every=every, first=first))
-        told = (layers, every, first)
+        message = (layers, every, first)
         numbers = [layer for stack in layout.stacks for layer in stack.layers]
-        assert sorted(numbers) == list(range(layers)), told
+        assert sorted(numbers) == list(range(layers)), message
         sparse = tuple(range(first, layers, every)) if every else ()
-        assert layout.moe_layers == sparse, told
+        assert layout.moe_layers == sparse, message
         for stack in layout.stacks:
-            assert {layer in sparse for layer in stack.layers} == {stack.moe}, told
+            assert {layer in sparse for layer in stack.layers} == {stack.moe}, message
         assert len({stack.name for stack in layout.stacks}) == len(layout.stacks)
 
 

@@ -66,7 +66,7 @@ class Ran:
     seconds: float
     failed: dict[str, str]
     passed: list[str]
-    told: str
+    output: str
 
 
 def copy_tree(target: Path) -> Path:
@@ -102,9 +102,9 @@ def run_tests(tree: Path, tests: tuple[str, ...], *options: str) -> Ran:
         done = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT
         )
-        code, told = done.returncode, done.stdout + done.stderr
+        code, output = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired:
-        code, told = -1, f"more than {TIMEOUT} s"
+        code, output = -1, f"more than {TIMEOUT} s"
     found = json.loads(report.read_text("utf-8")) if report.exists() else {}
     package = found.get("package")
     # Without a test that ran there may be no package: the exit code tells of that.
@@ -115,7 +115,7 @@ def run_tests(tree: Path, tests: tuple[str, ...], *options: str) -> Ran:
         seconds=time.monotonic() - start,
         failed=found.get("failed", {}),
         passed=found.get("passed", []),
-        told=told,
+        output=output,
     )
 
 
@@ -137,7 +137,7 @@ def try_fault(fault: Fault, tree: Path) -> Outcome:
 def judge(name: str, ran: Ran) -> Outcome:
     """Caught: exit code 1, and a test failed in its own body, by an exception of a program."""
     in_body = [(test, why) for test, why in ran.failed.items() if why.startswith("call: ")]
-    result, by = "error", ran.told.strip()[-300:]
+    result, by = "error", ran.description.strip()[-300:]
     if ran.code == 0 and ran.passed:
         result, by = "survived", ""
     elif ran.code == 1 and in_body:
@@ -159,8 +159,8 @@ def baseline(faults: list[Fault], trees: list[Path]) -> None:
     in_parallel(trees, waiting, lambda tree, tests: found.append(run_tests(tree, tests)))
     bad = [ran for ran in found if ran.code != 0 or not ran.passed]
     if bad or len(found) < len(by_file):
-        told = "\n".join(ran.told[-3000:] for ran in bad)
-        raise SystemExit(f"{told}\nthe tests fail without a fault, so that they prove nothing")
+        output = "\n".join(ran.description[-3000:] for ran in bad)
+        raise SystemExit(f"{output}\nthe tests fail without a fault, so that they prove nothing")
     passed = sum(len(ran.passed) for ran in found)
     print(f"{passed} tests pass without a fault", flush=True)
 
@@ -234,8 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     counts = dict.fromkeys(("caught", "survived", "stale", "error"), 0)
     for outcome in outcomes:
         counts[outcome.result] += 1
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    print(f"{len(outcomes)} faults: {told}; {(time.monotonic() - start) / 60:.1f} minutes")
+    output = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"{len(outcomes)} faults: {output}; {(time.monotonic() - start) / 60:.1f} minutes")
     return 0 if counts["caught"] == len(outcomes) else 1
 
 

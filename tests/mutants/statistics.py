@@ -6,7 +6,7 @@ from __future__ import annotations
 from tests.mutants.faults import ROUTING, SHARD, STEP, Fault, _fault
 
 EVALUATION = "moe_jax/training/evaluation.py"
-BIAS = ROUTING + "balancing_bias.py"
+BIAS = ROUTING + "bias_balanced/bias.py"
 
 REDUCED = "tests/checking/test_statistics.py::test_"
 BY_KIND = REDUCED + "leaves_reduce_by_their_kind"
@@ -52,7 +52,7 @@ REDUCTIONS = (
     ),
     _fault(
         "statistics: the largest logit, not of its size",
-        ROUTING + "token_choice.py",
+        ROUTING + "choice.py",
         "jnp.abs(jax.lax.stop_gradient(logits_TE))",
         "jax.lax.stop_gradient(logits_TE)",
         "tests/routing/test_sums.py::test_sums_and_metrics_against_float64",
@@ -112,7 +112,7 @@ REDUCTIONS = (
 BIASES = (
     _fault(
         "groups of experts: chosen without the balancing bias",
-        ROUTING + "biased_top_k.py",
+        ROUTING + "bias_balanced/base.py",
         "limited_TE = limit_to_groups(by_TE, self.expert_groups, self.kept_groups, "
         "self.group_score)",
         "open_TE = limit_to_groups(score_TE, self.expert_groups, self.kept_groups, "
@@ -122,14 +122,14 @@ BIASES = (
     ),
     _fault(
         "groups of experts: the best by two experts",
-        ROUTING + "biased_top_k.py",
+        ROUTING + "bias_balanced/base.py",
         'GROUP_SCORES = {"max": 1,',
         'GROUP_SCORES = {"max": 2,',
         BIASED + "every_ingredient_decides_against_float64[sigmoid-max]",
     ),
     _fault(
         "groups of experts: all of them open",
-        ROUTING + "biased_top_k.py",
+        ROUTING + "bias_balanced/base.py",
         "jnp.where(kept_TN[:, :, None], by_group_TNe, -jnp.inf)",
         "jnp.where(kept_TN[:, :, None] | True, by_group_TNe, -jnp.inf)",
         BIASED + "every_ingredient_decides_against_float64[softmax-top2_sum]",
@@ -181,84 +181,84 @@ BIASES = (
 INGREDIENTS = (
     _fault(
         "expert threshold: the first quantile only in part",
-        ROUTING + "expert_threshold.py",
+        ROUTING + "expert_choice/expert_threshold.py",
         "old_E == UNSET, quantile_E, self.decay",
         "old_E == UNSET, (1 - self.decay) * quantile_E, self.decay",
         THRESHOLD + "update_against_numpy[sigmoid]",
     ),
     _fault(
         "expert threshold: the share above for the share below",
-        ROUTING + "expert_threshold.py",
+        ROUTING + "expert_choice/expert_threshold.py",
         "counted_quantile(below_EN, 1 - self.capacity_factor / E)",
         "counted_quantile(below_EN, self.capacity_factor / E)",
         THRESHOLD + "update_against_numpy[sigmoid]",
     ),
     _fault(
         "expert threshold: at first rounded down",
-        ROUTING + "expert_threshold.py",
+        ROUTING + "expert_choice/expert_threshold.py",
         "first = min(-int(-self.capacity_factor // 1)",
         "first = min(int(self.capacity_factor // 1)",
         THRESHOLD + "before_the_first_update_a_token_takes_its_best",
     ),
     _fault(
         "expert threshold: padding is over k_max",
-        ROUTING + "expert_threshold.py",
+        ROUTING + "expert_choice/expert_threshold.py",
         "jnp.sum(jnp.where(inputs.valid_T, over_T, 0), dtype=jnp.float32)",
         "jnp.sum(over_T, dtype=jnp.float32)",
         THRESHOLD + "k_max_keeps_the_best_and_counts_the_rest",
     ),
     _fault(
         "hash: padding is counted in the table",
-        ROUTING + "hash.py",
+        ROUTING + "content_free/hash.py",
         "jnp.where(known_T & inputs.valid_T, inputs.id_T, self._V)",
         "jnp.where(known_T, inputs.id_T, self._V)",
         CONTENT + "padding_and_unknown_ids",
     ),
     _fault(
         "hash: the rarest ids first",
-        ROUTING + "hash.py",
+        ROUTING + "content_free/hash.py",
         "jnp.argsort(-count_V, stable=True)",
         "jnp.argsort(count_V, stable=True)",
         CONTENT + "greedy_table_against_python",
     ),
     _fault(
         "moe++: tau weighs the matrix experts",
-        ROUTING + "moe_plus_plus.py",
+        ROUTING + "token_choice/moe_plus_plus.py",
         "< E, 1.0, self.tau)",
         "< E, self.tau, 1.0)",
         "tests/routing/test_moe_plus_plus.py::test_balance_loss_is_equation_7",
     ),
     _fault(
         "remoe: the share of active tokens is not per k",
-        ROUTING + "remoe.py",
+        ROUTING + "token_choice/remoe.py",
         "(E / self.k) / tokens",
         "float(E) / tokens",
         REMOE + "loss_and_its_gradient",
     ),
     _fault(
         "remoe: lambda grows where gates are too sparse",
-        ROUTING + "remoe.py",
+        ROUTING + "token_choice/remoe.py",
         "jnp.float32(self.alpha) ** step",
         "jnp.float32(self.alpha) ** -step",
         REMOE + "one_step_of_the_controller",
     ),
     _fault(
         "top-p: an expert too few",
-        ROUTING + "top_p.py",
+        ROUTING + "token_choice/top_p.py",
         "((better_TE < p) & (ranked_TE > 0))",
         "((better_TE + ranked_TE < p) & (ranked_TE > 0))",
         VARIABLE + "top_p_takes_the_smallest_set",
     ),
     _fault(
         "v-moe: load by the threshold without noise",
-        ROUTING + "v_moe.py",
+        ROUTING + "token_choice/v_moe.py",
         "jax.lax.top_k(noisy_TE, self.k)",
         "jax.lax.top_k(clean_TE, self.k)",
         "tests/routing/test_oracles.py::test_v_moe_load_against_scipy",
     ),
     _fault(
         "variable choice: padding is truncated",
-        ROUTING + "variable_choice.py",
+        ROUTING + "token_choice/variable.py",
         "taken_TE[:, K:] & inputs.valid_T[:, None]",
         "taken_TE[:, K:] & (inputs.valid_T[:, None] | True)",
         VARIABLE + "k_max_keeps_the_best_and_counts_the_others",

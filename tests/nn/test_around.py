@@ -18,6 +18,7 @@ from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import DenseMixture
+from tests.drawn import some
 
 B, S, D, E, F, L = 2, 3, 8, 3, 5, 4
 
@@ -70,7 +71,7 @@ def normed(y, scale):
     return y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + 1e-5) * scale
 
 
-@pytest.mark.parametrize("latent", [None, L])
+@pytest.mark.parametrize("latent", some([None, L], [L]))
 def test_output_norm(latent):
     """Of the routed sum, in the width in which it is there; it starts with a scale of 1."""
     layer, x, y = layer_of(around=OutputNorm(), latent_dim=latent)
@@ -84,6 +85,7 @@ def test_output_norm(latent):
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.grid
 def test_one_in_the_other():
     """Latent experts stand outside of what `around` names, shared ones beside all."""
     layer, x, y = layer_of(around=Shifted(), latent_dim=L, num_shared=1)
@@ -122,6 +124,7 @@ def test_costs_of_some():
     )
 
 
+@pytest.mark.grid
 def test_costs_of_a_layer_are_its_parameters():
     """Whatever stands around: what is counted is what is there."""
     for settings in (

@@ -98,13 +98,13 @@ def test_finer_experts_cost_the_same_but_for_the_router(moe, m):
 
 
 @pytest.mark.parametrize(
-    ("moe", "m", "told"),
+    ("moe", "m", "message"),
     [
         (MoEConfig(expert_dim=10), 4, "10 cannot be cut into 4"),
         (MoEConfig(expert_dim=10), 0, "into 0"),
         (MoEConfig(router=Switch()), 2, "Switch has no k"),
     ],
 )
-def test_what_cannot_be_cut_is_a_user_error(moe, m, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_cut_is_a_user_error(moe, m, message):
+    with pytest.raises(UserError, match=message):
         fine_grained(moe, m)

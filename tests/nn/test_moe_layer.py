@@ -168,8 +168,10 @@ def test_other_routes_in_the_place_of_the_router_s():
     _, apply = make(MoEConfig(num_experts=E, expert_dim=F))
     x_BSD, batch, number = jnp.asarray(inputs()), batch_of(range(B)), jnp.int32(0)
     _, own = apply(x_BSD, batch, Context(capture=True), number)
-    what_if = RouteBy(router=RoundRobin(k=2))
-    y_BSD, report = apply(x_BSD, batch, Context(capture=True, counterfactual=what_if), number)
+    counterfactual = RouteBy(router=RoundRobin(k=2))
+    y_BSD, report = apply(
+        x_BSD, batch, Context(capture=True, counterfactual=counterfactual), number
+    )
     routes = jax.tree.map(np.asarray, report.routes)
     for b in range(B):
         turn = np.arange((SEGMENTS[b] > 0).sum())[:, None]  # positions of this batch are all 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe_jax.nn.predictions import MOST_LOGITS, Predictions, chunks_of
-from moe_jax.ops.cross_entropy import nats_and_best_by_chunks
+from moe_jax.nn.predictions import MAX_LOGITS, Predictions, chunks_of
+from moe_jax.ops.cross_entropy import nll_and_best_by_chunks
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 
 B, S, D, V = 4, 6, 8, 24
@@ -40,7 +40,7 @@ def oracle(x, w, target, slope):
 
 def run(x, w, target, slope, chunks, shards=1):
     def value(x, w):
-        return nats_and_best_by_chunks(x, w, target, chunks, shards)
+        return nll_and_best_by_chunks(x, w, target, chunks, shards)
 
     nats, pull_back, best = jax.vjp(value, x, w, has_aux=True)
     return nats, best, *pull_back(slope)
@@ -61,7 +61,7 @@ def test_best_is_the_lowest_of_equals_wherever_they_stand():
         w = np.zeros((1, V), np.float32)
         w[0, at] = 2.0
         for chunks, shards in ((1, 1), (4, 1), (6, 2), (2, 3)):
-            best = nats_and_best_by_chunks(x, jnp.asarray(w), target, chunks, shards)[1]
+            best = nll_and_best_by_chunks(x, jnp.asarray(w), target, chunks, shards)[1]
             assert int(best[0, 0]) == at[0]
 
 
@@ -104,7 +104,7 @@ def test_number_of_chunks():
     assert chunks_of(264, 4096, 1, None) == 1
     tokens = 8192
     n = chunks_of(32000, tokens, 1, None)
-    assert 32000 % n == 0 and 4 * tokens * 32000 / n <= MOST_LOGITS
+    assert 32000 % n == 0 and 4 * tokens * 32000 / n <= MAX_LOGITS
     assert chunks_of(32000, tokens, 4, None) <= n
     assert chunks_of(32000, tokens, 1, 10) == 10
     with pytest.raises(ValueError, match="24 ids are not divisible"):

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.ops.expert_ffn import ACTIVATIONS, FUSED, GATED, ExpertWeights, row_backend
-from moe_jax.ops.ffn_wave import Wave, wave_rows
+from moe_jax.ops.ffn_batched import Batched, batched_rows
 
 R, D, F, SIZES = 100, 6, 10, (30, 0, 47, 16)
 E = len(SIZES)
@@ -104,7 +104,7 @@ def test_rows_equal_the_dense_oracle(activation: str):
 @pytest.mark.parametrize("fused", FUSED)
 def test_any_sizes_give_the_same_as_separate_products(fused: str):
     """The fused forms against three grouped matmuls, on sizes that use every kind of block, with
-    and without a wave and a tail."""
+    and without a batch and a remainder."""
     R, rng = 3000, np.random.default_rng(0)
     x, dy = normal(R, D, seed=3), normal(R, D, seed=4)
     some = ([R, 0, 0, 0], [0, 1, 900, 2099], [850, 700, 745, 700])
@@ -120,28 +120,32 @@ def test_any_sizes_give_the_same_as_separate_products(fused: str):
 def test_what_auto_stands_for():
     assert row_backend("auto", "tpu", 8192, 64) == "megablox"
     assert row_backend("auto", "cuda", 8192, 64) == row_backend("auto", "gpu", 1, 2) == "triton"
-    assert row_backend("auto", "cpu", 8192, 64) == row_backend("auto", None, 8192, 64) == "waves"
+    assert row_backend("auto", "cpu", 8192, 64) == row_backend("auto", None, 8192, 64) == "batched"
     assert row_backend("auto", "cpu", 8200, 64) == row_backend("auto", "cpu", 64, 8) == "blocks"
     assert row_backend("blocks", "tpu", 8192, 64) == "blocks"
 
 
 def test_where_a_wave_pays():
-    """For loads around the mean, with or without a tail; not where most experts are idle."""
+    """For loads around the mean, with or without a remainder; not where most experts are idle."""
     R = 1024
 
-    def wave(*sizes):
-        return Wave.of(jnp.array(sizes, jnp.int32), R, C)
+    def batch(*sizes):
+        return Batched.of(jnp.array(sizes, jnp.int32), R, C)
 
-    C = wave_rows(R, 4)
+    C = batched_rows(R, 4)
     assert C >= R / 4
-    even, tail, skewed = wave(256, 256, 256, 256), wave(300, 241, 242, 241), wave(R, 0, 0, 0)
-    assert bool(even.pays) and bool(tail.pays) and not bool(skewed.pays)
-    sizes_E, start_E = tail.tail()
+    even, remainder, skewed = (
+        batch(256, 256, 256, 256),
+        batch(300, 241, 242, 241),
+        batch(R, 0, 0, 0),
+    )
+    assert bool(even.pays) and bool(remainder.pays) and not bool(skewed.pays)
+    sizes_E, start_E = remainder.remainder()
     assert sizes_E.tolist() == [300 - C, 0, 0, 0] and int(start_E[0]) == C
     row_RK = jnp.arange(1, R + 1, dtype=jnp.float32)[:, None]
-    back = tail.rows(tail.slots(row_RK))[:, 0]
-    in_tail = (np.arange(R) >= C) & (np.arange(R) < 300)
-    assert np.array_equal(back, np.where(in_tail, 0, row_RK[:, 0]))
+    back = remainder.rows(remainder.slots(row_RK))[:, 0]
+    in_remainder = (np.arange(R) >= C) & (np.arange(R) < 300)
+    assert np.array_equal(back, np.where(in_remainder, 0, row_RK[:, 0]))
 
 
 @pytest.mark.parametrize("fused", FUSED)
@@ -206,6 +210,7 @@ def test_inside_shard_map_with_the_hidden_width_sharded(check_vma: bool, fused: 
     assert_close(jax.tree.leaves(dweights), jax.tree.leaves(both), tolerance=1e-4)
 
 
+@pytest.mark.grid
 def test_checkpoint_policies_can_keep_the_hidden_products():
     """The same gradients either way; what is kept need not be computed again."""
     weights, x, sizes = experts(), normal(R, D, seed=3), jnp.array(SIZES, jnp.int32)

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from moe_jax.ops.expert_ffn import row_backend
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
-from moe_jax.ops.grouped_matmul.cover import (
+from moe_jax.ops.grouped_matmul.tiling import (
     BlockSizes,
     block_sizes,
-    cheapest_cover,
+    cheapest_tiling,
     for_each_block,
 )
 from moe_jax.ops.grouped_matmul.triton import row_tiles
@@ -100,7 +100,7 @@ def test_shapes(name: str, R: int, K: int, N: int, many_sizes: list):
 def test_blocks_of_all_sizes_and_groups_beyond_the_table():
     R, E = 9000, 16
     sizes = block_sizes(R, E)
-    beyond = len(cheapest_cover(sizes))
+    beyond = len(cheapest_tiling(sizes))
     edges = [b + d for b in (*sizes.first, *sizes.more) for d in (-1, 0, 1)]
     large = [beyond - 1, 0, beyond, 1, beyond + 1, *[0] * 11]
     one = [0] * 15 + [R]
@@ -261,7 +261,7 @@ def test_unknown_backend_is_named():
 )
 def test_covers_hold_their_group_and_no_block_in_vain(R: int, E: int):
     sizes = block_sizes(R, E)
-    table = cheapest_cover(sizes)
+    table = cheapest_tiling(sizes)
     assert not np.any(table[0])
     for n in range(1, len(table)):
         first, more = sizes.first[table[n, 0] - 1], np.repeat(sizes.more, table[n, 1:])

@@ -55,7 +55,7 @@ def test_one_process_is_alone_wherever_it_is(surroundings):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ((None, 2, None), "--processes given without --coordinator and --process"),
         (("h:1", None, 1), "--coordinator, --process given without --processes"),
@@ -68,10 +68,10 @@ def test_one_process_is_alone_wherever_it_is(surroundings):
         (("head:http", 2, 0), "HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit(flags, told):
+def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(UserError) as error, joined(*flags):
         pass
-    assert told in str(error.value) and error.value.exit_code == 2
+    assert message in str(error.value) and error.value.exit_code == 2
 
 
 def test_variables_that_do_not_fit():

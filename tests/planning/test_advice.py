@@ -7,11 +7,11 @@ import re
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.planning import report
-from moe_jax.planning.advice import MOST, would_fit
+from moe_jax.planning.advice import MAX_CHANGES, would_fit
 from moe_jax.planning.compiled import Compiled
 from moe_jax.planning.hardware import larger, topology_of
 from moe_jax.planning.search import candidate
@@ -41,22 +41,22 @@ def pairs(flags):
 
 
 def test_each_suggestion_is_a_command_line_that_fits(capsys):
-    def door(*extra):
+    def cli(*extra):
         argv = [f"--config={MIXTRAL}", "--topology=v5p:4x4x8", "--analytic", *extra]
-        code = run_door(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
+        code = run_command(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
         return code, capsys.readouterr().out
 
-    code, told = door("--config.accumulation=1")
+    code, message = cli("--config.accumulation=1")
     assert code == 1
-    lines = re.findall(r"^  (--\S+(?: --\S+)*) +([\d.]+) GiB$", told, re.MULTILINE)
-    assert 2 <= len(lines) <= MOST
+    lines = re.findall(r"^  (--\S+(?: --\S+)*) +([\d.]+) GiB$", message, re.MULTILINE)
+    assert 2 <= len(lines) <= MAX_CHANGES
     assert lines[0] == ("--config.accumulation=2", lines[0][1])
     for flags, peak in lines:
-        code, told = door("--config.accumulation=1", *flags.split())
+        code, message = cli("--config.accumulation=1", *flags.split())
         assert code == 0
-        assert re.search(r"^  peak +([\d.]+)", told, re.MULTILINE)[1] == peak
-        assert "would fit" not in told
-    assert "would fit" not in door()[1]  # the config as it is
+        assert re.search(r"^  peak +([\d.]+)", message, re.MULTILINE)[1] == peak
+        assert "would fit" not in message
+    assert "would fit" not in cli()[1]  # the config as it is
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.35, 0.25, 0.2])
@@ -66,7 +66,7 @@ def test_suggestions_fit_and_are_the_smallest(small, share):
     tried = candidate(small, topology)
     limit = share * tried.estimate.peak
     found = would_fit(tried, topology, filled=limit / topology.chip.memory)
-    assert found and len(found) <= MOST
+    assert found and len(found) <= MAX_CHANGES
     for change in found:
         name, overrides = pairs(change.flags)
         there = topology_of(name) if name else topology
@@ -101,13 +101,14 @@ def test_shares_reach_from_one_change_to_several(small):
     assert counts(0.2)[0] > 1
 
 
+@pytest.mark.grid
 def test_where_nothing_fits_that_is_said(small):
     topology = topology_of(HERE)
     tried = candidate(small, topology)
     assert would_fit(tried, topology, filled=1e-9) == []
     needed = Compiled(seconds=1.0, refused="no memory", needed=1e18, available=1e9)
-    told = report.advice(report.Plan(topology=topology, candidate=tried, compiled=needed))
-    assert "nothing was found that fits" in told
+    message = report.advice(report.Plan(topology=topology, candidate=tried, compiled=needed))
+    assert "nothing was found that fits" in message
 
 
 def test_what_the_compiler_took_counts(small):

@@ -1,4 +1,4 @@
-"""The estimate against the compiled program, the published figures, and the door."""
+"""The estimate against the compiled program, the published figures, and the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.parallel.mesh import AXES
@@ -77,6 +77,7 @@ def test_bytes_over_expert_are_those_of_the_compiled_step(mesh, transport, remat
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "mesh",
     some(["data 8", "data 4, expert 2", "data 2, expert 4", "expert 8"], ["data 2, expert 4"]),
@@ -93,6 +94,7 @@ def test_bytes_of_gradients_are_nearly_those_of_the_compiled_step(mesh):
     assert expected <= found <= 1.05 * expected
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("mesh", "settings"),
     some(
@@ -149,21 +151,21 @@ def test_compiled_step_by_kind(name):
     assert found.arguments == memory.argument_size_in_bytes
     assert found.temporaries == memory.temp_size_in_bytes
     over_expert = sum(c.bytes_sent * c.times for c in sent(name) if c.axes == {"expert"})
-    told = sum(s.bytes_sent for s in found.sent if s.axes == ("expert",))
-    assert told == pytest.approx(over_expert)
+    message = sum(s.bytes_sent for s in found.sent if s.axes == ("expert",))
+    assert message == pytest.approx(over_expert)
 
 
 def test_too_little_memory_is_a_result():
     """The TPU compiler's words, and where they go in the report."""
-    told = (
+    message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (18.71G) exceeds available HBM (15.75G)."
     )
-    needed, available = memory_of(told)
+    needed, available = memory_of(message)
     assert (needed, available) == (18.71 * 2**30, 15.75 * 2**30)
     topology = topology_of("v5e:2x4")
     one = candidate(program_of("data 8").experiment, topology)
-    failed = Compiled(seconds=1.0, refused=told, needed=needed, available=available)
+    failed = Compiled(seconds=1.0, refused=message, needed=needed, available=available)
     found = report.Plan(topology=topology, candidate=one, compiled=failed)
     assert not found.fits
     assert "DOES NOT FIT, by 2.96 GiB" in report.text(found)
@@ -171,14 +173,16 @@ def test_too_little_memory_is_a_result():
 
 
 def test_what_the_compiler_cannot_do_is_a_result():
-    told = "INTERNAL: Ragged all-to-all is currently not supported in limited ICI routing settings"
+    message = (
+        "INTERNAL: Ragged all-to-all is currently not supported in limited ICI routing settings"
+    )
     topology = topology_of("v5e:2x4")
     one = candidate(program_of("data 8").experiment, topology)
     found = report.Plan(
-        topology=topology, candidate=one, compiled=Compiled(seconds=1.0, refused=told)
+        topology=topology, candidate=one, compiled=Compiled(seconds=1.0, refused=message)
     )
     assert not found.fits
-    assert f"THE COMPILER REFUSES: {told}" in report.text(found)
+    assert f"THE COMPILER REFUSES: {message}" in report.text(found)
     assert "GiB to spare" not in report.text(found)
     json.dumps(report.to_json(found), allow_nan=False)
 
@@ -242,23 +246,23 @@ def test_hardware_without_ragged_exchanges():
 
 
 def test_door(tmp_path, capsys):
-    def door(*extra):
+    def cli(*extra):
         argv = [f"--config={MIXTRAL}", "--analytic", *extra]
-        return run_door(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
+        return run_command(plan.main, usage=plan.USAGE, flags=plan.FLAGS, argv=argv)
 
     file = tmp_path / "plan.json"
-    assert door("--topology=v5p:4x4x8", f"--json={file}") == 0
+    assert cli("--topology=v5p:4x4x8", f"--json={file}") == 0
     assert "compute binds" in capsys.readouterr().out
-    (told,) = json.loads(file.read_text())
-    assert told["fits"] and told["estimate"]["counts"]["total"] == 46_702_792_704
+    (message,) = json.loads(file.read_text())
+    assert message["fits"] and message["estimate"]["counts"]["total"] == 46_702_792_704
     # 12 bytes a parameter, experts over all 128 devices.
-    assert told["estimate"]["parameters"] + told["estimate"]["optimizer"] > 12 * 46.7e9 / 128
-    assert door("--topology=v5e:4x4") == 2  # 1024 rows fit, fsdp 16 x expert 8 do not
-    assert door("--topology=v7:4") == 2
+    assert message["estimate"]["parameters"] + message["estimate"]["optimizer"] > 12 * 46.7e9 / 128
+    assert cli("--topology=v5e:4x4") == 2  # 1024 rows fit, fsdp 16 x expert 8 do not
+    assert cli("--topology=v7:4") == 2
     assert "no hardware 'v7'" in capsys.readouterr().err
-    assert door("--topology=h200:12") == 2
+    assert cli("--topology=h200:12") == 2
     whole = ("--config.batch_size=2048", "--config.accumulation=1")
-    assert door("--topology=h200:128", *whole) == 1
+    assert cli("--topology=h200:128", *whole) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_door
+from moe_jax.config.cli import run_command
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (ROOT / "docs/plans").glob("*.json"))
@@ -30,7 +30,7 @@ def test_the_command_of_a_plan_gives_its_estimate(name, tmp_path, monkeypatch):
     assert (start, argv.pop()) == ("moe_jax.plan", f"--json=docs/plans/{name}.json")
     file = tmp_path / "plan.json"
     argv += ["--analytic", f"--json={file}"]
-    assert run_door(plan.main, usage="", flags=plan.FLAGS, argv=argv) == 0
+    assert run_command(plan.main, usage="", flags=plan.FLAGS, argv=argv) == 0
     (today,) = json.loads(file.read_text())
     assert today["estimate"] == stored(name)["estimate"]
     assert today["batch_size"] == stored(name)["batch_size"]

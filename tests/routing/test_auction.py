@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from moe_jax.routing.auction import balanced_assignment
+from moe_jax.routing.assignment.auction import balanced_assignment
 
 EPSILON = 1e-5
 

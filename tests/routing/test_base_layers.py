@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from moe_jax.routing.base_layers import BaseLayers
+from moe_jax.routing.assignment.base_layers import BaseLayers
 from moe_jax.routing.plan import make_plan
 from tests.routing.test_oracles import identity_logits, inputs
 

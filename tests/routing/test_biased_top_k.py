@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from moe_jax.routing import DeepSeekV3, LossFree, QuantileBalancing
-from moe_jax.routing.balancing_bias import (
+from moe_jax.routing.bias_balanced.base import BaseBiasedTopK, limit_to_groups
+from moe_jax.routing.bias_balanced.bias import (
     MARKS,
     margins_below,
     proportional_update,
     quantile_bias,
     sign_update,
 )
-from moe_jax.routing.biased_top_k import BiasedTopK, limit_to_groups
+from moe_jax.routing.choice import best
 from moe_jax.routing.scores import SCORES
-from moe_jax.routing.token_choice import best
 from tests.routing.test_oracles import identity_logits, inputs
 
 # DeepSeek-V3's published example of group-limited selection: 16 experts in 4 groups.
@@ -93,7 +93,7 @@ def test_every_ingredient_decides_against_float64(score, group_score):
         choices_in_float64(score_TE, bias_E, **sizes | {"of_group": 3 - of_group}),
     ):
         assert np.any(np.sort(others) != np.sort(expected_TK), axis=1).sum() >= 4
-    router = BiasedTopK(
+    router = BaseBiasedTopK(
         k=k,
         score=score,
         scale=scale,

@@ -13,12 +13,12 @@ import pytest
 import scipy.stats
 
 from moe_jax.routing.balance import load_balance_loss, max_violation, router_z_loss
-from moe_jax.routing.content_free import hash_choice, mix
-from moe_jax.routing.hash import Hash, greedy_table
-from moe_jax.routing.random import Random
-from moe_jax.routing.round_robin import RoundRobin
+from moe_jax.routing.content_free.base import hash_choice, mix
+from moe_jax.routing.content_free.hash import Hash, greedy_table
+from moe_jax.routing.content_free.random import Random
+from moe_jax.routing.content_free.round_robin import RoundRobin
+from moe_jax.routing.content_free.uniform import Uniform
 from moe_jax.routing.types import RouterInputs
-from moe_jax.routing.uniform import Uniform
 
 
 def inputs(ids, *, E, train=True, valid=None, position=None, seed=7):

@@ -50,7 +50,7 @@ def inputs(seed=0, tokens=T, dtype=jnp.float32, train=True, padding=0, num_exper
         id_T=count_T,
         position_T=count_T,
         segment_T=valid_T.astype(jnp.int32),
-        place_T=count_T * 8 // tokens,
+        row_part_T=count_T * 8 // tokens,
         key=jax.random.key(7) if train else None,
         E=num_experts,
         train=train,
@@ -67,8 +67,8 @@ SOFT = [kind for kind in ROUTERS if decides_softly(kind)]
 HARD = [kind for kind in ROUTERS if kind not in SOFT]
 # Tokens want as many experts as they like, up to `choices`.
 VARIABLE = {kind for kind in HARD if "k_max" in fields_of(kind)}
-# Have experts that are computed at home, which compete for the choices.
-AT_HOME = {kind for kind in HARD if getattr(make(kind), "Z", 0)}
+# Have experts that are undispatched, which compete for the choices.
+UNDISPATCHED = {kind for kind in HARD if getattr(make(kind), "Z", 0)}
 # Choices do not come from comparing the logits of one token: ties have another rule.
 NOT_BY_LOGITS = {"hash", "random", "uniform", "round_robin", "expert_choice"}
 
@@ -191,7 +191,7 @@ def test_one_expert_and_all_experts(kind):
             continue
         a, sums = router.route(parameters(router, num_experts), router.state(num_experts), inputs())
         assert np.all(np.isfinite(a.weight_R))
-        by_logits = kind not in VARIABLE | NOT_BY_LOGITS | AT_HOME | {"gshard"}
+        by_logits = kind not in VARIABLE | NOT_BY_LOGITS | UNDISPATCHED | {"gshard"}
         if router.choices(num_experts) == num_experts and by_logits:
             assert np.array_equal(sums.wanted_E, [T] * num_experts)
 
@@ -248,7 +248,7 @@ def test_inadmissible_experts(kind):
             (value, (a, sums)), slope = with_gradient(masked, inputs(train=train))
             assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, sums, slope)))
             expert_R = np.asarray(a.expert_R)
-            every = np.arange(a.unused)  # also those computed at home
+            every = np.arange(a.unused)  # also those undispatched
             assert not np.isin(expert_R, every[off]).any()
             left = len(every) - len(every[off])
             # GShard's second expert may not be wanted.
@@ -337,11 +337,11 @@ def test_plan_serves_in_order_and_counts(kind):
         served = mine[np.lexsort((mine, priority))]
         assert np.array_equal(slot[served], np.arange(len(mine)))
         assert kept[mine].sum() == min(len(mine), capacity) == plan.accepted_E[e]
-    traffic = plan_traffic(plan, inputs().valid_T.at[-3:].set(False), inputs().place_T)
+    traffic = plan_traffic(plan, inputs().valid_T.at[-3:].set(False), inputs().row_part_T)
     assert int(traffic.dropped) == int(np.sum(sums.wanted_E)) - kept.sum()
     lost = {int(t) for t in np.asarray(a.token_R)[expert < E]}
-    at_home = (expert >= E) & (expert < a.unused)
-    lost -= {int(t) for t in np.asarray(a.token_R)[kept | at_home]}
+    undispatched = (expert >= E) & (expert < a.unused)
+    lost -= {int(t) for t in np.asarray(a.token_R)[kept | undispatched]}
     assert int(traffic.dropped_tokens) == len(lost)
     # By rank, by place in the row, and per token: numpy on the same rows.
     wanted, gone = expert < E, (expert < E) & ~kept
@@ -352,7 +352,7 @@ def test_plan_serves_in_order_and_counts(kind):
     ):
         assert np.array_equal(wanted_by, np.bincount(by[wanted], minlength=K))
         assert np.array_equal(gone_by, np.bincount(by[gone], minlength=K))
-    served = np.bincount(np.asarray(a.token_R)[kept | at_home], minlength=T)[: T - 3]
+    served = np.bincount(np.asarray(a.token_R)[kept | undispatched], minlength=T)[: T - 3]
     assert np.array_equal(traffic.served_H, np.bincount(served, minlength=len(traffic.served_H)))
     full = make_plan(a, None)
     assert int(plan_traffic(full, inputs(padding=3).valid_T).dropped) == 0

@@ -183,7 +183,7 @@ def test_a_z_loss_differs_over_layers_only():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "options", "told"),
+    ("source", "target", "options", "message"),
     [
         ("gshard", "megatron_core", {"k": 2}, "first choices, the other all"),
         ("maxtext", "hugging_face", {"k": 2, "layers": 12}, "neither the sum nor the mean"),
@@ -197,8 +197,8 @@ def test_a_z_loss_differs_over_layers_only():
         ("maxtext", "moe_jax", {"k": 2, "loss": "load_balanc"}, "did you mean load_balance"),
     ],
 )
-def test_what_cannot_be_converted_says_why(source, target, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_converted_says_why(source, target, options, message):
+    with pytest.raises(ValueError, match=message):
         convert_coefficient(0.01, source, target, **{"E": 8, **options})
 
 
@@ -296,7 +296,7 @@ def test_the_simplest_factor_is_a_plain_number():
 
 
 @pytest.mark.parametrize(
-    ("factor", "source", "target", "told"),
+    ("factor", "source", "target", "message"),
     [
         (1.25, "megatron_core", "v_moe", "7 slots .* nearest are 4 or 8"),
         (1.25, "hugging_face", "moe_jax", "dropless"),
@@ -306,8 +306,8 @@ def test_the_simplest_factor_is_a_plain_number():
         (0.3, "moe_jax", "flaxformer", "2 slots .* nearest are 4"),
     ],
 )
-def test_a_factor_that_does_not_exist_says_why(factor, source, target, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_factor_that_does_not_exist_says_why(factor, source, target, message):
+    with pytest.raises(ValueError, match=message):
         convert_capacity_factor(factor, source, target, T=10, E=4, k=2)
 
 

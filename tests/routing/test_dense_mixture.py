@@ -13,9 +13,9 @@ from moe_jax.dispatch.dense import dense, outputs
 from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.capacity import expert_capacity
-from moe_jax.routing.dense_mixture import DenseMixture
+from moe_jax.routing.choice import scatter_gates
 from moe_jax.routing.plan import make_plan
-from moe_jax.routing.token_choice import scatter_gates
+from moe_jax.routing.token_choice.dense_mixture import DenseMixture
 from tests.routing.test_oracles import identity_logits, inputs
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from moe_jax.routing import ROUTERS
+from moe_jax.routing.choice import renormalize
 from moe_jax.routing.scores import SCORES, sqrt_softplus
-from moe_jax.routing.token_choice import renormalize
 from moe_jax.routing.types import Assignments, RouterInputs
 
 T, D, E = 12, 6, 6

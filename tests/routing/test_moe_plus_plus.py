@@ -1,4 +1,4 @@
-"""MoE++: choices, sums, losses and the experts at home against float64 numpy."""
+"""MoE++: choices, sums, losses and the undispatched experts against float64 numpy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from moe_jax.routing.moe_plus_plus import MoEPlusPlus
 from moe_jax.routing.plan import make_plan, plan_traffic, reduce_sums
+from moe_jax.routing.token_choice.moe_plus_plus import MoEPlusPlus
 from tests.routing.test_oracles import inputs
 
 T, D, E = 40, 5, 6
@@ -76,7 +76,7 @@ def test_choices_weights_and_sums(router):
         np.asarray(a.weight_R).reshape(T, -1)[valid_T], weight_TK[valid_T], rtol=1e-5
     )
     chosen, q_TN = chosen_TK[valid_T], q_TN[valid_T]
-    assert np.any(np.all(chosen >= E, axis=1))  # some tokens stay wholly at home
+    assert np.any(np.all(chosen >= E, axis=1))  # some tokens stay wholly undispatched
     counts_N = np.bincount(chosen.ravel(), minlength=E + router.Z)
     np.testing.assert_array_equal(sums.wanted_E, counts_N[:E])
     np.testing.assert_array_equal(sums.own["wanted_N"], counts_N)
@@ -94,8 +94,8 @@ def test_choices_weights_and_sums(router):
     np.testing.assert_allclose(sums.entropy, scipy.stats.entropy(q_TN, axis=1).sum(), rtol=1e-5)
     for train in (True, False):
         (_, sums), _ = route(router, params, x_TD, valid_T, train=train)
-        home = router.metrics({}, sums)["home_fraction"]
-        np.testing.assert_allclose(home, (chosen >= E).mean(), rtol=1e-6)
+        undispatched = router.metrics({}, sums)["undispatched_fraction"]
+        np.testing.assert_allclose(undispatched, (chosen >= E).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -105,7 +105,7 @@ def test_experts_at_home(router):
     expected_TD = home_by_hand(router, params, x_TD, chosen_TK, weight_TK)
     x_TD[~valid_T] = np.inf  # padding, whatever stands in it
     (a, _), given = route(router, params, x_TD, valid_T)
-    y_TD = router.at_home(jax.tree.map(jnp.asarray, params), given, a)
+    y_TD = router.undispatched(jax.tree.map(jnp.asarray, params), given, a)
     assert y_TD.dtype == jnp.float32
     np.testing.assert_allclose(y_TD[valid_T], expected_TD[valid_T], rtol=1e-4, atol=1e-5)
     assert np.all(np.asarray(y_TD)[~valid_T] == 0)
@@ -134,7 +134,7 @@ def test_gradients_of_the_experts_at_home(router):
     def loss(arrays):
         arrays, x_TD = dict(arrays), arrays["x"]
         (a, _), given = route(router, arrays, x_TD, None)
-        return jnp.sum(router.at_home(arrays, given, a) * jnp.asarray(weigh_TD, jnp.float32))
+        return jnp.sum(router.undispatched(arrays, given, a) * jnp.asarray(weigh_TD, jnp.float32))
 
     def loss_by_hand(arrays):
         _, chosen, weight_TK = by_hand(router, arrays, arrays["x"])
@@ -243,7 +243,7 @@ def test_a_dropped_token_with_an_expert_at_home_is_not_lost():
     # The third token is served by its second choice; without it, it would be lost.
     (a, _), given = route(dataclasses.replace(router, k=1), params, logits_TD, None)
     assert int(plan_traffic(make_plan(a, 1), given.valid_T).dropped_tokens) == 2
-    # Home experts take no place: a capacity of one and all three tokens copied.
+    # Undispatched experts take no place: a capacity of one and all three tokens copied.
     (a, _), given = route(dataclasses.replace(router, k=1), params, logits_TD[:, [1, 2, 0]], None)
     plan = make_plan(a, 1)
     assert np.all(np.asarray(a.expert_R) == 2) and not np.any(plan.kept_R)

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 
 from moe_jax.routing import NoisyTopK, Switch, VMoE
-from moe_jax.routing.token_choice import jitter
+from moe_jax.routing.choice import jitter
 from tests.routing.test_oracles import identity_logits, inputs
 
 T, D, E, K = 17, 8, 6, 2

@@ -16,9 +16,9 @@ from moe_jax.routing.balance import (
     squared_cv,
 )
 from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
-from moe_jax.routing.noisy_top_k import probability_of_choice
+from moe_jax.routing.choice import choose, make_sums, scatter_gates
 from moe_jax.routing.plan import make_plan
-from moe_jax.routing.token_choice import choose, make_sums, scatter_gates
+from moe_jax.routing.token_choice.noisy_top_k import probability_of_choice
 from moe_jax.routing.types import RouterInputs
 
 GATES = [[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]]

@@ -1,4 +1,4 @@
-"""The page docs/own_router.md: its router is complete and trains through the door."""
+"""The page docs/own_router.md: its router is complete and trains through the command."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 from moe_jax.config.kinds import Kinds
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.types import Router
+from tests.commands.conftest import CONFIG
 from tests.compiled import compiled
-from tests.doors.conftest import CONFIG
 from tests.routing import test_contract as contract
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from moe_jax.routing.plan import reduce_sums
-from moe_jax.routing.remoe import LEAST, MOST, ReMoE
+from moe_jax.routing.token_choice.remoe import MAX_LAMBDA, MIN_LAMBDA, ReMoE
 from tests.routing.test_oracles import inputs
 
 T, D, E = 48, 6, 8
@@ -130,7 +131,7 @@ def test_one_step_of_the_controller():
     np.testing.assert_allclose(after(81), 0.25 / 1.2, rtol=1e-6)
     assert after(82) == 0.25
     assert after(82, k=E) > after(328, k=E) * 0.8  # dense: nothing to push
-    assert after(83, value=MOST) == np.float32(MOST) and after(81, value=LEAST) > 0
+    assert after(83, value=MAX_LAMBDA) == np.float32(MAX_LAMBDA) and after(81, value=MIN_LAMBDA) > 0
     empty = dataclasses.replace(sums, valid=jnp.int32(0), wanted_E=jnp.zeros(E, jnp.int32))
     assert float(ReMoE().update(state(0.25), empty)["lambda"]) == 0.25
 
@@ -168,6 +169,7 @@ def train(seed, first_lambda, *, steps=260, tokens=256, width=16, k=2):
     return jax.lax.scan(step, carry, jax.random.split(keys[3], steps))[1]
 
 
+@pytest.mark.grid
 def test_the_controller_reaches_its_target_from_lambdas_of_sixteen_decades():
     """Target 1 - 2/8. From 1e-10 on within 150 steps, below in the time that a factor of 1.2 a step
     needs to come to the lambda at which the L1 weighs something; and it stays there."""

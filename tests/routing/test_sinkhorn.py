@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from moe_jax.routing.sinkhorn import Sinkhorn, transport_plan
+from moe_jax.routing.assignment.sinkhorn import Sinkhorn, transport_plan
 from tests.routing.test_oracles import identity_logits, inputs
 
 
@@ -115,11 +115,11 @@ def test_choices_by_the_plan_and_weights_without_it(k, score):
     plan_TE = sinkhorn64(logits_TE, 500, 0.5)
     want_TK = np.argsort(-plan_TE, axis=1)[:, :k]
     assert np.array_equal(a.expert_R, want_TK.reshape(-1))
-    wide_TE = logits_TE.astype(np.float64)
+    upcast_TE = logits_TE.astype(np.float64)
     if score == "sigmoid":
-        score_TE = sigmoid(wide_TE)
+        score_TE = sigmoid(upcast_TE)
     else:
-        score_TE = np.exp(wide_TE) / np.exp(wide_TE).sum(axis=1, keepdims=True)
+        score_TE = np.exp(upcast_TE) / np.exp(upcast_TE).sum(axis=1, keepdims=True)
     weight_TK = np.take_along_axis(score_TE, want_TK, axis=1)
     np.testing.assert_allclose(a.weight_R, weight_TK.reshape(-1), rtol=1e-5)
     moved = np.mean(want_TK[:, 0] != np.argmax(logits_TE, axis=1))

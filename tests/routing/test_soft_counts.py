@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax.routing import ExpertThreshold, QuantileBalancing
-from moe_jax.routing.balancing_bias import MARKS, count_below, counted_quantile, margins_below
+from moe_jax.routing.bias_balanced.bias import MARKS, count_below, counted_quantile, margins_below
 from moe_jax.routing.plan import add_sums
 from tests.routing.test_oracles import inputs
 

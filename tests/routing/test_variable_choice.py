@@ -12,10 +12,10 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from moe_jax.config.knobs import bind
+from moe_jax.config.schedules import bind
 from moe_jax.routing.plan import reduce_sums
-from moe_jax.routing.threshold import Threshold
-from moe_jax.routing.top_p import TopP
+from moe_jax.routing.token_choice.threshold import Threshold
+from moe_jax.routing.token_choice.top_p import TopP
 from tests.routing.test_oracles import identity_logits
 
 

@@ -38,7 +38,7 @@ STAND_IN = textwrap.dedent(
 )
 
 
-class Told:
+class Recorder:
     def __init__(self) -> None:
         self.changes: list[tuple[str, State]] = []
 
@@ -63,18 +63,18 @@ def job(root: Path, name: str, fails: bool = False, count: int = 5) -> Job:
 
 def test_all_run_and_a_failure_stops_none(tmp_path: Path):
     jobs = [job(tmp_path, "a"), job(tmp_path, "bad", fails=True), job(tmp_path, "c")]
-    told = Told()
-    states = run_jobs(jobs, 2, told)
+    recorder = Recorder()
+    states = run_jobs(jobs, 2, recorder)
     assert states == {"a": State.DONE, "bad": State.FAILED, "c": State.DONE}
     assert [is_done(j.folder) for j in jobs] == [True, False, True]
-    assert ("bad", State.FAILED) in told.changes
+    assert ("bad", State.FAILED) in recorder.changes
     assert last_words(tmp_path / "bad")[-1] == "it went wrong"
 
 
 def test_what_is_done_is_not_repeated_and_what_failed_is_tried_again(tmp_path: Path):
     jobs = [job(tmp_path, "a"), job(tmp_path, "bad", fails=True)]
-    run_jobs(jobs, 2, Told())
-    states = run_jobs([jobs[0], job(tmp_path, "bad")], 2, Told())
+    run_jobs(jobs, 2, Recorder())
+    states = run_jobs([jobs[0], job(tmp_path, "bad")], 2, Recorder())
     assert set(states.values()) == {State.DONE}
     assert (tmp_path / "a" / "starts").read_text() == "x"
     assert (tmp_path / "bad" / "starts").read_text() == "xx"
@@ -82,7 +82,7 @@ def test_what_is_done_is_not_repeated_and_what_failed_is_tried_again(tmp_path: P
 
 def test_exit_code_0_of_something_unfinished_is_a_failure(tmp_path: Path):
     lazy = Job("lazy", [sys.executable, "-c", "pass"], tmp_path / "lazy", whole=lambda: False)
-    assert run_jobs([lazy], 1, Told()) == {"lazy": State.FAILED}
+    assert run_jobs([lazy], 1, Recorder()) == {"lazy": State.FAILED}
 
 
 def engine_process(root: Path, names: str, count: int = 5) -> subprocess.Popen[bytes]:
@@ -111,7 +111,7 @@ def test_an_engine_that_is_killed_leaves_nothing_running_and_the_next_goes_on(tm
     for name in "ab":
         assert not is_done(tmp_path / name)
         assert int((tmp_path / name / "state").read_text()) < 30  # it was ended
-    states = run_jobs([job(tmp_path, name, count=30) for name in "abcd"], 2, Told())
+    states = run_jobs([job(tmp_path, name, count=30) for name in "abcd"], 2, Recorder())
     assert set(states.values()) == {State.DONE}
     assert (tmp_path / "a" / "starts").read_text() == "xx"
     assert (tmp_path / "c" / "starts").read_text() == "x"
@@ -123,7 +123,9 @@ def test_sigterm_is_passed_on_and_the_runs_save(tmp_path: Path):
     engine.send_signal(signal.SIGTERM)
     assert engine.wait(timeout=30) != 0
     assert not is_done(tmp_path / "a")
-    assert run_jobs([job(tmp_path, n) for n in "ab"], 2, Told()) == dict.fromkeys("ab", State.DONE)
+    assert run_jobs([job(tmp_path, n) for n in "ab"], 2, Recorder()) == dict.fromkeys(
+        "ab", State.DONE
+    )
 
 
 def test_two_engines_share_the_work(tmp_path: Path):
@@ -154,11 +156,11 @@ def test_a_job_says_what_its_process_finds_in_the_environment(tmp_path: Path, mo
     program = "import os; print('group', os.environ['GROUP'])"
     command, group = [sys.executable, "-c", program], {"GROUP": "mine"}
     jobs = [Job("a", command, tmp_path / "a", lambda: True, variables=group)]
-    assert run_jobs(jobs, 1, Told()) == {"a": State.DONE}
+    assert run_jobs(jobs, 1, Recorder()) == {"a": State.DONE}
     assert last_words(tmp_path / "a") == ["group mine"]
     monkeypatch.setenv("GROUP", "the user's")
     (tmp_path / "a" / "outcome.json").unlink()
-    run_jobs(jobs, 1, Told())
+    run_jobs(jobs, 1, Recorder())
     assert last_words(tmp_path / "a") == ["group the user's"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.sweeps import space as h
-from moe_jax.sweeps.matching import Matching, counts_of, least_dropped, used_flops
+from moe_jax.sweeps.matching import Matching, counts_of, min_dropped, used_flops
 from moe_jax.sweeps.points import SweepPoint, point_name, resolve, short_names
 from moe_jax.sweeps.table import Row, arms_of
 from moe_jax.training.experiment import Experiment
@@ -60,23 +60,23 @@ def test_a_point_survives_json():
 def test_all_problems_of_all_points_are_told_at_once():
     with pytest.raises(UserError) as error:
         points("moe.router.k=1,99; moe.num_expert=8,16")
-    told = str(error.value)
-    assert told.count("did you mean config.moe.num_experts") == 4
+    message = str(error.value)
+    assert message.count("did you mean config.moe.num_experts") == 4
     with pytest.raises(UserError, match="2 problems in the sweep") as error:
         points("moe.router.k=1,98,99")
     assert "k=98: " in str(error.value) and "k=99: " in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "common", "told"),
+    ("text", "common", "message"),
     [
         ("moe.router.k=1,1", {}, "a point twice|one run twice"),
         ("moe.router.k=1,2", {"moe.router.k": "2"}, "both the sweep and --config"),
         ("moe.router.k=2; optimizer.learning_rate=0.001,1e-3", {}, "twice"),
     ],
 )
-def test_doubled_points_are_refused(text: str, common: dict, told: str):
-    with pytest.raises(UserError, match=told):
+def test_doubled_points_are_refused(text: str, common: dict, message: str):
+    with pytest.raises(UserError, match=message):
         points(text, common)
 
 
@@ -105,7 +105,7 @@ def test_matching_a_dense_model_solves_for_its_feed_forward():
 
 def test_assignments_that_must_be_dropped_cost_nothing():
     half = apply_overrides(BASE, {"moe.capacity_factor": 0.5})
-    assert least_dropped(half) == 0.5
+    assert min_dropped(half) == 0.5
     one = apply_overrides(BASE, {"moe.router.k": 1})
     assert used_flops(half, 0.5) == pytest.approx(counts_of(one).flops_per_token)
     found = points("moe.capacity_factor=0.5,none", matching=Matching("flops"))
@@ -179,6 +179,6 @@ def test_what_matching_leaves_unequal_is_told():
     (matched,) = (p for p in points("moe.num_experts=512", matching=Matching("parameters")))
     expected = counts_of(matched.experiment).total / counts_of(BASE).total - 1
     assert gap == pytest.approx(expected, abs=1e-3) and abs(gap) > 0.005
-    told = notes("steps=300,600", "flops")
-    assert len(told) == 1 and "per token" in told[0]
+    message = notes("steps=300,600", "flops")
+    assert len(message) == 1 and "per token" in message[0]
     assert notes("steps=300,600", None) == []

@@ -20,7 +20,7 @@ from moe_jax.sweeps.engine import Job, State, take_lock
 from moe_jax.sweeps.folder import SweepFolder
 from moe_jax.sweeps.points import SweepPoint, build_point
 from moe_jax.sweeps.search import (
-    FEWEST,
+    MIN_TRIALS,
     Search,
     best_trials,
     command_of,
@@ -132,8 +132,8 @@ def test_the_search_finds_the_valley_and_counts_what_fails(tmp_path: Path):
     best = best_trials(found.study)[0]
     assert 10**-3.2 < best.params["optimizer.learning_rate"] < 10**-1.8
     assert best.value == pytest.approx(best_trials(found.study)[0].value)
-    told = [t.user_attrs["problem"] for t in found.study.trials if t.state.name == "FAIL"]
-    assert any("config.moe.router.k = 2" in text or "k" in text for text in told)
+    message = [t.user_attrs["problem"] for t in found.study.trials if t.state.name == "FAIL"]
+    assert any("config.moe.router.k = 2" in text or "k" in text for text in message)
     # What the stand-in depends on most is told, by short names.
     shares = importances(found.study)
     assert max(shares, key=lambda path: shares[path]) == "optimizer.learning_rate"
@@ -150,11 +150,12 @@ def test_the_search_finds_the_valley_and_counts_what_fails(tmp_path: Path):
 
 def test_few_trials_say_nothing_of_importance(tmp_path: Path):
     found = search(tmp_path)
-    found.run(FEWEST - 1, 2, Quiet(), [])
+    found.run(MIN_TRIALS - 1, 2, Quiet(), [])
     assert importances(found.study) == {}
     assert not trials_table(found.study, "bits_per_byte", {}).show_footer
 
 
+@pytest.mark.lab
 def test_bad_trials_are_ended_early(tmp_path: Path):
     found = search(tmp_path, seconds=0.5, pruner="halving")
     found.run(8, 2, Quiet(), [])
@@ -198,6 +199,7 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(tmp_path: Path):
         assert len(file.read_text().splitlines()) == STEPS
 
 
+@pytest.mark.lab
 def test_two_searches_share_a_study(tmp_path: Path):
     both = [process(tmp_path, 8, seconds=0.1) for _ in range(2)]
     assert [one.wait(timeout=120) for one in both] == [0, 0]
@@ -219,11 +221,11 @@ def test_a_search_asks_for_no_trial_while_another_asks(tmp_path: Path):
     assert len(found.study.get_trials()) == 1
 
 
-def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path):
+def test_mistakes_are_told_before_anything_runs(cli, tmp_path: Path):
     def call(*more: str) -> tuple[int, str, str]:
-        return door("search", f"--config={CONFIG}", f"--out={tmp_path / 's'}", *more)
+        return cli("search", f"--config={CONFIG}", f"--out={tmp_path / 's'}", *more)
 
-    for more, told in (
+    for more, message in (
         (["--space=moe.rooter.k=1,2"], "did you mean config.moe.router.k?"),
         (["--space=moe.router.k=1,2", "--config.moe.router.k=1"], "both --space and --config"),
         (
@@ -232,7 +234,7 @@ def test_mistakes_are_told_before_anything_runs(door, tmp_path: Path):
         ),
     ):
         code, _, err = call(*more)
-        assert code == 2 and told in err
+        assert code == 2 and message in err
     assert not (tmp_path / "s").exists()
 
 
@@ -245,18 +247,18 @@ ASKED = [
 
 
 @pytest.fixture
-def asks(door, monkeypatch: pytest.MonkeyPatch):
-    """The search's door without the runs."""
+def asks(cli, monkeypatch: pytest.MonkeyPatch):
+    """The search's command without the runs."""
     monkeypatch.setattr(Search, "run", lambda *arguments: None)
 
     def call(out: Path, *given: str) -> tuple[int, str, str]:
-        return door("search", f"--out={out}", *given)
+        return cli("search", f"--out={out}", *given)
 
     return call
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([*ASKED, "--metric=accuracy"], "metric: 'bits_per_byte' -> 'accuracy'"),
         ([*ASKED, "--config.batch_size=8"], "config.batch_size: 16 -> 8"),
@@ -269,18 +271,18 @@ def asks(door, monkeypatch: pytest.MonkeyPatch):
         ([*ASKED, "--storage=sqlite:///x.db"], "storage: 'journal'"),
     ],
 )
-def test_a_folder_is_held_to_its_question(asks, tmp_path: Path, given: list[str], told: str):
+def test_a_folder_is_held_to_its_question(asks, tmp_path: Path, given: list[str], message: str):
     assert asks(tmp_path, *ASKED)[0] == 1  # no trial yet
     code, _, err = asks(tmp_path, *given)
-    assert code == 2 and told in err
+    assert code == 2 and message in err
     assert (
         asks(tmp_path, *ASKED, "--trials=50", "--pruner=none", "--config.logging.every=3")[0] == 1
     )
 
 
-def test_a_sweeps_folder_is_no_searchs(asks, door, tmp_path: Path):
+def test_a_sweeps_folder_is_no_searchs(asks, cli, tmp_path: Path):
     sweep = [f"--config={CONFIG}", f"--out={tmp_path}", "--sweep=moe.router.k=1,2"]
-    assert door("sweep", *sweep, "--commands=/dev/null")[0] == 0
+    assert cli("sweep", *sweep, "--commands=/dev/null")[0] == 0
     code, _, err = asks(tmp_path, *ASKED)
     assert code == 2 and "kind: 'sweep' -> 'search'" in err
 
@@ -330,7 +332,7 @@ def test_a_torn_last_line_is_taken_away(tmp_path: Path, capsys, torn: str):
     assert capsys.readouterr().out == ""
 
 
-def test_the_best_again_is_the_very_model(door, asks, tmp_path: Path, monkeypatch):
+def test_the_best_again_is_the_very_model(cli, asks, tmp_path: Path, monkeypatch):
     common = [("steps", "60"), ("moe.router.kind", "switch"), ("data.auto_prepare", False)]
     common += [("data.kind", "folder"), ("data.path", "a b, c"), ("seed", "3")]
     parameters = {"optimizer.learning_rate": 0.0123456789, "moe.capacity_factor": "none"}
@@ -340,8 +342,8 @@ def test_the_best_again_is_the_very_model(door, asks, tmp_path: Path, monkeypatc
     given = [one.removeprefix("--config.").split("=", 1) for one in command[5:]]
     again = load_config(CONFIG, dict(given), Experiment)
     assert dataclasses.replace(again, name="t") == trained.experiment
-    # The door prints that of the best trial.
-    monkeypatch.setattr(Search, "run", told_once)
+    # The command prints that of the best trial.
+    monkeypatch.setattr(Search, "run", reported_once)
     code, out, err = asks(tmp_path, *ASKED)
     assert code == 0, err
     line = next(line for line in out.splitlines() if line.startswith("the best again: "))
@@ -349,7 +351,7 @@ def test_the_best_again_is_the_very_model(door, asks, tmp_path: Path, monkeypatc
         assert argument in line
 
 
-def told_once(search: Search, *arguments: object) -> None:
+def reported_once(search: Search, *arguments: object) -> None:
     """In place of runs: one trial that ended, and one that was better but skipped its updates."""
     for value, skipped in ((2.0, 0.0), (1.0, 0.8)):
         trial = search.study.ask(dict(search.distributions))
@@ -358,14 +360,14 @@ def told_once(search: Search, *arguments: object) -> None:
 
 
 def test_a_trial_that_skipped_its_updates_is_not_the_best(asks, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(Search, "run", told_once)
+    monkeypatch.setattr(Search, "run", reported_once)
     code, out, err = asks(tmp_path, *ASKED)
     assert code == 0, err
     assert "1 skipped many" in out and "2.0000" in out and "1.0000" not in out
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--metric=bits_per_bite"], "did you mean bits_per_byte?"),
         (["--storage=nonsense://x"], "--storage: cannot be opened"),
@@ -374,9 +376,9 @@ def test_a_trial_that_skipped_its_updates_is_not_the_best(asks, tmp_path: Path, 
         (["--seed=4294967296"], "--seed"),
     ],
 )
-def test_what_no_search_can_be_is_told_at_once(asks, tmp_path: Path, more: list[str], told: str):
+def test_what_no_search_can_be_is_told_at_once(asks, tmp_path: Path, more: list[str], message: str):
     code, _, err = asks(tmp_path / "s", *ASKED, *more)
-    assert code == 2 and told in err
+    assert code == 2 and message in err
     assert "Traceback" not in err
 
 
@@ -390,10 +392,10 @@ def test_trials_of_another_study_are_not_gone_on_with(tmp_path: Path):
 
 
 @pytest.mark.lab
-def test_a_search_of_real_runs(one_device, door, tmp_path: Path):
-    from tests.sweeps.test_sweep_door import TINY
+def test_a_search_of_real_runs(one_device, cli, tmp_path: Path):
+    from tests.sweeps.test_sweep_command import TINY
 
-    code, out, err = door(
+    code, out, err = cli(
         "search",
         *(f"--config={CONFIG}", f"--out={tmp_path}", "--trials=4", "--workers=2"),
         *("--space=optimizer.learning_rate=log(1e-3,1e-1); moe.router.k=1,2", *TINY),

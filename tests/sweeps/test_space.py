@@ -28,14 +28,14 @@ def test_points_are_copies():
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "message"),
     [
         (lambda: h.product(h.fixed("a", 1), h.fixed("a", 2)), "a is set twice"),
         (lambda: h.zip(h.sweep("a", [1, 2]), h.sweep("b", [1])), "zip of 2 and 1 points"),
     ],
 )
-def test_what_does_not_fit_is_refused(build, told: str):
-    with pytest.raises(UserError, match=told):
+def test_what_does_not_fit_is_refused(build, message: str):
+    with pytest.raises(UserError, match=message):
         build()
 
 

@@ -79,14 +79,14 @@ def one_step(router, layout, transport="local", **options):
     return jax.device_get((after.params, result.loss, result.sums.traffic))
 
 
-@pytest.fixture(scope="module", params=some(ROUTERS, ("sinkhorn",)))
+@pytest.fixture(scope="module", params=some(ROUTERS, ()))
 def on_one_device(request):
     return request.param, one_step(request.param, "dense")
 
 
 # A router of each kind of plan and state: token-major, choice-major with noise, a dynamic number of
-# experts with a loss of its own, experts that choose, experts at home, a whole group at once, ids
-# alone, own sums.
+# experts with a loss of its own, experts that choose, undispatched experts, a whole group at once,
+# ids alone, own sums.
 KINDS = (
     "mixtral",
     "gshard",

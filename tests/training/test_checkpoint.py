@@ -163,10 +163,10 @@ def test_other_shapes_are_told(tmp_path):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     with pytest.raises(UserError) as error:
         checkpoints.restore(wanted)
-    told = str(error.value)
-    assert "params.w: stored with shape (16, 8), not in the model" in told
-    assert "params.v: wanted with shape (16, 8), not stored" in told
-    assert "half: stored with shape (4,), wanted (5,)" in told
+    message = str(error.value)
+    assert "params.w: stored with shape (16, 8), not in the model" in message
+    assert "params.v: wanted with shape (16, 8), not stored" in message
+    assert "half: stored with shape (4,), wanted (5,)" in message
 
 
 def test_full_disk_is_told_and_older_steps_stay(tmp_path, monkeypatch):

@@ -278,9 +278,9 @@ def test_bad_step_is_told_once(tmp_path, capfd):
     with opened(tmp_path) as checkpoints:
         checkpoints.read_metadata()
         checkpoints.restore(abstract())
-    told = capfd.readouterr().err
-    assert told.count("3 is bad") == told.count("2 is bad") == 1
-    assert "sha256" in told and "no manifest" in told
+    message = capfd.readouterr().err
+    assert message.count("3 is bad") == message.count("2 is bad") == 1
+    assert "sha256" in message and "no manifest" in message
 
 
 @pytest.mark.parametrize("file", ["arrays", "meta.json"])

@@ -181,15 +181,17 @@ def test_bytes_over_expert_are_those_of_the_compiled_step():
 
     raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
     text = (
-        program.train_step.lower(program.abstract_state, raw, program.knobs(0)).compile().as_text()
+        program.train_step.lower(program.abstract_state, raw, program.scalars(0))
+        .compile()
+        .as_text()
     )
     sizes = {}
     for c in collectives(text, program.mesh):
         if c.op == "all-to-all" and c.arrays[0][0] == "f32":
             sizes[c.bytes_sent] = sizes.get(c.bytes_sent, 0) + c.times
     assert sorted(sizes.values()) == [4, 4]
-    (told,) = (t.bytes_sent for t in estimate(deep, 8).traffic if t.what == "tokens to experts")
-    assert told == sum(size * times for size, times in sizes.items())
+    (message,) = (t.bytes_sent for t in estimate(deep, 8).traffic if t.what == "tokens to experts")
+    assert message == sum(size * times for size, times in sizes.items())
     assert max(sizes) / min(sizes) == 4
     found = estimate(deep, 8)  # rows have no empty slots, nothing is computed twice
     assert found.hardware_flops == found.counts.flops_per_token * B * S / 8
@@ -211,15 +213,15 @@ def test_rules():
         assert "which tokens take part" in " ".join(warnings(e)) and not e.model.causal
     assert "which tokens" not in " ".join(warnings(experiment()))
     late = dataclasses.replace(DEPTH, first=4)
-    for changes, path, told in (
+    for changes, path, message in (
         (dict(moe__group_size=64, moe__every=1), "moe.group_size", "must be none"),
         (dict(model__depth=late), "model.depth.first", "num_layers = 4"),
     ):
         (problem,) = cross_check(experiment(**(whole | changes), batch_size=32), 16)
-        assert problem.path == path and told in str(problem)
+        assert problem.path == path and message in str(problem)
     # Sparse layers 0 and 2, depths 1 and 3: groups stay groups.
-    apart = experiment(**(whole | dict(moe__group_size=32)), batch_size=32)
-    assert cross_check(apart, 16) == []
+    per_member = experiment(**(whole | dict(moe__group_size=32)), batch_size=32)
+    assert cross_check(per_member, 16) == []
     cut = experiment(
         **(whole | dict(mesh=MeshConfig(data=1, sequence=2), moe__every=0)), batch_size=32
     )

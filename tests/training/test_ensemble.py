@@ -89,6 +89,7 @@ def test_training_is_the_mean_of_the_members_losses_and_gradients(both):
     assert int(result.sums.task["tokens"]) == M * int(members[0][2].sums.task["tokens"])
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "layout", some(["slots_scatter", "slots_einsum", "rows"], ["slots_scatter"])
 )
@@ -121,12 +122,13 @@ def test_a_member_has_slots_of_its_own_experts_only(layout):
         assert flops[0] < 1.1 * M * flops[1]
 
 
+@pytest.mark.grid
 def test_evaluation_is_the_mean_of_probabilities(both):
     step, state, alone = both
     raw = raw_batch()
-    found = step.observe(state.params, state.router_state, raw, Context(knobs={}))
+    found = step.observe(state.params, state.router_state, raw, Context(scalars={}))
     parts = [
-        alone.observe(one_member(state.params, m), state.router_state, raw, Context(knobs={}))
+        alone.observe(one_member(state.params, m), state.router_state, raw, Context(scalars={}))
         for m in range(M)
     ]
     prob = np.mean([np.exp(-np.asarray(part.loss_BS, np.float64)) for part in parts], axis=0)
@@ -213,6 +215,7 @@ def test_losses_of_balanced_members_do_not_depend_on_their_number(scope):
     assert abs(loss(load=Load(**weight))) < 1e-6
 
 
+@pytest.mark.grid
 def test_decoding_is_the_full_forward(both):
     step, state, _ = both
     tokens = np.random.default_rng(1).integers(0, 40, 9).tolist()
@@ -220,7 +223,7 @@ def test_decoding_is_the_full_forward(both):
         network=step.network,
         params=state.params,
         router_state=state.router_state,
-        knobs={},
+        scalars={},
         usable_V=np.ones(40, bool),
     )
     full, _, _ = generator.logits(tokens, 9)

@@ -11,7 +11,8 @@ from moe_jax.models.layout import layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.training.origin import load_origin
 from moe_jax.training.warm_start import GROW, NOISE, Like, growth_warnings, warm_start
-from tests.doors.conftest import texts, tiny, trained  # noqa: F401 - fixtures
+from tests.commands.conftest import texts, tiny, trained  # noqa: F401 - fixtures
+from tests.drawn import some
 from tests.layers import of_all_layers
 
 
@@ -102,14 +103,16 @@ def test_columns_of_copies(grow, others):
 def test_the_warnings():
     assert not list(growth_warnings((4, 4), (2, 2), "copy"))
     assert not list(growth_warnings((4, 8), (2, 2), "noise"))
-    (told,) = growth_warnings((4, 16), (2, 2), "noise")
-    assert "k = 2 is smaller than the 4 copies" in told and "k = 8 is what the old run" in told
+    (message,) = growth_warnings((4, 16), (2, 2), "noise")
+    assert (
+        "k = 2 is smaller than the 4 copies" in message and "k = 8 is what the old run" in message
+    )
     assert len(list(growth_warnings((4, 16), (2, 8), "copy"))) == 1
 
 
-def grown(door, tiny, trained, workdir: Path, grow: str, steps: int) -> np.ndarray:  # noqa: F811
+def grown(cli, tiny, trained, workdir: Path, grow: str, steps: int) -> np.ndarray:  # noqa: F811
     """w_up (layers, 8, ...) of 8 experts that began as two copies of the 4 of `trained`."""
-    code, _, err = door(
+    code, _, err = cli(
         "train", f"--config={tiny}", f"--workdir={workdir}", f"--warm_start={trained}",
         f"--grow={grow}", "--config.moe.num_experts=8", f"--config.steps={steps}",
         "--config.evaluation.every=0",
@@ -119,14 +122,14 @@ def grown(door, tiny, trained, workdir: Path, grow: str, steps: int) -> np.ndarr
     return of_all_layers(state.params["layers"])["moe"]["experts"]["w_up"]
 
 
-@pytest.mark.parametrize("grow", ["noise", pytest.param("new", marks=pytest.mark.grid), "copy"])
-def test_twins_part(grow, door, tiny, trained, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("grow", some(GROW, ["noise"]))
+def test_twins_part(grow, cli, tiny, trained, tmp_path):  # noqa: F811
     """Within 20 steps, by a share of how far they went that no rounding makes. Copied columns keep
     them together, which is why they are not the default."""
     _, before, _ = load_origin(trained)
     start = of_all_layers(before.params["layers"])["moe"]["experts"]["w_up"]
-    w_LEDF = grown(door, tiny, trained, tmp_path / grow, grow, steps=20)
+    w_LEDF = grown(cli, tiny, trained, tmp_path / grow, grow, steps=20)
     went = np.sqrt(np.mean(np.square(w_LEDF[:, :4] - start)))
     twins = np.sqrt(np.mean(np.square(w_LEDF[:, :4] - w_LEDF[:, 4:]), axis=(0, 2, 3)))
-    apart = float(np.min(twins) / went)
-    assert apart < 1e-3 if grow == "copy" else apart > 0.05
+    per_member = float(np.min(twins) / went)
+    assert per_member < 1e-3 if grow == "copy" else per_member > 0.05

@@ -255,6 +255,7 @@ class Counting(Mixtral):
         return {"total": state["total"] + sums.wanted_E, "updates": state["updates"] + 1}
 
 
+@pytest.mark.grid
 def test_router_state_is_updated_once_a_step_from_the_global_batch():
     moe = dataclasses.replace(MIXTRAL, router=Counting(k=2), every=2, first=1)
     totals = []

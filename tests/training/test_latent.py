@@ -57,14 +57,14 @@ def test_bytes_shrink_by_the_latent_width(mesh):
     assert latent == (plain[0] * L // D, plain[1])
     moves_no_weight(c for c in sent(mesh, latent_dim=L) if c.op == "all-to-all")
     found = estimate(program_of(mesh, latent_dim=L).experiment, 8)
-    (told,) = (t.bytes_sent for t in found.traffic if t.what == "tokens to experts")
+    (message,) = (t.bytes_sent for t in found.traffic if t.what == "tokens to experts")
     program = sent(mesh, latent_dim=L)
     over_expert = sum(
         c.bytes_sent * c.times
         for c in program
         if c.axes == {"expert"} and c.op == "all-to-all" and c.arrays[0][0] == "f32"
     )
-    assert told == over_expert
+    assert message == over_expert
 
 
 @pytest.mark.grid
@@ -72,7 +72,7 @@ def test_columns_over_tensor_are_those_of_the_formula():
     """Gathers and reduce-scatters over `tensor`, but for the indices of the head."""
     mesh, L = "fsdp 2, expert 2, tensor 2", D // 2
     found = estimate(program_of(mesh, latent_dim=L).experiment, 8)
-    (told,) = (t.bytes_sent for t in found.traffic if t.what == "columns")
+    (message,) = (t.bytes_sent for t in found.traffic if t.what == "columns")
     moved = sum(
         c.bytes_sent * c.times
         for c in sent(mesh, latent_dim=L)
@@ -80,7 +80,7 @@ def test_columns_over_tensor_are_those_of_the_formula():
         and c.op in ("all-gather", "reduce-scatter")
         and c.arrays[0][1][-1] in (L, D, L // 2)
     )
-    assert moved == told
+    assert moved == message
 
 
 @pytest.mark.grid

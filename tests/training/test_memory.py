@@ -73,7 +73,7 @@ def test_evaluation_and_probe_hold_no_more_rows_than_training():
             part: jax.ShapeDtypeStruct((rows, *rest), "int32", sharding=program.batch_sharding)
             for part, rest in (("tokens", (S,)), ("segments", (S,)), ("row", ()))
         }
-        lowered = getattr(program, name).lower(*model, raw, program.knobs(0))
+        lowered = getattr(program, name).lower(*model, raw, program.scalars(0))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     small, large = (

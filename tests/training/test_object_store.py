@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from moe_jax.config import paths
 from moe_jax.config.errors import UserError
 from moe_jax.training import checkpoint
-from tests.doors.conftest import texts, tiny  # noqa: F401 - fixtures
+from tests.commands.conftest import texts, tiny  # noqa: F401 - fixtures
 from tests.drawn import some
 
 SPEED = ("tokens_per_s", "step_time_s")
@@ -83,10 +83,10 @@ def test_the_stand_in_is_an_object_store(bucket: Path):
     assert paths.size_of(file) == 1
 
 
-def test_a_run_in_an_object_store_is_the_run(door, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
+def test_a_run_in_an_object_store_is_the_run(cli, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
     local, remote = tmp_path / "local", "gs://bucket/run"
-    assert door("train", f"--config={tiny}", f"--workdir={local}")[0] == 0
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    assert cli("train", f"--config={tiny}", f"--workdir={local}")[0] == 0
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0, err
     assert lines(bucket / "run") == lines(local)
     names = ("config.json", "environment.json")
@@ -96,32 +96,33 @@ def test_a_run_in_an_object_store_is_the_run(door, tiny, bucket: Path, tmp_path:
     assert steps == sorted(file.name for file in (local / "checkpoints/manifests").iterdir())
 
     # It is complete, it is read, it is reported.
-    code, out, _ = door("train", f"--config={tiny}", f"--workdir={remote}")
+    code, out, _ = cli("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0 and "the run is complete" in out
-    code, _, err = door("report", f"--workdir={remote}", "--routing", "--batches=1")
+    code, _, err = cli("report", f"--workdir={remote}", "--routing", "--batches=1")
     assert code == 0, err
     assert "Text by expert" in (bucket / "run" / "report.html").read_text("utf-8")
-    code, out, err = door("evaluate", f"--workdir={remote}")
+    code, out, err = cli("evaluate", f"--workdir={remote}")
     assert code == 0, err
 
 
-def test_a_run_goes_on_from_the_last_whole_step(door, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
+def test_a_run_goes_on_from_the_last_whole_step(cli, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
     whole, remote = "gs://bucket/whole", "gs://bucket/run"
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={whole}")
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={whole}")
     assert code == 0, err
     shutil.copytree(bucket / "whole", bucket / "run")
     # Killed while the last step was written: its manifest, which comes last, is not there.
     (bucket / "run/checkpoints/manifests/12.json").unlink()
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0, err
     assert "bad" not in err
     assert lines(bucket / "run") == lines(bucket / "whole")
     assert (bucket / "run/checkpoints/manifests/12.json").is_file()
 
 
-def test_a_killed_first_save_is_no_step(door, tiny, bucket: Path):  # noqa: F811
+@pytest.mark.grid
+def test_a_killed_first_save_is_no_step(cli, tiny, bucket: Path):  # noqa: F811
     whole, remote = "gs://bucket/whole", "gs://bucket/run"
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={whole}")
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={whole}")
     assert code == 0, err
     shutil.copytree(bucket / "whole", bucket / "run")
     manifests = bucket / "run/checkpoints/manifests"
@@ -132,26 +133,28 @@ def test_a_killed_first_save_is_no_step(door, tiny, bucket: Path):  # noqa: F811
     )
     assert checkpoints.steps() == [] and checkpoints.read_metadata() is None
     assert (bucket / "run/checkpoints/4").is_dir()  # a reader removes nothing
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0, err
     assert lines(bucket / "run") == lines(bucket / "whole")
     assert len(list(manifests.iterdir())) == 3
 
 
-def test_a_save_in_progress_does_not_disturb_a_reader(door, tiny, bucket: Path):  # noqa: F811
+@pytest.mark.lab
+def test_a_save_in_progress_does_not_disturb_a_reader(cli, tiny, bucket: Path):  # noqa: F811
     remote = "gs://bucket/run"
-    code, _, err = door("train", f"--config={tiny}", f"--workdir={remote}")
+    code, _, err = cli("train", f"--config={tiny}", f"--workdir={remote}")
     assert code == 0, err
     folder = bucket / "run/checkpoints"
     (folder / "manifests/12.json").unlink()
     (folder / "12/meta.json").unlink()
-    code, out, err = door("evaluate", f"--workdir={remote}")
+    code, out, err = cli("evaluate", f"--workdir={remote}")
     assert code == 0 and "bad" not in err, err
     assert "step 8" in out and (folder / "12").is_dir()
 
 
+@pytest.mark.grid
 def test_a_checkpoint_is_never_ahead_of_the_metrics(
-    door,
+    cli,
     tiny,  # noqa: F811
     bucket: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,7 +169,7 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
         publish(self, step, meta)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "_publish", watched)
-    code, _, err = door("train", f"--config={tiny}", "--workdir=gs://bucket/run")
+    code, _, err = cli("train", f"--config={tiny}", "--workdir=gs://bucket/run")
     assert code == 0, err
     assert list(seen) == [4, 8, 12]
     # Reading a checkpoint back takes time, in which the metrics may go on.
@@ -175,10 +178,10 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
 
 @pytest.mark.grid
 @pytest.mark.parametrize("scheme", some(["gs://bucket", "local"], ["gs://bucket"]))
-def test_a_profile_lies_in_the_workdir(door, tiny, bucket: Path, tmp_path: Path, scheme):  # noqa: F811
+def test_a_profile_lies_in_the_workdir(cli, tiny, bucket: Path, tmp_path: Path, scheme):  # noqa: F811
     workdir = f"{scheme}/run" if "://" in scheme else str(tmp_path / "run")
     found = bucket / "run" if "://" in scheme else tmp_path / "run"
-    code, _, err = door(
+    code, _, err = cli(
         "train",
         f"--config={tiny}",
         f"--workdir={workdir}",
@@ -209,13 +212,13 @@ def test_lines_are_sent_seldom_and_all_of_them_at_the_end(bucket: Path, monkeypa
     assert len(file.read_text().splitlines()) == 1003
 
 
-def test_what_cannot_be_reached_is_told(door, tiny, monkeypatch):  # noqa: F811
+def test_what_cannot_be_reached_is_told(cli, tiny, monkeypatch):  # noqa: F811
     with pytest.raises(UserError, match="folders are local, or gs://, s3://"):
         paths.folder_of("hdfs://cluster/run")
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it was not installed
-    code, _, err = door("train", f"--config={tiny}", "--workdir=s3://bucket/run")
+    code, _, err = cli("train", f"--config={tiny}", "--workdir=s3://bucket/run")
     assert code == 2 and "needs pip install s3fs" in err
-    code, _, err = door(
+    code, _, err = cli(
         "sweep", f"--config={tiny}", "--out=gs://bucket/sweep", "--sweep=moe.router.k=1,2"
     )
     assert code == 2

@@ -146,8 +146,8 @@ def test_forms_of_every_parameter(router):
         path: (*form.sizes(shapes[path].shape), form.decays, form.is_matrix)
         for path, form in forms.items()
     }
-    told = expected(router).items()
-    assert found == {path: (*form, form[0] > 1) for path, form in told}
+    message = expected(router).items()
+    assert found == {path: (*form, form[0] > 1) for path, form in message}
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -290,7 +290,7 @@ def test_a_users_router_says_what_its_parameters_are():
     one = build(dataclasses.replace(base, moe=moe), ByteTokenizer(), devices=jax.devices()[:1])
     lines = {line.path: line for line in optimizer_table(config, one.network)}
     wq, gain = (lines[f"layers/00/moe/router/{name}"] for name in ("wq", "bias"))
-    assert (wq.part, wq.decay, wq.told) == (f"{D} x 6", 0.0, f"factored, {D} + 6 a matrix")
+    assert (wq.part, wq.decay, wq.description) == (f"{D} x 6", 0.0, f"factored, {D} + 6 a matrix")
     assert (gain.part, gain.decay, gain.shape) == ("scalar", 0.5, (L,))
 
     params, grad = (drawn(one.network.abstract, seed) for seed in (0, 1))
@@ -311,20 +311,20 @@ def test_a_users_router_says_what_its_parameters_are():
 
 
 @pytest.mark.parametrize(
-    ("matrix", "told"),
+    ("matrix", "message"),
     [
         (((0,), (3,)), "do not have"),
         (((0,), ()), "None is a vector"),
         (((0,), (-3,)), "names an axis twice"),
     ],
 )
-def test_axes_that_are_none_are_refused(matrix, told):
-    with pytest.raises(ValueError, match=told):
+def test_axes_that_are_none_are_refused(matrix, message):
+    with pytest.raises(ValueError, match=message):
         Form.of(3, matrix, True)
 
 
-def test_the_door_prints_the_table(door):
-    code, out, err = door(
+def test_the_door_prints_the_table(cli):
+    code, out, err = cli(
         "plan",
         "--config=configs/quickstart.py",
         "--parameters",
@@ -342,5 +342,5 @@ def test_the_door_prints_the_table(door):
     assert lines["embedding"].endswith(f"rest 264 x {D} 0.1 1 Adam")
     assert lines["layers/00/moe/experts/w_up"].startswith(f"{layers} x {E} x {D} x ")
     assert lines["layers/00/moe/experts/w_up"].endswith(" 0 0 frozen")
-    code, _, err = door("plan", "--config=configs/quickstart.py")
+    code, _, err = cli("plan", "--config=configs/quickstart.py")
     assert code == 2 and "--topology is required" in err

@@ -27,7 +27,7 @@ def losses(mesh, devices, steps=3):
         # Text has a skewed distribution, and so have these: the experts' loads are uneven.
         tokens = np.random.default_rng(step).geometric(0.03, shape).clip(0, 255).astype(np.int32)
         raw = {"tokens": tokens, "segments": np.ones(shape, np.int32)}
-        state, result = program.train_step(state, program.put(raw), program.knobs(step))
+        state, result = program.train_step(state, program.put(raw), program.scalars(step))
         assert int(np.sum(result.sums.traffic.overflow)) == 0
         found.append((float(result.loss), float(result.grad_norm)))
     return found

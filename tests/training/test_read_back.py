@@ -101,7 +101,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_in_the_files_is_not_published(fault, tmp_path, monkeypatch):
     """A library that says it has written, and has not."""
-    spoil, told = FAULTS[fault]
+    spoil, message = FAULTS[fault]
     honest = ocp.save_checkpointables_async
 
     def forgetful(folder, trees):
@@ -111,7 +111,7 @@ def test_what_is_not_in_the_files_is_not_published(fault, tmp_path, monkeypatch)
 
     save(tmp_path, 1)
     monkeypatch.setattr(ocp, "save_checkpointables_async", forgetful)
-    with pytest.raises(UserError, match=f"cannot be read back: .*{told}"):
+    with pytest.raises(UserError, match=f"cannot be read back: .*{message}"):
         save(tmp_path, 2, read_back="values")
     assert not list((tmp_path).glob("2*"))
     assert restore(tmp_path).step == 1

@@ -67,12 +67,12 @@ def test_a_file_of_either_form_is_read_into_the_other(tmp_path, optimizer):
     saved = dict(data_index=0, config={}, fingerprint={})
     with Checkpoints(tmp_path / "a", CheckpointConfig()) as checkpoints:
         checkpoints.save(1, state, **saved)
-        apart = checkpoints.restore(single.abstract_state).state
+        per_member = checkpoints.restore(single.abstract_state).state
     with Checkpoints(tmp_path / "b", CheckpointConfig()) as checkpoints:
-        checkpoints.save(1, apart, **saved)
+        checkpoints.save(1, per_member, **saved)
         again = checkpoints.restore(looped.abstract_state).state
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
-    arrays, by_layer = flatten(state)[0], flatten(apart)[0]
+    arrays, by_layer = flatten(state)[0], flatten(per_member)[0]
     places = [("00", 0), ("01", 0), ("02", 0), ("03", 0), ("02", 1), ("03", 1)]
     for layer, (stack, row) in enumerate(places):
         for rest in ("attention.wq", "mlp_norm.scale"):
@@ -88,15 +88,16 @@ def _numbered(leaf):
     return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
 
 
+@pytest.mark.grid
 def test_layers_are_drawn_and_compute_the_same():
     """In either form, but for rounding."""
     losses = [run(MIXTRAL, steps=2, unrolled_layers=most)[:, 0] for most in (0, 8)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     looped, single = (program(AdamW(), most).network for most in (0, 8))
-    drawn, apart = (network.init(jax.random.key(3)) for network in (looped, single))
+    drawn, per_member = (network.init(jax.random.key(3)) for network in (looped, single))
     whole = drawn["layers"]["02"]["moe"]["experts"]["w_up"]
     for layer, row in (("02", 0), ("04", 1)):
-        own = apart["layers"][layer]["moe"]["experts"]["w_up"]
+        own = per_member["layers"][layer]["moe"]["experts"]["w_up"]
         np.testing.assert_allclose(own[0], whole[row], rtol=1e-5, atol=1e-6)
 
 

@@ -7,11 +7,11 @@ import copy
 from moe_jax.config.diff import difference
 from moe_jax.config.tree import to_json_dict
 from moe_jax.training.experiment import Experiment
-from moe_jax.training.identity import pinned, with_new_fields
+from moe_jax.training.identity import identity_of, with_new_fields
 
 
 def lines(saved, now):
-    return difference(pinned(with_new_fields(saved)), pinned(now))
+    return difference(identity_of(with_new_fields(saved)), identity_of(now))
 
 
 def test_a_field_that_did_not_exist_is_no_difference():

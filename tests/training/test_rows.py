@@ -50,13 +50,13 @@ EIGHT = {"mesh.data": 2, "mesh.expert": 4}
 CASES = [({}, 64), (EIGHT, 64), ({}, 16), (EIGHT, 16)]
 
 
-@pytest.mark.parametrize(("mesh", "most_rows"), some(CASES, [CASES[2]], several=True))
-def test_rows_come_once_in_their_order_and_without_padding(mesh, most_rows):
+@pytest.mark.parametrize(("mesh", "max_rows"), some(CASES, [CASES[2]], several=True))
+def test_rows_come_once_in_their_order_and_without_padding(mesh, max_rows):
     experiment = load_config(str(VISION), {**SMALL, **mesh}.items(), Experiment)
     rows = experiment.data.open("validation")
     program = build(experiment, rows, jax.devices() if mesh else jax.devices()[:1])
     task = Ranked(10)
-    step = dataclasses.replace(program.step, task=task, most_rows=most_rows)
+    step = dataclasses.replace(program.step, task=task, max_rows=max_rows)
     program = dataclasses.replace(program, step=step)
     state = program.init()
     batches = EvaluationBatches(rows, 64, columns=program.columns)

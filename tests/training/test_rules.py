@@ -243,37 +243,37 @@ def test_warnings():
     assert warnings(experiment(moe__every=0, moe__router=Mixtral(k=1))) == []
     assert warnings(experiment(accumulation=1)) == []
 
-    def told(**changes):
+    def description(**changes):
         return " ".join(warnings(experiment(**changes)))
 
-    assert "constant" in told(moe__router=Mixtral(k=1))
-    assert "constant" not in told(moe__router=Switch())
-    assert "later" in told(moe__router=GShard(), moe__capacity_factor=1.0)
-    assert "later" not in told(moe__router=GShard())
+    assert "constant" in warnings_of(moe__router=Mixtral(k=1))
+    assert "constant" not in warnings_of(moe__router=Switch())
+    assert "later" in warnings_of(moe__router=GShard(), moe__capacity_factor=1.0)
+    assert "later" not in warnings_of(moe__router=GShard())
     for term in (LoadBalance(coefficient=0.1), RouterZ(coefficient=0.1)):
         name = "load_balance" if isinstance(term, LoadBalance) else "router_z"
         whole = {f"moe__losses__{name}": term}
-        assert "one more forward pass" in told(**whole)
-        assert "one more forward pass" not in told(**whole, accumulation=1)
+        assert "one more forward pass" in warnings_of(**whole)
+        assert "one more forward pass" not in warnings_of(**whole, accumulation=1)
         micro = {f"moe__losses__{name}": dataclasses.replace(term, scope="micro_batch")}
-        assert f"moe.losses.{name}.scope" in told(**micro)
-        assert "one more forward pass" not in told(**micro)
-        assert f"moe.losses.{name}.scope" not in told(**micro, accumulation=1)
-    assert "scope" not in told()
+        assert f"moe.losses.{name}.scope" in warnings_of(**micro)
+        assert "one more forward pass" not in warnings_of(**micro)
+        assert f"moe.losses.{name}.scope" not in warnings_of(**micro, accumulation=1)
+    assert "scope" not in warnings_of()
     rises = "moe.losses.load_balance.coefficient = linear(0, 0.01, 100)"
-    assert "one more forward pass" in told(schedules=(rises,))
+    assert "one more forward pass" in warnings_of(schedules=(rises,))
 
 
 def test_losses_of_a_router_without_parameters():
     """They are told, also where only a schedule gives them a value."""
     balance = {"moe__losses__load_balance": LoadBalance(coefficient=0.1)}
 
-    def told(router, **changes):
+    def description(router, **changes):
         return " ".join(warnings(experiment(moe__router=router, accumulation=1, **changes)))
 
-    assert "moe.losses.load_balance.coefficient does nothing" in told(Hash(), **balance)
-    assert "does nothing" not in told(Hash())
-    assert "does nothing" not in told(Mixtral(), **balance)
+    assert "moe.losses.load_balance.coefficient does nothing" in warnings_of(Hash(), **balance)
+    assert "does nothing" not in warnings_of(Hash())
+    assert "does nothing" not in warnings_of(Mixtral(), **balance)
     rises = "moe.losses.router_z.coefficient = linear(0, 0.01, 100)"
-    assert "moe.losses.router_z.coefficient does nothing" in told(Hash(), schedules=(rises,))
-    assert "does nothing" not in told(Mixtral(), schedules=(rises,))
+    assert "moe.losses.router_z.coefficient does nothing" in warnings_of(Hash(), schedules=(rises,))
+    assert "does nothing" not in warnings_of(Mixtral(), schedules=(rises,))

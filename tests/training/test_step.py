@@ -1,4 +1,4 @@
-"""The training step against its own definition: loss scopes, knobs, reported norms, and the
+"""The training step against its own definition: loss scopes, scalars, reported norms, and the
 collectives of the compiled step of a run."""
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def test_every_additive_scope_under_accumulation():
         assert int(found.sums.traffic.dropped.sum()) == int(result.sums.traffic.dropped.sum())
 
 
+@pytest.mark.grid
 def test_reported_norms_and_the_other_layout_and_remat_policy():
     """With SGD of rate 1 the gradient is the change of the parameters."""
     before, after, result = step_of(MIXTRAL)
@@ -141,6 +142,7 @@ def test_noise_and_capacity_of_training_and_evaluation():
     np.testing.assert_array_equal(tight.traffic.slots, roomy.traffic.slots + tight_slots(0.5))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("moe", "mesh", "most", "parts"),
     some(
@@ -158,11 +160,11 @@ def test_evaluation_in_micro_batches(moe, mesh, most, parts):
         expert_TK=jnp.asarray(expert, jnp.int32), weight_TK=jnp.full(expert.shape, 0.5)
     )
 
-    def evaluated(step, what_if=None, recorded=None):
+    def evaluated(step, counterfactual=None, recorded=None):
         evaluate = jax.jit(step.evaluate, static_argnums=(4, 5))
-        return evaluate(state.params, {}, raw_batch(), {}, 1.0, what_if, recorded)
+        return evaluate(state.params, {}, raw_batch(), {}, 1.0, counterfactual, recorded)
 
-    limited = dataclasses.replace(step, most_rows=most)
+    limited = dataclasses.replace(step, max_rows=most)
     assert limited._evaluation_parts(raw_batch()) == parts
     for arguments in ((), (Replay(), replayed)):
         found, expected = evaluated(limited, *arguments), evaluated(step, *arguments)
@@ -183,10 +185,10 @@ def leaves_equal(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def test_loss_knobs_and_bad_losses():
+def test_loss_scalars_and_bad_losses():
     """loss = mean nats + coefficient * sum over layers of mean z. A coefficient that is NaN or
     inf makes a bad step: nothing but the counters changes, and nothing is compiled again."""
-    knob = "moe.losses.router_z.coefficient"
+    schedulable = "moe.losses.router_z.coefficient"
     moe = dataclasses.replace(
         MIXTRAL,
         router=Counting(k=2),
@@ -198,7 +200,7 @@ def test_loss_knobs_and_bad_losses():
     train = jax.jit(step.train)
 
     def at(state, coefficient):
-        return train(state, raw_batch(), {knob: np.float32(coefficient)})
+        return train(state, raw_batch(), {schedulable: np.float32(coefficient)})
 
     good, result = at(state, 0.5)
     at(good, 0.5)

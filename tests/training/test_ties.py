@@ -32,11 +32,12 @@ def kept(devices: int, rows: int, *settings: str) -> np.ndarray:
     for first in range(0, B, rows):
         tokens = np.tile(ids[first : first + rows], (1, S + 1))
         raw = program.put({"tokens": tokens, "segments": np.ones_like(tokens)}, first_row=first)
-        seen = program.observe_step(state.params, state.router_state, raw, program.knobs(0))
+        seen = program.observe_step(state.params, state.router_state, raw, program.scalars(0))
         found.append(jax.device_get(seen.routes.kept_BSK))
     return np.concatenate(found, axis=1)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "settings",
     some(

@@ -1,4 +1,4 @@
-"""model.vocab_size left to the tokenizer: the same number at every door."""
+"""model.vocab_size left to the tokenizer: the same number at every command."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ SLOWER = 4  # times as long has a dry run, which compiles on few and shared core
 SECONDS = 470
 TAIL, LOG = 2000, 200_000  # bytes of what a stage said: in the JSON, in the log
 GRACE = 3.0  # seconds for a stage to end after it is told to
-LEAST = 10.0  # seconds that are worth beginning a stage
+MIN_SECONDS = 10.0  # seconds that are worth beginning a stage
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Script:
         limit = min(float(own), self.end - time.monotonic() - GRACE)
         record: dict[str, Any] = {"status": "skipped", "limit": round(limit, 1)}
         self.found["stages"][name] = record
-        if limit < LEAST:
+        if limit < MIN_SECONDS:
             record["error"] = "no time was left"
             self.save()
             return
@@ -160,8 +160,8 @@ def wait(process: subprocess.Popen[bytes], limit: float) -> str:
 
 def commit() -> str | None:
     """The commit of the tree: what COMMIT says, for a copy without its history, or git."""
-    if told := os.environ.get("COMMIT"):
-        return told
+    if measured := os.environ.get("COMMIT"):
+        return measured
     try:
         command = ["git", "rev-parse", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -127,17 +127,17 @@ def kinds_of_program(text: str) -> dict[str, str]:
 
 def _kind(name: str, opcode: str, opcodes: set[str], label: str) -> str:
     """label: where the operation came from, as "jit(f)/attention/dot_general"."""
-    if (told := kind_of_name(opcode)) in (COLLECTIVE, COPY):
-        return told
+    if (measured := kind_of_name(opcode)) in (COLLECTIVE, COPY):
+        return measured
     for word in (name, label):
-        if (told := kind_of_name(word)) in (GROUPED, ATTENTION):
-            return told
+        if (measured := kind_of_name(word)) in (GROUPED, ATTENTION):
+            return measured
     for kind, of_kind in OPCODES:
         if opcodes & of_kind:
             return kind
     if opcode == "custom-call":
-        told = kind_of_name(label.rpartition("/")[2])
-        return told if told != OTHER else kind_of_name(name)
+        measured = kind_of_name(label.rpartition("/")[2])
+        return measured if measured != OTHER else kind_of_name(name)
     return ELEMENTWISE if opcode == "fusion" else kind_of_name(name)
 
 

@@ -109,10 +109,10 @@ def measure(
     """Times all of them in turns."""
     calls = {key: timer(program) for key, program in programs.items()}
     report.add(arms=figures(rounds({**calls, **others}, seconds), programs))
-    told_targets(report, case)
+    report_targets(report, case)
 
 
-def told_targets(report: Report, case: Case) -> None:
+def report_targets(report: Report, case: Case) -> None:
     """Forward + backward: our share of dense, and our speed over PyTorch's grouped product."""
     arms = report.found["arms"]
     if "rows/both" not in arms:

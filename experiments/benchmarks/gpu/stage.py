@@ -62,8 +62,8 @@ class Report:
         except Exception as error:
             traceback.print_exc()
             self.failed.append(name)
-            told = f"{type(error).__name__}: {error}"
-            self.add(errors={**self.found.get("errors", {}), name: told[:500]})
+            measured = f"{type(error).__name__}: {error}"
+            self.add(errors={**self.found.get("errors", {}), name: measured[:500]})
 
 
 def profiled(work: Callable[[], Any], steps: int, program: str) -> dict[str, Any]:

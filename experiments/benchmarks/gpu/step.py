@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments.benchmarks.gpu.stage import Report, profiled
 from experiments.benchmarks.steps import program_of
+from moe_jax.parallel.chips import peak_flops
 from moe_jax.training.build import Program
-from moe_jax.training.peaks import peak_flops
 
 # 1.0B of 2.8B parameters are active.
 SIZE = dict(D=2048, F=3072, L=16, E=8, k=2, V=32768, N=16, H=128, S=2048)
@@ -50,8 +50,8 @@ def measure(report: Report, size: dict[str, int], steps: int) -> None:
     report.add(size=size, parameters=counts.total, active=counts.active, gflop=1e-9 * work)
     batches = [batch(program, size, seed) for seed in range(4)]
     start = time.perf_counter()
-    knobs = program.knobs(0)
-    lowered = program.train_step.lower(program.abstract_state, batches[0], knobs)
+    scalars = program.scalars(0)
+    lowered = program.train_step.lower(program.abstract_state, batches[0], scalars)
     compiled = lowered.compile()
     report.add(compile_seconds=time.perf_counter() - start, memory_gib=needed(compiled) / GIB)
     holder: dict[str, Any] = {"state": program.init()}
@@ -60,7 +60,7 @@ def measure(report: Report, size: dict[str, int], steps: int) -> None:
         result = None
         for step in range(count):
             raw = batches[step % len(batches)]
-            holder["state"], result = compiled(holder["state"], raw, program.knobs(step))
+            holder["state"], result = compiled(holder["state"], raw, program.scalars(step))
         jax.block_until_ready((holder["state"], result))
         holder["loss"] = float(result.loss)
 
@@ -70,7 +70,7 @@ def measure(report: Report, size: dict[str, int], steps: int) -> None:
         start = time.perf_counter()
         run(steps // 3)
         times.append((time.perf_counter() - start) / (steps // 3))
-    seconds, peak = statistics.median(times), peak_flops(device, "bfloat16")
+    seconds, peak = statistics.median(times), peak_flops(device.device_kind, "bfloat16")
     report.add(
         ms=1e3 * seconds,
         tokens_per_second=tokens / seconds,

@@ -181,8 +181,8 @@ function say(parent, kind, text) {
   element.textContent = text;
   return parent.appendChild(element);
 }
-function told(value, percent) {
-  if (percent) return told(100 * value) + " %";
+function formatted(value, percent) {
+  if (percent) return formatted(100 * value) + " %";
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 10000) return Math.round(value).toLocaleString("en");
@@ -231,7 +231,7 @@ for (const svg of document.querySelectorAll("svg.lines")) {
       const where = own === step ? ""
         : " (" + data.unit + " " + own.toLocaleString("en") + ")";
       row.append(path.dataset.label + where);
-      say(row, "span", told(valueOf(point[1]), +data.percent));
+      say(row, "span", formatted(valueOf(point[1]), +data.percent));
     }
     place(event);
   });

@@ -167,8 +167,8 @@ def _cell_numbers(relative_LE: np.ndarray) -> str:
     cells = []
     for value in relative_LE.ravel():
         strong = value < 2 ** (-0.6 * FULL) or value > 2 ** (0.55 * FULL)
-        told = "" if np.isnan(value) else tick_labels([round(float(value), 1)])[0]
-        cells.append(f'<b class="strong">{told}</b>' if strong else f"<b>{told}</b>")
+        formatted = "" if np.isnan(value) else tick_labels([round(float(value), 1)])[0]
+        cells.append(f'<b class="strong">{formatted}</b>' if strong else f"<b>{formatted}</b>")
     return f'<div class="cells" style="--n:{relative_LE.shape[1]}">{"".join(cells)}</div>'
 
 
@@ -185,8 +185,10 @@ def scale(unit: str) -> str:
     ratios = 2.0 ** np.linspace(-FULL, FULL, 97)
     bar = image(ratios[None, :], "colour scale")
     bar = bar.replace('class="heat"', 'class="heat bar"', 1)
-    told = ("≤ ¼", "½", "1", "2", "≥ 4")
-    labels = "".join(f'<span style="left:{25 * n}%">{label}</span>' for n, label in enumerate(told))
+    marks = ("≤ ¼", "½", "1", "2", "≥ 4")
+    labels = "".join(
+        f'<span style="left:{25 * n}%">{label}</span>' for n, label in enumerate(marks)
+    )
     dead = image(np.zeros((1, 1)), "colour of zero").replace('class="heat"', 'class="heat dot"', 1)
     return (
         f'<div class="scale"><div class="bar-box">{bar}<div class="bar-labels">{labels}</div></div>'

@@ -164,10 +164,10 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     finite = np.isfinite(series.values)
     x = np.rint(UNITS * x_axis(series.steps)).astype(int)
     y = np.rint(UNITS * (1 - y_axis(np.where(finite, series.values, y_axis.low)))).astype(int)
-    head, told = f'style="--c:{line.colour}"', escape(line.label)
+    head, label = f'style="--c:{line.colour}"', escape(line.label)
     drawn = (
-        f'<path class="line {line.style}" {head} data-label="{told}" d="{_path(x, y, finite)}">'
-        f"<title>{told}</title></path>"
+        f'<path class="line {line.style}" {head} data-label="{label}" d="{_path(x, y, finite)}">'
+        f"<title>{label}</title></path>"
     )
     if line.style == "eval" or finite.sum() == 1:
         dots = "".join(f"M{a} {b}h0" for a, b in zip(x[finite], y[finite], strict=True))
@@ -176,7 +176,7 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     if bad.size and line.style != "layer":
         marks = "".join(f"M{round(UNITS * float(x_axis(at)))} 200h0" for at in bad[:200])
         where = ", ".join(map(str, bad[:5])) + (" ..." if bad.size > 5 else "")
-        title = f"<title>{told}: NaN or inf at step {where}</title>"
+        title = f"<title>{formatted}: NaN or inf at step {where}</title>"
         drawn += f'<path class="bad" d="{marks}">{title}</path>'
     return drawn
 

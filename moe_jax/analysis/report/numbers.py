@@ -57,7 +57,7 @@ def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
     return [label.replace("e-0", "e-") for label in labels]
 
 
-def told(value: float | None, percent: bool = False) -> str:
+def formatted(value: float | None, percent: bool = False) -> str:
     """A value with four significant digits; "–" for none."""
     if value is None or math.isnan(value):
         return "–"

@@ -15,7 +15,7 @@ from moe_jax.analysis.report import pictures
 from moe_jax.analysis.report.frame import figure
 from moe_jax.analysis.report.heat_map import named_grid, scale
 from moe_jax.analysis.report.line_chart import Line, line_chart
-from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.pictures import Picture
 from moe_jax.analysis.report.sections import Section
 from moe_jax.analysis.report.tables import table
@@ -24,7 +24,7 @@ from moe_jax.analysis.trace import Trace
 
 TEXT_TOKENS = 700  # of the text that is shown, over all domains
 SHOWN_LAYERS = 3  # the first, the middle and the last; the others fold away
-MOST_DOMAINS = 12
+MAX_DOMAINS = 12
 BINS = 32
 VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
@@ -46,11 +46,11 @@ class RoutingView:
 def routing_sections(view: RoutingView) -> list[Section]:
     """The sections that have something to show."""
     if not preferences.taken(view.last).any():
-        told_why = (
+        why = (
             "<p>This router assigns no token to an expert (every expert gets a mixture of all "
             "tokens), so there are no routes to show.</p>"
         )
-        return [Section("text", "Text by expert", told_why)]
+        return [Section("text", "Text by expert", why)]
     first = Section("text", "Text by expert", _text(view))
     if view.picture is not None:
         first = Section("pictures", "Patches by expert", _pictures(view))
@@ -77,9 +77,9 @@ def _by_layer(view: RoutingView, draw: Callable[[int], str], kind: str = "") -> 
     if not rest:
         return boxed
     more = count - len(shown)
-    told_more = f"{more} more layer" + ("s" if more > 1 else "")
+    more_text = f"{more} more layer" + ("s" if more > 1 else "")
     return (
-        f'{boxed}<details><summary>{told_more}</summary><div class="{kind}">{rest}</div></details>'
+        f'{boxed}<details><summary>{more_text}</summary><div class="{kind}">{rest}</div></details>'
     )
 
 
@@ -180,7 +180,7 @@ def _rows_of_classes(trace: Trace) -> list[int]:
     labels = np.zeros(trace.rows, int) if trace.label_N is None else trace.label_N
     valid = np.flatnonzero(trace.segment_NS.any(axis=1))
     _, first = np.unique(labels[valid], return_index=True)
-    return [int(row) for row in valid[np.sort(first)][:MOST_DOMAINS]]
+    return [int(row) for row in valid[np.sort(first)][:MAX_DOMAINS]]
 
 
 def _places(view: RoutingView, layer: int) -> str:
@@ -222,7 +222,7 @@ def _preferences(view: RoutingView) -> str:
         lines = [
             [
                 f'<i class="mark" style="background:{colour(e, trace.num_experts)}">{e}</i>',
-                told(float(load_LE[layer, e]), percent=True),
+                formatted(float(load_LE[layer, e]), percent=True),
                 _tokens(view, liked[e]),
             ]
             for e in range(trace.num_experts)
@@ -235,8 +235,8 @@ def _preferences(view: RoutingView) -> str:
     intro = (
         "<p>The input tokens that an expert takes most of: of all occurrences of a token (20 at "
         "least), the share that this expert took. By chance it were "
-        f"{told(preferences.chance(trace, 0), percent=True)}. Load: of all wanted assignments, "
-        "before drops.</p>"
+        f"{formatted(preferences.chance(trace, 0), percent=True)}. Load: of all wanted "
+        "assignments, before drops.</p>"
     )
     return intro + _by_layer(view, draw)
 
@@ -254,7 +254,7 @@ def _domains(
     view: RoutingView, layer: int, kind: str, counts_DE: np.ndarray, domains: Sequence[str]
 ) -> str:
     """Domains (or classes) by experts, relative to the share that the expert takes of all."""
-    largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MOST_DOMAINS]
+    largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MAX_DOMAINS]
     kept = sorted(largest.tolist())
     share_DE = counts_DE[kept] / np.maximum(counts_DE[kept].sum(axis=1, keepdims=True), 1)
     whole_E = counts_DE.sum(axis=0) / max(counts_DE.sum(), 1)
@@ -322,7 +322,7 @@ def _saturation(view: RoutingView) -> str:
             include=(0.0, 1.0),
             references=(chance,),
         )
-        caption = f"Dashed: {told(chance, percent=True)}, by chance."
+        caption = f"Dashed: {formatted(chance, percent=True)}, by chance."
         figures.append(figure(title, drawn, caption=caption))
     intro = (
         "<p>The share of a token's experts at each checkpoint that it still has at the last one "

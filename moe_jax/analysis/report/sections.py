@@ -20,7 +20,7 @@ from moe_jax.analysis.report.curves import (
     steps_of,
 )
 from moe_jax.analysis.report.frame import figure
-from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.tables import (
     all_metrics,
     capacity,
@@ -88,7 +88,11 @@ def _capacities(runs: Sequence[RunRecord]) -> str:
     """The capacity of each run in evaluations and in training."""
     found = []
     for run in runs:
-        each = [f"{name} {told}" for split, name in NAMES.items() if (told := capacity(run, split))]
+        each = [
+            f"{name} {formatted}"
+            for split, name in NAMES.items()
+            if (formatted := capacity(run, split))
+        ]
         if each:
             found.append(f"{run.name}: {', '.join(each)}")
     return f"<p>Capacity. {escape('; '.join(found))}.</p>" if found else ""
@@ -103,10 +107,10 @@ def _unequal_steps(runs: Sequence[RunRecord]) -> str:
         found.append(rows * length if rows and length else None)
     if len(set(found) - {None}) < 2:
         return ""
-    told_each = ", ".join(
+    tokens_text = ", ".join(
         f"{run.name} {tokens:,}" for run, tokens in zip(runs, found, strict=True) if tokens
     )
-    return f"<p>A step is not the same amount of data: tokens a step are {escape(told_each)}.</p>"
+    return f"<p>A step is not the same amount of data: tokens a step are {escape(tokens_text)}.</p>"
 
 
 def _learning(runs: Sequence[RunRecord]) -> str:
@@ -166,10 +170,10 @@ def _constant(runs: Sequence[RunRecord], name: str, values: Sequence[float | Non
     """A metric that never changes, as one number or one a run."""
     entry = metric(name)
     if len({value for value in values if value is not None}) == 1:
-        text = told(next(value for value in values if value is not None), entry.percent)
+        text = formatted(next(value for value in values if value is not None), entry.percent)
     else:
         text = ", ".join(
-            f"{run.name} {told(value, entry.percent)}"
+            f"{run.name} {formatted(value, entry.percent)}"
             for run, value in zip(runs, values, strict=True)
             if value is not None
         )

@@ -13,7 +13,7 @@ import numpy as np
 from moe_jax.analysis.read_run import SPLITS, RunRecord, layer_name, layer_of
 from moe_jax.analysis.report.catalogue import METRICS, SPEED, metric
 from moe_jax.analysis.report.curves import experts_of
-from moe_jax.analysis.report.numbers import told
+from moe_jax.analysis.report.numbers import formatted
 from moe_jax.config.diff import ABSENT, difference
 
 # What one looks at first. Of the same name an evaluation and training say different things: their
@@ -88,7 +88,9 @@ def tiles(run: RunRecord) -> str:
             value = final(run, split, name)
             if value is not None:
                 entry = metric(name)
-                cells.append((entry.title, told(value, entry.percent), _source(run, split, name)))
+                cells.append(
+                    (entry.title, formatted(value, entry.percent), _source(run, split, name))
+                )
         if cells:
             html += f"<h3>{escape(_titled_split(run, split))}</h3>{_tiles(cells)}"
     return html
@@ -154,7 +156,7 @@ def summary_table(runs: Sequence[RunRecord]) -> str:
     for number, run in enumerate(runs):
         cells = [chip(run, number), progress(run)]
         for key in keys:
-            text = told(final(run, *key), metric(key[1]).percent)
+            text = formatted(final(run, *key), metric(key[1]).percent)
             cells.append(f"<strong>{text}</strong>" if number in marked[key] else text)
         rows.append(cells)
     titles = [f"{escape(metric(name).title)}<br/>{split}" for split, name in keys]
@@ -185,7 +187,7 @@ def all_metrics(runs: Sequence[RunRecord]) -> str:
             for split in splits:
                 series = run.series.get((split, name))
                 value = None if series is None or series.values.ndim > 1 else series.last
-                cells.append(told(value, metric(name).percent))
+                cells.append(formatted(value, metric(name).percent))
         rows.append([_named(name), *cells])
     return table(head, rows, kind="numbers")
 
@@ -197,7 +199,9 @@ def layer_metrics(run: RunRecord) -> str:
         layer, name = layer_of(full)
         series = run.at_the_end(full)
         if layer is not None and series is not None and series.values.ndim == 1:
-            found.setdefault(name, {})[layer] = told(series.last, metric(f"moe/{name}").percent)
+            found.setdefault(name, {})[layer] = formatted(
+                series.last, metric(f"moe/{name}").percent
+            )
     layers = sorted({layer for row in found.values() for layer in row})
     if not layers:
         return ""
@@ -219,7 +223,7 @@ def shares_table(shares: Mapping[int, Sequence[float]], first: int) -> str:
     """Layers by columns, numbered from `first`, in percent."""
     width = max(map(len, shares.values()))
     rows = [
-        [f"layer {layer}", *(told(value, True) for value in row), *["–"] * (width - len(row))]
+        [f"layer {layer}", *(formatted(value, True) for value in row), *["–"] * (width - len(row))]
         for layer, row in shares.items()
     ]
     return table(["", *(str(first + i) for i in range(width))], rows, kind="numbers")

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.grouped_matmul.cover import Block, for_each_block
 from moe_jax.ops.grouped_matmul.kernels import differentiable
-from moe_jax.ops.grouped_matmul.varying import filled
+from moe_jax.ops.grouped_matmul.tiling import Block, for_each_block
+from moe_jax.ops.grouped_matmul.vma import filled
 from moe_jax.ops.precision import accumulator
 
 
@@ -30,12 +30,12 @@ def add_to_group(dw_EKN: Array, new_KN: Array, e: Array, is_first: bool) -> Arra
     return jax.lax.dynamic_update_index_in_dim(dw_EKN, new_KN, e, axis=0)
 
 
-def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, turned: bool) -> Array:
+def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, transposed: bool) -> Array:
     """y_r = x_r w_e(r), or x_r transpose(w_e(r))."""
-    R, N = x_RK.shape[0], w_EKN.shape[1 if turned else 2]
+    R, N = x_RK.shape[0], w_EKN.shape[1 if transposed else 2]
 
     def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RN: Array) -> Array:
-        return block.store(y_RN, dot(block.read(x_RK), own[0], 1 if turned else 0))
+        return block.store(y_RN, dot(block.read(x_RK), own[0], 1 if transposed else 0))
 
     return for_each_block(sizes_E, R, [w_EKN], body, filled((R, N), 0, x_RK.dtype, like=x_RK))
 

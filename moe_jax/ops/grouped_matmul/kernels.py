@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.grouped_matmul.varying import same_axes
+from moe_jax.ops.grouped_matmul.vma import same_axes
 
 Backend = Callable[[Array, Array, Array], Array]
 

@@ -11,34 +11,34 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int
 
-from moe_jax.ops.grouped_matmul.cover import own_rows
 from moe_jax.ops.grouped_matmul.kernels import differentiable, of_kernels, or_interpreted
+from moe_jax.ops.grouped_matmul.tiling import own_rows
 
-LEAST_ROWS, MOST_ROWS = 128, 512  # of a tile
-MOST_BYTES = 2048  # of a tile's row of K or N: operands and accumulator of two steps fit in VMEM
+MIN_ROWS, MAX_ROWS = 128, 512  # of a tile
+MAX_BYTES = 2048  # of a tile's row of K or N: operands and accumulator of two steps fit in VMEM
 
 
 def row_tile(R: int, E: int) -> int:
     """Rows of a tile: the power of two below the mean group, within bounds. A tile that two groups
     share is computed for both."""
     mean = max(R // max(E, 1), 1)
-    return min(max(2 ** (mean.bit_length() - 1), LEAST_ROWS), MOST_ROWS)
+    return min(max(2 ** (mean.bit_length() - 1), MIN_ROWS), MAX_ROWS)
 
 
 def width_tile(width: int, itemsize: int) -> int:
     """Columns of a tile: all of them, or the largest multiple of 128 that divides them, or the most
     (the kernel masks the last tile)."""
-    most = MOST_BYTES // itemsize
+    most = MAX_BYTES // itemsize
     if width <= most:
         return width
     fitting = [tile for tile in range(most, most // 2, -128) if width % tile == 0]
     return fitting[0] if fitting else most
 
 
-def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, turned: bool) -> Array:
+def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, transposed: bool) -> Array:
     """y_r = x_r w_e(r), or x_r transpose(w_e(r)); zeros past the last group."""
     R, K = x_RK.shape
-    E, N = w.shape[0], w.shape[1 if turned else 2]
+    E, N = w.shape[0], w.shape[1 if transposed else 2]
     itemsize = x_RK.dtype.itemsize
     rows = row_tile(R, E)
     padded = jnp.pad(x_RK, ((0, -R % rows), (0, 0)))
@@ -50,7 +50,7 @@ def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, turned: bool) ->
             sizes_E,
             preferred_element_type=x.dtype,
             tiling=(rows, width_tile(K, itemsize), width_tile(N, itemsize)),
-            transpose_rhs=turned,
+            transpose_rhs=transposed,
             interpret=interpret,
         )
 

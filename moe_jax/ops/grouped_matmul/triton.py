@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.ops.grouped_matmul.kernels import differentiable, of_kernels, or_interpreted
 
 GPUS = ("cuda", "rocm")
-MOST_ELEMENTS = 2**31  # the kernels count in int32
+MAX_ELEMENTS = 2**31  # the kernels count in int32
 NEIGHBOURS = 8  # tiles of rows that run together for each tile of columns: they share a matrix
 
 
@@ -79,15 +79,15 @@ Ref = Any  # an array in the GPU's memory, read and written in place
 
 
 def _rows_kernel(
-    tile_ref: Ref, x_ref: Ref, w_ref: Ref, y_ref: Ref, *, tiles: Tiles, turned: bool
+    tile_ref: Ref, x_ref: Ref, w_ref: Ref, y_ref: Ref, *, tiles: Tiles, transposed: bool
 ) -> None:
     """A tile of y: rows of x times columns of the group's matrix (its rows, if turned)."""
     K, E = x_ref.shape[1], w_ref.shape[0]
     N = y_ref.shape[1]
-    wide = pl.cdiv(N, tiles.columns)
+    across = pl.cdiv(N, tiles.columns)
     index = pl.program_id(0)
-    t = index // (NEIGHBOURS * wide) * NEIGHBOURS + index % NEIGHBOURS
-    n = index % (NEIGHBOURS * wide) // NEIGHBOURS
+    t = index // (NEIGHBOURS * across) * NEIGHBOURS + index % NEIGHBOURS
+    n = index % (NEIGHBOURS * across) // NEIGHBOURS
     e, start, end = tile_ref[0, t], tile_ref[1, t], tile_ref[2, t]
 
     row_m = start + jnp.arange(tiles.rows)
@@ -103,7 +103,7 @@ def _rows_kernel(
             mask=live_m[:, None] & live_k[None, :],
             other=0.0,
         )
-        if turned:
+        if transposed:
             w_kn = plgpu.load(
                 w_ref.at[of_group, column_n[None, :], depth_k[:, None]],
                 mask=live_k[:, None] & live_n[None, :],
@@ -128,16 +128,16 @@ def _rows_kernel(
     )
 
 
-def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, turned: bool) -> Array:
+def _rows_times_matrices(x_RK: Array, w: Array, sizes_E: Array, transposed: bool) -> Array:
     """y_r = x_r w_e(r), or x_r transpose(w_e(r)); zeros for rows of no group."""
     (R, K), E = x_RK.shape, w.shape[0]
-    N = w.shape[1] if turned else w.shape[2]
+    N = w.shape[1] if transposed else w.shape[2]
     tiles = Tiles.of(-(-R // E), N, K, x_RK.dtype.itemsize)
     tile_3T = row_tiles(sizes_E, R, tiles.rows)
 
     def kernel(tile_3T: Array, x: Array, w: Array, interpret: bool) -> Array:
         return pl.pallas_call(
-            functools.partial(_rows_kernel, tiles=tiles, turned=turned),
+            functools.partial(_rows_kernel, tiles=tiles, transposed=transposed),
             out_shape=jax.ShapeDtypeStruct((R, N), x.dtype),
             grid=(tile_3T.shape[1] * pl.cdiv(N, tiles.columns),),
             compiler_params=tiles.params,
@@ -213,6 +213,6 @@ def triton(
     ValueError for other types, and for arrays of 2^31 elements or more.
     """
     largest = max(x_RK.size, w_EKN.size, x_RK.shape[0] * w_EKN.shape[2])
-    if largest >= MOST_ELEMENTS:
+    if largest >= MAX_ELEMENTS:
         raise ValueError(f"triton: arrays below 2^31 elements, not {largest} (shard the experts)")
     return of_kernels("triton", _triton, x_RK, w_EKN, sizes_E)

@@ -1,0 +1,1 @@
+"""Routers that assign the tokens of a group to experts under a balance of loads."""

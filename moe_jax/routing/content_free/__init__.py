@@ -1,0 +1,1 @@
+"""Routers that do not look at what a token holds."""

@@ -1,0 +1,1 @@
+"""Routers in which experts choose tokens, or slots mix them."""

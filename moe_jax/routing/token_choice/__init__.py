@@ -1,0 +1,1 @@
+"""Routers in which each token chooses its experts."""

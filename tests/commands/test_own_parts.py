@@ -1,0 +1,91 @@
+"""docs/own_task.md: its task and its model, from a file each, train as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+import moe_jax
+from moe_jax.data import sentiment
+from moe_jax.nn.context import Context
+from tests.commands.test_runs import lines
+from tests.data.test_labelled import archive_of
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/own_task.md").read_text("utf-8")
+SMALL = (
+    *("--config.steps=16", "--config.batch_size=32", "--config.model.num_layers=2"),
+    *("--config.model.model_dim=16", "--config.model.head_dim=4", "--config.model.mlp_dim=16"),
+    *("--config.moe.num_experts=4", "--config.moe.expert_dim=16", "--config.evaluation.every=8"),
+    *("--config.optimizer.schedule.warmup_steps=1", "--config.optimizer.learning_rate=0.02"),
+)
+
+
+def write(name: str, folder: Path) -> None:
+    found = re.search(rf"```python\n(# {name}.py.*?)```", PAGE, re.DOTALL)
+    (folder / f"{name}.py").write_text(found[1])
+
+
+def train(folder: Path, config: str, *flags: str) -> Path:
+    workdir = folder / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "moe_jax.train", f"--config={ROOT / 'configs' / config}",
+         f"--workdir={workdir}", *SMALL, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.lab
+def test_a_task_of_one_file(tmp_path, monkeypatch):
+    """Regression of the rating: what sums say is what scipy says of rows."""
+    write("my_task", tmp_path)
+    sha256 = archive_of(tmp_path / "sentences.zip")
+    # The archive is another one than the package's: the run is told so by a module of its own.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import dataclasses\nfrom moe_jax.data import sentiment\n"
+        f"sentiment.PACKAGE = dataclasses.replace(sentiment.PACKAGE, sha256={sha256!r})\n"
+    )
+    workdir = train(
+        tmp_path, "sentiment.py", "--config.task.kind=my_task:Rating",
+        f"--config.data.archive={tmp_path / 'sentences.zip'}",
+        f"--config.data.data_dir={tmp_path}", "--config.data.tokenizer.kind=bytes",
+        "--config.data.validation_fraction=0.3",
+    )  # fmt: skip
+    last = lines(workdir, "eval")[-1]
+    monkeypatch.syspath_prepend(tmp_path)
+    known = sentiment.PACKAGE
+    monkeypatch.setattr(sentiment, "PACKAGE", type(known)(**{**vars(known), "sha256": sha256}))
+    run = moe_jax.load(workdir, trust=True)
+    found, wanted = [], []
+    for raw in run.batches(-1):
+        batch = run.program.put(raw)
+        inputs = run.program.step.task.inputs(batch)
+        output = run.program.network.apply(run.params, inputs, Context(), run.state.router_state)
+        real = raw["segments"].any(axis=1)
+        found.append(np.asarray(output.predictions.logits_BC[:, 0])[real])
+        wanted.append(raw["rating"][real])
+    found, wanted = np.concatenate(found), np.concatenate(wanted)
+    assert last["mean_squared_error"] == pytest.approx(np.mean((found - wanted) ** 2), rel=1e-4)
+    assert last["correlation"] == pytest.approx(pearsonr(found, wanted).statistic, abs=1e-4)
+    sys.modules.pop("my_task", None)
+
+
+@pytest.mark.lab
+def test_a_model_of_one_file(tmp_path):
+    write("my_model", tmp_path)
+    workdir = train(tmp_path, "vision.py", "--config.model.kind=my_model:Lines")
+    first, last = lines(workdir, "eval")
+    assert last["cross_entropy"] < first["cross_entropy"] < 2.5
