@@ -48,10 +48,10 @@ def test_commas_stand_between_runs(tmp_path):
         (["--workdri=x"], "did you mean --workdir?"),
     ],
 )
-def test_mistakes_end_with_one_message(argv, formatted, capsys):
+def test_mistakes_end_with_one_message(argv, message, capsys):
     assert call(*argv) == 2
     error = capsys.readouterr().err
-    assert formatted in error
+    assert message in error
     assert "Traceback" not in error
 
 

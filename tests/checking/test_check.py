@@ -241,7 +241,7 @@ def test_an_element_whose_gradient_is_rounding_may_go_either_way():
         assert differ(w=[0.1, far]) == ["parameter w"], far
 
 
-def description(*cases):
+def guilty(*cases):
     outcomes = [(f"v{i}", frozenset(factors.split()), ok) for i, (factors, ok) in enumerate(cases)]
     return [
         " or ".join(part.split(" ")[0] for part in line.split(" or ")) for line in blame(outcomes)

@@ -19,8 +19,8 @@ class Recorded(list):
 
 
 @pytest.fixture
-def description(cli, monkeypatch):
-    """told("train", "--flag=...") -> what it was doing, and how many parts of it were done."""
+def activities(cli, monkeypatch):
+    """activities("train", "--flag=...") -> what it was doing, and how many parts of it were done."""
 
     def call(*argv: str) -> dict[str, int]:
         recorded = Recorded()

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from moe_jax.config.checks import check
 from moe_jax.config.errors import ConfigError
 from moe_jax.config.overrides import apply_overrides, load_config, read_config_file
+from moe_jax.config.schedules import schedulable_values
 from moe_jax.config.tree import (
     from_config_dict,
     from_json_dict,

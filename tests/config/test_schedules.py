@@ -20,6 +20,7 @@ from moe_jax.config.schedules import (
     parse_schedule,
     parse_schedules,
     scalars_at,
+    schedulable_values,
 )
 from tests.config.toy import Greedy, Layer, Lazy, Nested, Toy
 

@@ -88,7 +88,7 @@ def test_exit_code_0_of_something_unfinished_is_a_failure(tmp_path: Path):
 def engine_process(root: Path, names: str, count: int = 5) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path; from tests.sweeps.test_engine import *\n"
-        f"run_jobs([job(Path(sys.argv[1]), n, count={count}) for n in sys.argv[2]], 2, Told())"
+        f"run_jobs([job(Path(sys.argv[1]), n, count={count}) for n in sys.argv[2]], 2, Recorder())"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root), names], cwd=os.getcwd())
 

@@ -243,7 +243,7 @@ def test_warnings():
     assert warnings(experiment(moe__every=0, moe__router=Mixtral(k=1))) == []
     assert warnings(experiment(accumulation=1)) == []
 
-    def description(**changes):
+    def warnings_of(**changes):
         return " ".join(warnings(experiment(**changes)))
 
     assert "constant" in warnings_of(moe__router=Mixtral(k=1))
@@ -268,7 +268,7 @@ def test_losses_of_a_router_without_parameters():
     """They are told, also where only a schedule gives them a value."""
     balance = {"moe__losses__load_balance": LoadBalance(coefficient=0.1)}
 
-    def description(router, **changes):
+    def warnings_of(router, **changes):
         return " ".join(warnings(experiment(moe__router=router, accumulation=1, **changes)))
 
     assert "moe.losses.load_balance.coefficient does nothing" in warnings_of(Hash(), **balance)

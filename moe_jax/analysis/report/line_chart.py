@@ -176,7 +176,7 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     if bad.size and line.style != "layer":
         marks = "".join(f"M{round(UNITS * float(x_axis(at)))} 200h0" for at in bad[:200])
         where = ", ".join(map(str, bad[:5])) + (" ..." if bad.size > 5 else "")
-        title = f"<title>{formatted}: NaN or inf at step {where}</title>"
+        title = f"<title>{label}: NaN or inf at step {where}</title>"
         drawn += f'<path class="bad" d="{marks}">{title}</path>'
     return drawn
 
