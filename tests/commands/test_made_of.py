@@ -169,6 +169,7 @@ def test_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(cli, tiny, trained
     assert lines(workdir, "train")[-1]["step"] == 12
 
 
+@pytest.mark.lab
 def test_a_false_start_is_not_kept(cli, tiny, tmp_path):
     """Less than the first checkpoint: what a run that is killed early leaves."""
     workdir = tmp_path / "run"

@@ -174,6 +174,7 @@ def test_evaluate_takes_other_numbers_of_experts(cli, trained, tmp_path):
     assert code == 2 and "5" in err and "4" in err
 
 
+@pytest.mark.lab
 def test_generate_is_seeded_and_shows_routing(cli, trained):
     argv = [f"--workdir={trained}", "--prompt=def ", "--max_tokens=12"]
     first, again = cli("generate", *argv), cli("generate", *argv)

@@ -95,6 +95,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(stopped):
     assert steps_saved(workdir)[-1] == last
 
 
+@pytest.mark.lab
 def test_process_0_alone_prepares_the_data_and_speaks(stopped):
     message = stopped[1].splitlines()
     for text in (

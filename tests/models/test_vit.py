@@ -68,6 +68,7 @@ def test_sincos_is_the_formula():
 ENDS = [(p, q) for p in ("learned", "sincos", "none") for q in ("mean", "first")]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("positions", "pooling"), some(ENDS, [("sincos", "first")], several=True))
 def test_places_matter_where_they_are_told(positions, pooling):
     """Without positions the mean of the tokens does not know where a patch was."""

@@ -71,6 +71,7 @@ def normed(y, scale):
     return y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + 1e-5) * scale
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("latent", some([None, L], [L]))
 def test_output_norm(latent):
     """Of the routed sum, in the width in which it is there; it starts with a scale of 1."""

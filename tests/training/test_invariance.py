@@ -155,6 +155,7 @@ def on_one_device():
     return {name: run(moe, STEPS[name]) for name, moe in arms}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "moe", "mesh"),
     [

@@ -83,6 +83,7 @@ def test_the_stand_in_is_an_object_store(bucket: Path):
     assert paths.size_of(file) == 1
 
 
+@pytest.mark.lab
 def test_a_run_in_an_object_store_is_the_run(cli, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
     local, remote = tmp_path / "local", "gs://bucket/run"
     assert cli("train", f"--config={tiny}", f"--workdir={local}")[0] == 0

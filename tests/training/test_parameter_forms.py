@@ -275,6 +275,7 @@ class Bilinear(Mixtral):
         return {**super().params(D, E), "wq": flat, "bias": gain}
 
 
+@pytest.mark.grid
 def test_a_users_router_says_what_its_parameters_are():
     """Four axes with the rows in the middle; a scalar without an axis, named like a bias, that
     decays."""
