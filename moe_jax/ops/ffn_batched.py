@@ -22,9 +22,11 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.ops.ffn_blocks import (
     Hidden,
     Matrices,
+    add_products,
     blocks_gradients,
     cotangents,
     ffn_blocks,
+    pull_back,
     run_blocks,
 )
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
@@ -167,11 +169,9 @@ def _batched_gradients(
 ) -> tuple[Array, list[Array], Array]:
     R, dtype, F = x_RD.shape[0], accumulator(x_RD.dtype), w_down_EFD.shape[1]
     dy_ECD = batch.slots(dy_RD)
-    h_ECF, pull_back = jax.vjp(
-        hidden, *(a.reshape(*batch.row_EC.shape, F).astype(dtype) for a in kept)
-    )
+    h_ECF, vjp = jax.vjp(hidden, *(a.reshape(*batch.row_EC.shape, F).astype(dtype) for a in kept))
     dw_down_EFD = _outer(h_ECF.astype(x_RD.dtype), dy_ECD)
-    d_in = [a.astype(x_RD.dtype) for a in pull_back(_batched(dy_ECD, w_down_EFD, 2))]
+    d_in = [a.astype(x_RD.dtype) for a in vjp(_batched(dy_ECD, w_down_EFD, 2))]
     x_ECD = batch.slots(x_RD)
     dw_in = [_outer(x_ECD, a_ECF) for a_ECF in d_in]
     terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
@@ -180,15 +180,11 @@ def _batched_gradients(
     def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down_EFD = carry
         x_BD, dy_BD = block.load(x_RD), block.load(dy_RD)
-        h_BF, pull_back = jax.vjp(hidden, *(dot(x_BD, w_DF) for w_DF in own[:-1]))
-        dw_down_EFD = add_to_group(dw_down_EFD, dot(h_BF.astype(x_RD.dtype).T, dy_BD), e, False)
-        d_in = [a.astype(x_RD.dtype) for a in pull_back(dot(dy_BD, own[-1], axis_b=1))]
-        terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
-        dw_in = [
-            add_to_group(dw_EDF, dot(x_BD.T, a_BF), e, False)
-            for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
-        ]
-        return block.store(dx_RD, functools.reduce(jnp.add, terms)), dw_in, dw_down_EFD
+        products = [dot(x_BD, w_DF) for w_DF in own[:-1]]
+        h_BF, d_in, dx_BD = pull_back(hidden, own, products, dy_BD)
+        dw_in = add_products(dw_in, x_BD.T, d_in, e, False)
+        dw_down_EFD = add_to_group(dw_down_EFD, dot(h_BF.T, dy_BD), e, False)
+        return block.store(dx_RD, dx_BD), dw_in, dw_down_EFD
 
     sizes_E, start_E = batch.remainder()
     matrices, carry = [*w_in, w_down_EFD], (dx_RD, dw_in, dw_down_EFD)

@@ -63,7 +63,7 @@ def run_blocks(
         kept = [block.store(a_RF, a_BF) for a_RF, a_BF in zip(kept, products, strict=False)]
         return block.store(y_RD, dot(h_BF, own[-1])), kept
 
-    # Of one value XLA would make one array and copy it.
+    # XLA would share one buffer for equal constants and copy it.
     kept = [filled((keep, F), i, x_RD.dtype, like=x_RD) for i in range(len(w_in) if keep else 0)]
     carry = (own_rows(x_RD, sizes_E), kept)
     return for_each_block(sizes_E, R, [*w_in, w_down_EFD], body, carry)
@@ -80,6 +80,27 @@ def _forward(
     y_RD, kept = run_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=x_RD.shape[0])
     kept = [checkpoint_name(a_RF, "expert_hidden") for a_RF in kept]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
+
+
+def pull_back(
+    hidden: Hidden, own: list[Array], products: list[Array], dy_BD: Array
+) -> tuple[Array, list[Array], Array]:
+    """Of the rows of one expert: what is before its last matrix, and the gradients of its products
+    before the activation, in dy's type; the gradient of its input."""
+    h_BF, vjp = jax.vjp(hidden, *products)
+    d_in = [a_BF.astype(dy_BD.dtype) for a_BF in vjp(dot(dy_BD, own[-1], axis_b=1))]
+    terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
+    return h_BF.astype(dy_BD.dtype), d_in, functools.reduce(jnp.add, terms)
+
+
+def add_products(
+    dw_in: list[Array], x_DB: Array, d_in: list[Array], e: Array, is_first: bool
+) -> list[Array]:
+    """dw of expert e, with transpose(x) d added."""
+    return [
+        add_to_group(dw_EDF, dot(x_DB, a_BF), e, is_first)
+        for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
+    ]
 
 
 def blocks_gradients(
@@ -103,17 +124,8 @@ def blocks_gradients(
         dx_RD, dw_in, dw_down = carry
         dy_BD = block.load(dx_RD)
         products = [block.load(a_RF).astype(dtype) for a_RF in kept]
-        h_BF, pull_back = jax.vjp(hidden, *products)
-        dh_BF = dot(dy_BD, own[-1], axis_b=1)
-        d_in = [a_BF.astype(x_RD.dtype) for a_BF in pull_back(dh_BF)]
-        terms = [dot(a_BF, w_DF, axis_b=1) for a_BF, w_DF in zip(d_in, own[:-1], strict=True)]
-        dx_BD = functools.reduce(jnp.add, terms)
-        x_DB = block.load_columns(x_DR)
-        dw_in = [
-            add_to_group(dw_EDF, dot(x_DB, a_BF), e, is_first)
-            for dw_EDF, a_BF in zip(dw_in, d_in, strict=True)
-        ]
-        h_BF = h_BF.astype(x_RD.dtype)
+        h_BF, d_in, dx_BD = pull_back(hidden, own, products, dy_BD)
+        dw_in = add_products(dw_in, block.load_columns(x_DR), d_in, e, is_first)
         dy_DB = None if dy_DR is None else block.load_columns(dy_DR)
         new = dot(h_BF.T, dy_BD) if dy_DB is None else dot(dy_DB, h_BF)
         return block.store(dx_RD, dx_BD), dw_in, add_to_group(dw_down, new, e, is_first)

@@ -20,7 +20,7 @@ class Recorded(list):
 
 @pytest.fixture
 def activities(cli, monkeypatch):
-    """activities("train", "--flag=...") -> what it was doing, and how many parts of it were done."""
+    """activities("train", "--flag=...") -> what it was doing, and how many parts were done."""
 
     def call(*argv: str) -> dict[str, int]:
         recorded = Recorded()

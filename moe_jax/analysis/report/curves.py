@@ -54,12 +54,12 @@ def difference_curves(runs: Sequence[RunRecord], name: str) -> str | None:
     if not lines:
         return None
     plot, cut = line_chart(lines, steps_of(runs), references=(0.0,), early=True)
-    formatted = f"Evaluation, minus {runs[0].name} at the same step. Below 0 is better than it"
+    what = f"Evaluation, minus {runs[0].name} at the same step. Below 0 is better than it"
     return figure(
         f"{metric(name).title}: difference",
         legend(*keys, key(f"{runs[0].name}: 0", "var(--muted)", "dashed")),
         plot,
-        caption=f"{formatted}; where a curve crosses 0 the order of the runs changes.{_cut(cut)}",
+        caption=f"{what}; where a curve crosses 0 the order of the runs changes.{_cut(cut)}",
     )
 
 
@@ -103,8 +103,8 @@ def _one_run(run: RunRecord, name: str) -> tuple[list[Line], list[str]]:
         lines.append(Line(overall if layers else "train", train, colour, style))
         keys.append(key(overall if layers else "train", colour))
     if evaluated is not None:
-        formatted = f"{overall}, evaluation" if layers else "evaluation"
-        lines.append(Line(formatted, evaluated, EVAL, "eval"))
+        label = f"{overall}, evaluation" if layers else "evaluation"
+        lines.append(Line(label, evaluated, EVAL, "eval"))
         keys.append(key("evaluation", EVAL, "dots"))
     if len(layers) > 6:
         keys.append(key(f"layers {layers[0]} … {layers[-1]}", "", "ramp"))
@@ -160,14 +160,14 @@ def _figure(
 def _reference(entry: Metric, runs: Sequence[RunRecord]) -> tuple[float, str] | None:
     if entry.reference is None:
         return None
-    value, formatted = entry.reference
+    value, label = entry.reference
     if isinstance(value, float):
-        return value, formatted
+        return value, label
     experts = {count for run in runs for count in experts_of(run).values()}
     if len(experts) != 1:
         return None
     count = experts.pop()
-    return math.log(count), f"{formatted} = {math.log(count):.2f}"
+    return math.log(count), f"{label} = {math.log(count):.2f}"
 
 
 def experts_of(run: RunRecord) -> dict[int, int]:

@@ -13,8 +13,8 @@ Tick = tuple[float, str]  # position, label
 
 def figure(title: str, *parts: str, caption: str = "", kind: str = "chart") -> str:
     """A card: heading, parts, and what it means."""
-    formatted = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{kind}"><h3>{escape(title)}</h3>{"".join(parts)}{formatted}</figure>'
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{kind}"><h3>{escape(title)}</h3>{"".join(parts)}{below}</figure>'
 
 
 def plot(

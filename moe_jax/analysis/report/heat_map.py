@@ -167,8 +167,8 @@ def _cell_numbers(relative_LE: np.ndarray) -> str:
     cells = []
     for value in relative_LE.ravel():
         strong = value < 2 ** (-0.6 * FULL) or value > 2 ** (0.55 * FULL)
-        formatted = "" if np.isnan(value) else tick_labels([round(float(value), 1)])[0]
-        cells.append(f'<b class="strong">{formatted}</b>' if strong else f"<b>{formatted}</b>")
+        label = "" if np.isnan(value) else tick_labels([round(float(value), 1)])[0]
+        cells.append(f'<b class="strong">{label}</b>' if strong else f"<b>{label}</b>")
     return f'<div class="cells" style="--n:{relative_LE.shape[1]}">{"".join(cells)}</div>'
 
 

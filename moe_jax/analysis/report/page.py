@@ -64,8 +64,8 @@ def write_page(html: str, file: Path) -> Path:
         write_whole(file, html)
     except OSError as error:
         exit_code = 1 if error.errno == errno.ENOSPC else 2
-        formatted = f"{file}: cannot be written ({error.strerror})"
-        raise UserError(formatted, exit_code=exit_code) from error
+        message = f"{file}: cannot be written ({error.strerror})"
+        raise UserError(message, exit_code=exit_code) from error
     return file
 
 
@@ -118,5 +118,5 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
     run = runs[0]
     name = run.config.get("name")
     state = "finished" if is_finished(run) else "not finished"
-    formatted = f"{name}: " if isinstance(name, str) and name != run.name else ""
-    return f"{formatted}step {progress(run)}, {state}. Point at a figure to read its values."
+    prefix = f"{name}: " if isinstance(name, str) and name != run.name else ""
+    return f"{prefix}step {progress(run)}, {state}. Point at a figure to read its values."

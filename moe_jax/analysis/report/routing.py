@@ -17,7 +17,7 @@ from moe_jax.analysis.report.heat_map import named_grid, scale
 from moe_jax.analysis.report.line_chart import Line, line_chart
 from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.pictures import Picture
-from moe_jax.analysis.report.sections import Section
+from moe_jax.analysis.report.sections import Rows, Section, drawn
 from moe_jax.analysis.report.tables import table
 from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.analysis.trace import Trace
@@ -44,24 +44,14 @@ class RoutingView:
 
 
 def routing_sections(view: RoutingView) -> list[Section]:
-    """The sections that have something to show."""
+    """What a page has of where tokens went, in reading order."""
     if not preferences.taken(view.last).any():
         why = (
             "<p>This router assigns no token to an expert (every expert gets a mixture of all "
             "tokens), so there are no routes to show.</p>"
         )
         return [Section("text", "Text by expert", why)]
-    first = Section("text", "Text by expert", _text(view))
-    if view.picture is not None:
-        first = Section("pictures", "Patches by expert", _pictures(view))
-    found = (
-        first,
-        Section("preferences", "What experts prefer", _preferences(view)),
-        Section("pairs", "Experts together", _pairs(view)),
-        Section("saturation", "Saturation", _saturation(view)),
-        Section("drops", "Drops by position", _drops(view)),
-    )
-    return [section for section in found if section.html]
+    return drawn(SECTIONS, view)
 
 
 def _by_layer(view: RoutingView, draw: Callable[[int], str], kind: str = "") -> str:
@@ -91,6 +81,9 @@ def _title(view: RoutingView, layer: int) -> str:
 
 
 def _text(view: RoutingView) -> str:
+    """Nothing of rows that are images."""
+    if view.picture is not None:
+        return ""
     trace = view.last
     experts = preferences.leading_expert(trace)
     rows = _sample_rows(trace)
@@ -156,9 +149,11 @@ def _palette(num_experts: int) -> str:
 
 
 def _pictures(view: RoutingView) -> str:
-    """Some images with their patches in the colours of experts, and where each expert looks."""
+    """Some images with their patches in the colours of experts, and where each expert looks.
+    Nothing of rows that are no images."""
     trace, picture = view.last, view.picture
-    assert picture is not None
+    if picture is None:
+        return ""
     experts = preferences.leading_expert(trace)
     colours = [colour(e, trace.num_experts) for e in range(trace.num_experts)]
     rows = _rows_of_classes(trace)
@@ -361,6 +356,16 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
         for layer in range(count)
     ]
 
+
+# How the rows of a task are shown is a row here.
+SECTIONS: Rows[RoutingView] = (
+    ("text", "Text by expert", _text),
+    ("pictures", "Patches by expert", _pictures),
+    ("preferences", "What experts prefer", _preferences),
+    ("pairs", "Experts together", _pairs),
+    ("saturation", "Saturation", _saturation),
+    ("drops", "Drops by position", _drops),
+)
 
 STYLE = (
     pictures.STYLE

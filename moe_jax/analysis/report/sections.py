@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ from moe_jax.analysis.report.tables import (
     tiles,
 )
 
+T = TypeVar("T")
+
 CELLS = 150_000  # of all heat maps over time together: keeps the page below a megabyte
 COLUMNS = (24, 120)  # fewest and most of one heat map
 # Lists of a number per expert, shown as layers by experts.
@@ -51,25 +54,26 @@ BY_LAYER = ("moe/max_violation", "moe/router_entropy", "moe/dropped_fraction", "
 
 @dataclass(frozen=True)
 class Section:
+    """A part of the page. id: of its link."""
+
     id: str
     title: str
     html: str
 
 
-def sections(runs: Sequence[RunRecord]) -> list[Section]:
-    """All sections that have something to show, in reading order."""
-    found = (
-        Section("summary", "Summary", _summary(runs)),
-        Section("learning", "Learning", _learning(runs)),
-        Section("load", "Expert load", _load(runs)),
-        Section("routing", "Routing", _routing(runs)),
-        Section("layers", "Layer by layer", _by_layer(runs)),
-        Section("speed", "Speed", _charts(runs, SPEED)),
-        Section("other", "Other metrics", _charts(runs, _unknown(runs))),
-        Section("numbers", "All numbers", _numbers(runs)),
-        Section("config", "Config and environment", _config(runs)),
-    )
+# (id, title, what draws it): one that gives no text has nothing to show.
+Rows = Sequence[tuple[str, str, Callable[[T], str]]]
+
+
+def drawn(rows: Rows[T], of: T) -> list[Section]:
+    """The sections of a table that have something to show, in its order."""
+    found = (Section(id, title, draw(of)) for id, title, draw in rows)
     return [section for section in found if section.html]
+
+
+def sections(runs: Sequence[RunRecord]) -> list[Section]:
+    """What a page has of any runs, in reading order."""
+    return drawn(SECTIONS, runs)
 
 
 def _summary(runs: Sequence[RunRecord]) -> str:
@@ -88,11 +92,7 @@ def _capacities(runs: Sequence[RunRecord]) -> str:
     """The capacity of each run in evaluations and in training."""
     found = []
     for run in runs:
-        each = [
-            f"{name} {formatted}"
-            for split, name in NAMES.items()
-            if (formatted := capacity(run, split))
-        ]
+        each = [f"{name} {text}" for split, name in NAMES.items() if (text := capacity(run, split))]
         if each:
             found.append(f"{run.name}: {', '.join(each)}")
     return f"<p>Capacity. {escape('; '.join(found))}.</p>" if found else ""
@@ -164,6 +164,14 @@ def _charts(runs: Sequence[RunRecord], names: Iterable[str], extra: Sequence[str
     if unchanging:
         html += f'<p class="constants">The same at every step: {"".join(unchanging)}</p>'
     return html
+
+
+def _speed(runs: Sequence[RunRecord]) -> str:
+    return _charts(runs, SPEED)
+
+
+def _other(runs: Sequence[RunRecord]) -> str:
+    return _charts(runs, _unknown(runs))
 
 
 def _constant(runs: Sequence[RunRecord], name: str, values: Sequence[float | None]) -> str:
@@ -331,3 +339,16 @@ def _config(runs: Sequence[RunRecord]) -> str:
 
 def _folded(title: str, html: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{html}</details>"
+
+
+SECTIONS: Rows[Sequence[RunRecord]] = (
+    ("summary", "Summary", _summary),
+    ("learning", "Learning", _learning),
+    ("load", "Expert load", _load),
+    ("routing", "Routing", _routing),
+    ("layers", "Layer by layer", _by_layer),
+    ("speed", "Speed", _speed),
+    ("other", "Other metrics", _other),
+    ("numbers", "All numbers", _numbers),
+    ("config", "Config and environment", _config),
+)
