@@ -16,8 +16,8 @@ import pytest
 
 from moe_jax.analysis.report import build_report
 from moe_jax.analysis.report.routing import RoutingView
+from tests.analysis.drawn_trace import random_trace
 from tests.analysis.fake_run import write_run
-from tests.analysis.test_preferences import random_trace
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1280, 500)  # the narrowest window that headless Chromium opens

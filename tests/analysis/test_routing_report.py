@@ -11,8 +11,8 @@ import pytest
 
 from moe_jax.analysis.report import build_report
 from moe_jax.analysis.report.routing import RoutingView, colour, routing_sections
+from tests.analysis.drawn_trace import random_trace
 from tests.analysis.fake_run import write_run
-from tests.analysis.test_preferences import random_trace
 from tests.commands.conftest import texts, tiny, trained  # noqa: F401 - fixtures
 
 LETTERS = "ab<\n "

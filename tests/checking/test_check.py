@@ -14,7 +14,7 @@ from moe_jax import check as cli
 from moe_jax.checking.compare import blame, compare
 from moe_jax.checking.invariance import micro_batch_terms, scalars_over_the_run
 from moe_jax.checking.shrink import shrink
-from moe_jax.checking.trial import StepRecord, Trial, synthetic_rows
+from moe_jax.checking.trial import Trial, synthetic_rows
 from moe_jax.checking.variants import variants
 from moe_jax.config import checks
 from moe_jax.config.cli import run_command
@@ -24,6 +24,7 @@ from moe_jax.models.layout import layout_of
 from moe_jax.models.transformer import REMAT_POLICIES
 from moe_jax.parallel.mesh import AXES
 from moe_jax.training.experiment import Experiment
+from tests.checking.trials import trial
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -183,19 +184,6 @@ def test_only_losses_in_use_are_left_out():
 
 
 # --- comparing ---
-
-
-def trial(**changes):
-    step = {
-        "numbers": {"loss": 4.0},
-        "counts": {"dropped": np.array([3, 4])},
-        "sums": {"prob_E": np.array([[1.0, 2.0]])},
-        "gradients": {"w": np.array([3.0, 4.0]), "router": np.array([1e-9, 0.0])},
-        "router_state": {"bias": np.array([0.01])},
-    }
-    params = changes.pop("params", {"w": np.array([1.0, 1.5])})
-    record = StepRecord(**{**step, **changes})
-    return Trial(steps=(record,), start={"w": np.array([1.0, 1.0])}, params=params)
 
 
 def differing(**changes):

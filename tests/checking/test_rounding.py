@@ -21,7 +21,7 @@ from moe_jax.models import text
 from moe_jax.routing import Mixtral
 from moe_jax.routing.choice import router_logits, softmax, top
 from moe_jax.training.experiment import Experiment
-from tests.checking.test_check import trial
+from tests.checking.trials import trial
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 NAME = "1 device rows dtype=bfloat16"

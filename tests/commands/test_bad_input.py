@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.refusals import assert_refused
 from tests.drawn import some
 
 OVERRIDES = {
@@ -38,14 +39,6 @@ OVERRIDES = {
         ["moe.router.k", "batch_size"],
     ),
 }
-
-
-def assert_refused(result, *fragments, code=2):
-    got, _, err = result
-    assert got == code, err
-    assert "Traceback" not in err
-    for fragment in fragments:
-        assert fragment in err, err
 
 
 @pytest.mark.parametrize("case", OVERRIDES)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from tests.commands.test_runs import results, start
+from tests.commands.runs import results, start
 
 SEED = int(os.environ.get("MOE_JAX_FUZZ_SEED") or random.SystemRandom().getrandbits(32))
 NAMES = (

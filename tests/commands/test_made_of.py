@@ -11,8 +11,8 @@ import pytest
 
 from moe_jax import load
 from moe_jax.config.errors import UserError
-from tests.commands.test_bad_input import assert_refused
-from tests.commands.test_runs import lines
+from tests.commands.refusals import assert_refused
+from tests.commands.runs import lines
 from tests.drawn import some
 
 BPE = ("--config.data.tokenizer.kind=bpe", "--config.data.tokenizer.vocab_size=300")

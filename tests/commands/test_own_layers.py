@@ -15,8 +15,8 @@ import moe_jax
 from moe_jax import check as cli
 from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
-from tests.commands.test_own_parts import train
-from tests.commands.test_runs import lines
+from tests.commands.own_files import train
+from tests.commands.runs import lines
 from tests.drawn import some
 
 ROOT = Path(__file__).parents[2]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,37 +13,16 @@ from scipy.stats import pearsonr
 import moe_jax
 from moe_jax.data import sentiment
 from moe_jax.nn.context import Context
-from tests.commands.test_runs import lines
-from tests.data.test_labelled import archive_of
+from tests.commands.own_files import ROOT, train
+from tests.commands.runs import lines
+from tests.data.rated_sentences import archive_of
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_task.md").read_text("utf-8")
-SMALL = (
-    *("--config.steps=16", "--config.batch_size=32", "--config.model.num_layers=2"),
-    *("--config.model.model_dim=16", "--config.model.head_dim=4", "--config.model.mlp_dim=16"),
-    *("--config.moe.num_experts=4", "--config.moe.expert_dim=16", "--config.evaluation.every=8"),
-    *("--config.optimizer.schedule.warmup_steps=1", "--config.optimizer.learning_rate=0.02"),
-)
 
 
 def write(name: str, folder: Path) -> None:
     found = re.search(rf"```python\n(# {name}.py.*?)```", PAGE, re.DOTALL)
     (folder / f"{name}.py").write_text(found[1])
-
-
-def train(folder: Path, config: str, *flags: str) -> Path:
-    workdir = folder / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "moe_jax.train", f"--config={ROOT / 'configs' / config}",
-         f"--workdir={workdir}", *SMALL, *flags],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return workdir
 
 
 @pytest.mark.lab

@@ -8,7 +8,7 @@ import moe_jax
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.training.experiment import Experiment
-from tests.commands.test_runs import results
+from tests.commands.runs import results
 
 
 @pytest.mark.lab

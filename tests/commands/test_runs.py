@@ -7,13 +7,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.commands.runs import lines, results, start
 
 NAMES = (  # the contract of metrics.jsonl
     "loss",
@@ -34,27 +33,6 @@ NAMES = (  # the contract of metrics.jsonl
     "moe/overflow_fraction",
     "moe/dead_experts",
 )
-TIMES = ("tokens_per_s", "step_time_s", "mfu")  # differ between runs
-
-
-def lines(workdir: Path, split: str | None = None) -> list[dict]:
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if split in (None, line["split"])]
-
-
-def results(workdir: Path) -> list[dict]:
-    """Every number of a run that does not depend on time."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(workdir)]
-
-
-def start(config: str, workdir: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "moe_jax.train", f"--config={config}"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_files_and_names_of_a_run(trained):

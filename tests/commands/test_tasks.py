@@ -13,7 +13,7 @@ import pytest
 import moe_jax
 from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.config.errors import UserError
-from tests.commands.test_runs import lines, results, start
+from tests.commands.runs import lines, results, start
 
 CONFIGS = {
     "vision": """

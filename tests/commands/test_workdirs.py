@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from tests.commands.test_bad_input import assert_refused
-from tests.commands.test_runs import results, start
+from tests.commands.refusals import assert_refused
+from tests.commands.runs import results, start
 
 
 def argv(tiny: str, workdir: Path, *flags: str) -> list[str]:

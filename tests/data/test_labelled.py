@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +15,7 @@ from moe_jax.data.prepare import prepare
 from moe_jax.data.progress import Silent
 from moe_jax.data.sentiment import CLASSES, SOURCES, Sentiment
 from moe_jax.data.types import columns_of
+from tests.data.rated_sentences import archive_of
 
 
 def write_rows(path, rows):
@@ -95,23 +92,6 @@ def test_other_labels_are_another_set(folder, tmp_path):
 
 
 # The rated sentences, of a small archive of the same form
-
-
-def archive_of(path, count=40):
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w:gz") as tar:
-        for name in SOURCES.values():
-            lines = [
-                f"{n // 3}_{n % 3}\t{(n % 9) - 4 + 0.25}\t{name} sentence {n}\r"
-                for n in range(count)
-            ]
-            content = "\n".join([*lines, "broken line\r", "99_1\t0.5\t \r"]).encode()
-            info = tarfile.TarInfo(sentiment.FILE.format(name))
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    with zipfile.ZipFile(path, "w") as outer:
-        outer.writestr(sentiment.INNER, inner.getvalue())
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.routing import Mixtral
 from moe_jax.routing.types import ROW_PARTS
-from tests.nn.test_depth import SEGMENTS, B, E, S, inputs, make, run
+from tests.nn.depth_layer import SEGMENTS, B, E, S, inputs, make, run
 
 
 def test_places_are_those_of_the_row_and_not_among_the_chosen():

@@ -19,7 +19,7 @@ from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing.losses import SCOPES, LoadBalance, RouterZ, RoutingLosses, scoped_loss
 from tests.drawn import some
-from tests.training.test_compiled_step import program_of
+from tests.training.programs import program_of
 
 PAGE = Path(__file__).parents[2] / "docs/in_your_model.md"
 LOSSES = RoutingLosses(

@@ -17,7 +17,19 @@ from moe_jax.nn.context import Context
 from moe_jax.nn.moe_layer import MoEConfig, fine_grained
 from moe_jax.routing import DeepSeekV3, Switch, TopK
 from moe_jax.routing.capacity import expert_capacity
-from tests.nn.test_moe_layer import SEGMENTS, B, D, E, F, S, batch_of, float64, inputs, make, swiglu
+from tests.nn.sparse_layer import (
+    SEGMENTS,
+    B,
+    D,
+    E,
+    F,
+    S,
+    batch_of,
+    float64,
+    inputs,
+    make,
+    swiglu,
+)
 
 L = 4
 

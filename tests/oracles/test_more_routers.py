@@ -15,8 +15,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from moe_jax.routing import DeepSeekV2, DeepSeekV3, Mixtral
+from tests.oracles.drawn_inputs import D, T, draw, router_inputs
 from tests.oracles.hugging_face import assert_close
-from tests.oracles.test_routers import D, T, draw, router_inputs
 
 E, GROUPS = 16, 4
 SEEDS = range(30)

@@ -23,27 +23,10 @@ from moe_jax.routing import Mixtral, Switch, TopK
 from moe_jax.routing.balance import load_balance_loss
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses, scoped_loss
 from moe_jax.routing.plan import make_plan, reduce_sums
-from moe_jax.routing.types import RouterInputs
+from tests.oracles.drawn_inputs import D, E, T, draw, router_inputs
 from tests.oracles.hugging_face import assert_close
 
-T, D, E = 48, 16, 8
 SEEDS = range(50)
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def router_inputs(x_TD, valid_T):
-    place_T = jnp.arange(x_TD.shape[0], dtype=jnp.int32)
-    return RouterInputs(
-        x_TD=x_TD,
-        valid_T=valid_T,
-        id_T=place_T,
-        position_T=place_T,
-        segment_T=valid_T.astype(jnp.int32),
-        E=E,
-    )
 
 
 def route(router, kernel_DE, x_TD, valid_T):

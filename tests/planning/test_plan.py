@@ -24,7 +24,8 @@ from moe_jax.planning.search import candidate, search
 from moe_jax.routing.losses import RoutingLosses
 from moe_jax.training.experiment import Experiment
 from tests.drawn import some
-from tests.training.test_compiled_step import MESHES, B, S, compiled, program_of, sent
+from tests.training.programs import MESHES, B, compiled, program_of, sent
+from tests.training.steps import S
 
 MIXTRAL = "configs/mixtral_8x7b.py"
 

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from moe_jax.routing.assignment.base_layers import BaseLayers
 from moe_jax.routing.plan import make_plan
-from tests.routing.test_oracles import identity_logits, inputs
+from tests.routing.given import identity_logits, inputs
 
 T, E, D = 24, 4, 8
 

@@ -18,7 +18,7 @@ from moe_jax.routing.bias_balanced.bias import (
 )
 from moe_jax.routing.choice import best
 from moe_jax.routing.scores import SCORES
-from tests.routing.test_oracles import identity_logits, inputs
+from tests.routing.given import identity_logits, inputs
 
 # DeepSeek-V3's published example of group-limited selection: 16 experts in 4 groups.
 GROUPED = [0.20, 0.10, 0.05, 0.10, 0.10, 0.60, 0.30, 0.10, 0.80, 0.01, 0.01, 0.01]

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 
 from moe_jax.routing import ROUTERS
-from tests.routing.test_oracles import inputs
+from tests.routing.given import inputs
 
 T, D, P, E, K = 13, 7, 4, 5, 2
 

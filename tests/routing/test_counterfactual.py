@@ -12,7 +12,7 @@ import pytest
 from moe_jax.routing import GShard, LossFree, Mixtral, MoEPlusPlus, Switch, TopK
 from moe_jax.routing.counterfactual import MaskBest, Replay, RouteBy, token_probabilities
 from moe_jax.routing.types import Recorded
-from tests.routing.test_contract import inputs, parameters
+from tests.routing.any_router import inputs, parameters
 
 T, E = 24, 6
 ROUTERS = [Mixtral(k=2), TopK(k=3), Switch(), LossFree(k=2), GShard()]

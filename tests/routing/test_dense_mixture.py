@@ -16,7 +16,7 @@ from moe_jax.routing.capacity import expert_capacity
 from moe_jax.routing.choice import scatter_gates
 from moe_jax.routing.plan import make_plan
 from moe_jax.routing.token_choice.dense_mixture import DenseMixture
-from tests.routing.test_oracles import identity_logits, inputs
+from tests.routing.given import identity_logits, inputs
 
 
 def test_all_experts_by_falling_probability():

@@ -15,7 +15,7 @@ from moe_jax.routing import ExpertChoice
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.expert_choice.expert_choice import ENTROPY, capped_scores
 from moe_jax.routing.plan import make_plan, plan_traffic
-from tests.routing.test_contract import E, T, inputs, parameters
+from tests.routing.any_router import E, T, inputs, parameters
 
 
 def scores(batch, params):

@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax.routing import ExpertThreshold
 from moe_jax.routing.plan import add_sums
-from tests.routing.test_contract import D, E, T, inputs, parameters
+from tests.routing.any_router import D, E, T, inputs, parameters
 
 N = 4096
 

@@ -14,7 +14,7 @@ import scipy.stats
 
 from moe_jax.routing.plan import make_plan, plan_traffic, reduce_sums
 from moe_jax.routing.token_choice.moe_plus_plus import MoEPlusPlus
-from tests.routing.test_oracles import inputs
+from tests.routing.given import inputs
 
 T, D, E = 40, 5, 6
 ADAMOE = MoEPlusPlus(zero=4, copy=0, constant=0, k=3, renormalize=True)

@@ -10,7 +10,7 @@ import scipy.stats
 
 from moe_jax.routing import NoisyTopK, Switch, VMoE
 from moe_jax.routing.choice import jitter
-from tests.routing.test_oracles import identity_logits, inputs
+from tests.routing.given import identity_logits, inputs
 
 T, D, E, K = 17, 8, 6, 2
 

@@ -19,24 +19,9 @@ from moe_jax.routing.capacity import ROUNDINGS, expert_capacity
 from moe_jax.routing.choice import choose, make_sums, scatter_gates
 from moe_jax.routing.plan import make_plan
 from moe_jax.routing.token_choice.noisy_top_k import probability_of_choice
-from moe_jax.routing.types import RouterInputs
+from tests.routing.given import identity_logits, inputs
 
 GATES = [[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]]
-
-
-def inputs(x_TD, key=None, train=False, valid_T=None):
-    T = x_TD.shape[0]
-    count_T = jnp.arange(T, dtype=jnp.int32)
-    return RouterInputs(
-        x_TD=jnp.asarray(x_TD, jnp.float32),
-        valid_T=jnp.ones((T,), bool) if valid_T is None else jnp.asarray(valid_T),
-        id_T=count_T,
-        position_T=count_T,
-        segment_T=jnp.ones((T,), jnp.int32),
-        key=key,
-        E=x_TD.shape[1],  # the inputs are logits, or E does not matter
-        train=train,
-    )
 
 
 def sums_of(gates, k):
@@ -46,13 +31,6 @@ def sums_of(gates, k):
     a = choose(weight_TK, expert_TK, inputs(jnp.zeros((T, 1))), E)
     valid_T = jnp.ones((T,), bool)
     return make_sums(a, jnp.log(gates_TE + 1e-30), gates_TE, gates_TE, valid_T)
-
-
-def identity_logits(router, logits_TE, **kwargs):
-    """Routes with the kernel I, so that the inputs are the logits."""
-    E = logits_TE.shape[1]
-    params = {"kernel": jnp.eye(E, dtype=jnp.float32)}
-    return router.route(params, {}, inputs(logits_TE, **kwargs))
 
 
 def test_gshard_balance_loss_counts_first_choices():

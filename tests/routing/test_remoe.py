@@ -13,7 +13,7 @@ import pytest
 
 from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.token_choice.remoe import MAX_LAMBDA, MIN_LAMBDA, ReMoE
-from tests.routing.test_oracles import inputs
+from tests.routing.given import inputs
 
 T, D, E = 48, 6, 8
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moe_jax.routing.assignment.sinkhorn import Sinkhorn, transport_plan
-from tests.routing.test_oracles import identity_logits, inputs
+from tests.routing.given import identity_logits, inputs
 
 
 def sinkhorn64(logits_TE, iterations, temperature):

@@ -10,7 +10,7 @@ import pytest
 from moe_jax.routing import ExpertThreshold, QuantileBalancing
 from moe_jax.routing.bias_balanced.bias import MARKS, count_below, counted_quantile, margins_below
 from moe_jax.routing.plan import add_sums
-from tests.routing.test_oracles import inputs
+from tests.routing.given import inputs
 
 STEP = 1 / (MARKS - 1)  # between two marks
 

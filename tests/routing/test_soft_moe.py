@@ -16,7 +16,7 @@ from moe_jax.parallel.mesh import AXES
 from moe_jax.routing import SoftMoE
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.plan import plan_traffic
-from tests.routing.test_contract import D, E, T, inputs, parameters
+from tests.routing.any_router import D, E, T, inputs, parameters
 
 C = 3
 

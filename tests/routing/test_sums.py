@@ -16,7 +16,7 @@ from moe_jax.routing.balance import importance_loss, load_balance_loss, load_los
 from moe_jax.routing.choice import make_sums
 from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLosses, scoped_loss
 from moe_jax.routing.plan import make_plan, plan_traffic
-from tests.routing.test_oracles import identity_logits
+from tests.routing.given import identity_logits
 
 T, E, K, PADDING = 23, 6, 2, 4
 

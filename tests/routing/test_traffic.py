@@ -9,7 +9,7 @@ from moe_jax.routing import Mixtral, SoftMoE
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.plan import add_sums, make_plan, plan_traffic
 from moe_jax.routing.types import SoftPlan
-from tests.routing.test_contract import inputs, parameters
+from tests.routing.any_router import inputs, parameters
 
 T, E = 24, 6
 

@@ -16,7 +16,7 @@ from moe_jax.config.schedules import bind
 from moe_jax.routing.plan import reduce_sums
 from moe_jax.routing.token_choice.threshold import Threshold
 from moe_jax.routing.token_choice.top_p import TopP
-from tests.routing.test_oracles import identity_logits
+from tests.routing.given import identity_logits
 
 
 def draw(T=40, E=5, scale=1.5, seed=0):

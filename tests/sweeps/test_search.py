@@ -393,7 +393,7 @@ def test_trials_of_another_study_are_not_gone_on_with(tmp_path: Path):
 
 @pytest.mark.lab
 def test_a_search_of_real_runs(one_device, cli, tmp_path: Path):
-    from tests.sweeps.test_sweep_command import TINY
+    from tests.sweeps.tiny import TINY
 
     code, out, err = cli(
         "search",

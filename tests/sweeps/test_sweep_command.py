@@ -21,23 +21,9 @@ from moe_jax.sweeps.points import resolve
 from moe_jax.sweeps.statistics import student
 from moe_jax.sweeps.table import arms_of, default_metric
 from moe_jax.training.experiment import Experiment
+from tests.sweeps.tiny import TINY
 
 CONFIG = "configs/quickstart.py"
-TINY = [
-    "--config.data.kind=planted",
-    "--config.data.rows=64",
-    "--config.data.validation_rows=16",
-    "--config.data.sequence_length=32",
-    "--config.steps=6",
-    "--config.batch_size=4",
-    "--config.model.num_layers=1",
-    "--config.model.model_dim=16",
-    "--config.moe.expert_dim=16",
-    "--config.evaluation.every=3",
-    "--config.evaluation.batches=1",
-    "--config.checkpoint.every=2",
-    "--config.logging.probe_every=0",
-]
 GRID = "moe.router.k=1,2,4; optimizer.learning_rate=0.001,0.01,0.1; seed=0..1"
 
 

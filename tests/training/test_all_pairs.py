@@ -17,7 +17,7 @@ from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
 from tests.drawn import some
-from tests.training.test_invariance import gap, make, raw_batch
+from tests.training.steps import gap, make, raw_batch
 
 DISPATCHERS = (
     ("rows", "all_to_all"),

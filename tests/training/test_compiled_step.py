@@ -3,91 +3,33 @@ it takes. The program is the one that `moe_jax.train` runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.data.tokenizer import ByteTokenizer
-from moe_jax.models.decoder import DecoderConfig
-from moe_jax.parallel.collectives import collectives
-from moe_jax.parallel.mesh import AXES, MeshConfig
-from moe_jax.training.build import build
-from moe_jax.training.experiment import Experiment
+from moe_jax.parallel.mesh import AXES
 from tests.drawn import some
-from tests.training.test_invariance import MIXTRAL, S
+from tests.training.programs import (
+    FACTOR,
+    LAYERS,
+    MESHES,
+    B,
+    D,
+    E,
+    F,
+    K,
+    T,
+    compiled,
+    exchanges,
+    moves_no_weight,
+    program_of,
+    sent,
+)
+from tests.training.steps import S
 
-# F is a prime: no other array of the step has a dimension of 22 or of 11 = 22 / tensor.
-F, D, E, K, LAYERS, B, T = 22, 16, 8, 2, 2, 16, 16
-FACTOR = 1.5
-MESHES = {
-    "data 8": dict(data=8),
-    "data 4, expert 2": dict(data=4, expert=2),
-    "data 2, expert 4": dict(data=2, expert=4),
-    "expert 8": dict(data=1, expert=8),
-    "fsdp 2, expert 4": dict(data=1, fsdp=2, expert=4),
-    "expert 4, tensor 2": dict(data=1, expert=4, tensor=2),
-    "expert 4, sequence 2": dict(data=1, expert=4, sequence=2),
-    "fsdp 2, expert 2, tensor 2": dict(data=1, fsdp=2, expert=2, tensor=2),
-}
-# Those of other files' tests.
-ALL_MESHES = MESHES | {"data 4, tensor 2": dict(data=4, tensor=2)}
 FULL = "fsdp 2, expert 2, tensor 2"
-
-
-@functools.cache
-def program_of(mesh, layout="rows", transport="all_to_all", remat="none", **moe):
-    base = Experiment()
-    if layout != "rows":
-        moe |= dict(capacity_factor=1.0)
-    experiment = dataclasses.replace(
-        base,
-        batch_size=B,
-        data=dataclasses.replace(base.data, sequence_length=S),
-        mesh=MeshConfig(**ALL_MESHES[mesh]),
-        model=DecoderConfig(
-            vocab_size=264,
-            num_layers=LAYERS,
-            model_dim=D,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=4,
-            mlp_dim=32,
-            remat=remat,
-        ),
-        moe=dataclasses.replace(
-            MIXTRAL,
-            **{
-                "expert_dim": F,
-                "receive_factor": FACTOR,
-                "group_size": T,
-                "layout": layout,
-                "transport": transport,
-                **moe,
-            },
-        ),
-    )
-    return build(experiment, ByteTokenizer())
-
-
-@functools.cache
-def compiled(mesh, *args, **kwargs):
-    program = program_of(mesh, *args, **kwargs)
-
-    def rows(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
-
-    raw = {"tokens": rows(B, S + 1), "segments": rows(B, S + 1), "row": rows(B)}
-    return program.train_step.lower(program.abstract_state, raw, program.scalars(0)).compile()
-
-
-def sent(mesh, *args, **kwargs):
-    program = program_of(mesh, *args, **kwargs)
-    return collectives(compiled(mesh, *args, **kwargs).as_text(), program.mesh)
 
 
 @pytest.mark.parametrize("mesh", some(MESHES, [FULL]))
@@ -114,24 +56,6 @@ def test_every_array_of_the_state_lies_where_the_rules_say(mesh):
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     placed = [(leaf.shape, str(leaf.sharding.spec)) for leaf in seen]
     assert sorted((m.shape, str(m.sharding.spec)) for m in moments) == sorted(2 * placed)
-
-
-def moves_no_weight(found):
-    """Over `expert` go rows, counts, plans, and sums of gradients of what all devices share."""
-    for c in (c for c in found if "expert" in c.axes):
-        for _, shape in c.arrays:
-            assert F not in shape and F // 2 not in shape, c
-            is_small = math.prod(shape) <= B * (S + 1)
-            assert c.op in ("all-to-all", "all-reduce") or is_small or shape[-1] in (D, D // 2), c
-
-
-def exchanges(found, op="all-to-all"):
-    """(bytes, times) of the operations over `expert` that move floats, by size."""
-    totals = {}
-    for c in found:
-        if c.op == op and c.arrays[0][0] == "f32" and c.axes == {"expert"}:
-            totals[c.result_bytes] = totals.get(c.result_bytes, 0) + c.times
-    return totals
 
 
 @pytest.mark.parametrize("mesh", some(MESHES, ["data 2, expert 4", FULL]))

@@ -29,9 +29,9 @@ from moe_jax.training.evaluation import depth_report
 from moe_jax.training.parameters import flat, group_of
 from moe_jax.training.rules import cross_check, warnings
 from tests.drawn import some
-from tests.training.test_compiled_step import program_of
-from tests.training.test_invariance import MIXTRAL, B, S, gap, make, raw_batch
-from tests.training.test_rules import experiment
+from tests.training.experiments import experiment
+from tests.training.programs import program_of
+from tests.training.steps import MIXTRAL, B, S, gap, make, raw_batch
 
 DEPTH = MixtureOfDepths(every=2, capacity=0.25)
 C = 8

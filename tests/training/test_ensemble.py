@@ -29,8 +29,8 @@ from moe_jax.routing.losses import (
 from moe_jax.routing.types import Sums
 from moe_jax.training.rules import cross_check
 from tests.drawn import some
-from tests.training.test_invariance import MIXTRAL, gap, make, raw_batch
-from tests.training.test_rules import experiment
+from tests.training.experiments import experiment
+from tests.training.steps import MIXTRAL, gap, make, raw_batch
 
 M = 2
 ENSEMBLE = dataclasses.replace(MIXTRAL, ensemble=M, losses=RoutingLosses(), router=TopK(k=2))

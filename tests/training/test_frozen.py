@@ -14,8 +14,8 @@ from moe_jax.training.optimizer import AdamW, Constant, Group, Groups
 from moe_jax.training.parameters import group_of
 from moe_jax.training.step import Step
 from tests.drawn import some
-from tests.training.test_invariance import raw_batch
-from tests.training.test_parameter_forms import flat, program
+from tests.training.forms import flat, program
+from tests.training.steps import raw_batch
 
 ALONE = {
     "router": Groups(experts=Group(frozen=True), rest=Group(frozen=True)),

@@ -15,10 +15,10 @@ from moe_jax.training.optimizer import is_muon
 from moe_jax.training.parameters import flat, group_of
 from moe_jax.training.rules import cross_check
 from tests.drawn import some
-from tests.training.test_compiled_step import MESHES as COMPILED
-from tests.training.test_compiled_step import D, exchanges, moves_no_weight, program_of, sent
-from tests.training.test_invariance import MESHES, MIXTRAL, gap, make, raw_batch
-from tests.training.test_rules import DEVICES, experiment
+from tests.training.experiments import DEVICES, experiment
+from tests.training.programs import MESHES as COMPILED
+from tests.training.programs import D, exchanges, moves_no_weight, program_of, sent
+from tests.training.steps import MESHES, MIXTRAL, gap, make, raw_batch
 
 LATENT = dataclasses.replace(MIXTRAL, latent_dim=8, num_shared=1)
 

@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 
 from moe_jax.data.tokenizer import ByteTokenizer
-from moe_jax.models.decoder import DecoderConfig
-from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import Form
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.types import ParamSpec
 from moe_jax.training.build import build
-from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import Adafactor, AdamW, Constant, Lion, Muon
 from moe_jax.training.optimizer_table import optimizer_table
-
-L, D, E, C, P, N = 2, 16, 4, 3, 6, 5  # layers, model, experts, slots, directions, constants
+from tests.training.forms import C, D, E, L, N, P, flat, program
 
 # By name: (rows, columns) of one matrix, (1, length) of a vector, and whether it decays.
 LINEAR = {"kernel": (D, E, True), "bias": (1, E, False)}
@@ -67,63 +63,11 @@ OF_MODEL = {
     "layers/00/moe/shared/w_up": (D, 12, True),
     "layers/00/moe/shared/w_down": (12, D, True),
 }
-# Of all parameters, the options that bring the most of them.
-OPTIONS = {
-    "bias": True,
-    "noise": "learned",
-    "slots_per_expert": C,
-    "dim": P,
-    "zero": 1,
-    "copy": 1,
-    "constant": N,
-}
-
-
-def program(router="mixtral", optimizer=None, **sizes):
-    """Two layers with every kind of parameter that a model has."""
-    cls = ROUTERS[router]
-    own = {name: x for name, x in OPTIONS.items() if name in cls.__dataclass_fields__}
-    plain = Experiment()
-    return build(
-        dataclasses.replace(
-            plain,
-            batch_size=8,
-            data=dataclasses.replace(plain.data, sequence_length=16),
-            model=DecoderConfig(
-                **{
-                    "num_layers": L,
-                    "model_dim": D,
-                    "num_heads": 2,
-                    "num_kv_heads": 1,
-                    "head_dim": 4,
-                    "qk_norm": True,
-                    "unrolled_layers": 0,
-                    **sizes,
-                }
-            ),
-            moe=MoEConfig(
-                num_experts=E,
-                expert_dim=12,
-                num_shared=1,
-                latent_dim=8,
-                layout="slots_einsum" if cls.soft else "rows",
-                router=cls(**own),
-            ),
-            optimizer=optimizer or AdamW(),
-        ),
-        ByteTokenizer(),
-        devices=jax.devices()[:1],
-    )
 
 
 def expected(router):
     own = OF_ROUTER.get(router, LINEAR)
     return OF_MODEL | {f"layers/00/moe/router/{name}": form for name, form in own.items()}
-
-
-def flat(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def drawn(shapes, seed):

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from moe_jax.config.errors import UserError
 from moe_jax.training import read_back
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from tests.training.test_checkpoint import abstract, restore, state
+from tests.training.saved import abstract, restore, state
 
 TYPES = ("float32", "bfloat16", "float16", "int8", "int32", "uint32", "bool", "complex64")
 

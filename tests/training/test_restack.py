@@ -19,8 +19,8 @@ from moe_jax.training.build import build
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints, flatten
 from moe_jax.training.optimizer import Adafactor, AdamW, Muon
 from moe_jax.training.restack import stacks_of
-from tests.training.test_invariance import MIXTRAL, run
-from tests.training.test_rules import experiment
+from tests.training.experiments import experiment
+from tests.training.steps import MIXTRAL, run
 
 
 def shapes_of(layout):

@@ -20,7 +20,7 @@ from moe_jax.routing.losses import Importance, LoadBalance, RouterZ, RoutingLoss
 from moe_jax.routing.types import Recorded
 from tests.drawn import some
 from tests.layers import of_all_layers
-from tests.training.test_invariance import (
+from tests.training.steps import (
     GSHARD,
     LOSSES,
     MESHES,
