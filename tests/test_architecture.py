@@ -137,6 +137,14 @@ def test_tests_import_only_their_extras():
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path
 
 
+def test_tests_do_not_import_each_other():
+    """What two of them need has a module of its own."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for name, line in imported(ast.parse(path.read_text("utf-8"))):
+            module = name.rpartition(".")[0]
+            assert not re.match(r"tests\..*\btest_\w+$", module), f"{path}:{line} imports {name}"
+
+
 def test_routing_dispatch_and_ops_are_plain():
     for module in SOURCES:
         if layer(module) in PURE:

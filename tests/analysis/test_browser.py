@@ -105,7 +105,7 @@ def test_a_comparison_is_readable(tmp_path, width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_sweeps_report_is_readable(tmp_path, width):
     from moe_jax.sweeps import space as h
-    from tests.sweeps.test_report import page
+    from tests.sweeps.drawn_page import page
 
     sweep = h.parse("moe.router.k=1,2,4; moe.capacity_factor=1.0,1.25,none; seed=0..1")
     failed = ("k=4,capacity_factor=1.25,seed=1",)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -16,49 +15,7 @@ import pytest
 from moe_jax.sweeps.engine import Job, State, is_done, last_words, run_jobs, take_lock
 from moe_jax.sweeps.slots import slots
 from moe_jax.training.workdir import claimed
-
-# Counts in a file, slowly; stops on SIGTERM with exit code 0, as training does.
-STAND_IN = textwrap.dedent(
-    """
-    import os, pathlib, signal, sys, time
-    folder, fails = pathlib.Path(sys.argv[1]), sys.argv[2] == "fail"
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    state = folder / "state"
-    print("started", os.getpid(), flush=True)
-    (folder / "starts").open("a").write("x")
-    for n in range(int(state.read_text()) if state.exists() else 0, int(sys.argv[3])):
-        if stop:
-            sys.exit(0)
-        time.sleep(0.1)
-        state.write_text(str(n + 1))
-        if fails and n == 2:
-            sys.exit("it went wrong")
-    """
-)
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.changes: list[tuple[str, State]] = []
-
-    def changed(self, job: Job, state: State) -> None:
-        self.changes.append((job.name, state))
-
-    def tick(self, states: dict[str, State]) -> None: ...
-
-
-def job(root: Path, name: str, fails: bool = False, count: int = 5) -> Job:
-    folder = root / name
-    return Job(
-        name=name,
-        command=[
-            *(sys.executable, "-c", STAND_IN),
-            *(str(folder), "fail" if fails else "-", str(count)),
-        ],
-        folder=folder,
-        whole=lambda: (folder / "state").read_text() == str(count),
-    )
+from tests.sweeps.jobs import Recorder, job
 
 
 def test_all_run_and_a_failure_stops_none(tmp_path: Path):
@@ -87,7 +44,8 @@ def test_exit_code_0_of_something_unfinished_is_a_failure(tmp_path: Path):
 
 def engine_process(root: Path, names: str, count: int = 5) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from pathlib import Path; from tests.sweeps.test_engine import *\n"
+        "import sys; from pathlib import Path; from moe_jax.sweeps.engine import run_jobs\n"
+        "from tests.sweeps.jobs import Recorder, job\n"
         f"run_jobs([job(Path(sys.argv[1]), n, count={count}) for n in sys.argv[2]], 2, Recorder())"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root), names], cwd=os.getcwd())
