@@ -47,7 +47,7 @@ def main(arguments: Arguments) -> int:
     from moe_jax.config.overrides import load_config
     from moe_jax.training.experiment import Experiment
 
-    # Before JAX starts, which takes its time: a mistake in the config is told at once.
+    # Before JAX starts, which takes seconds: a mistake in the config is reported at once.
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     from moe_jax.checking import invariance, table
 

@@ -91,7 +91,7 @@ def main(arguments: Arguments) -> int:
 
 
 def evaluate_all() -> list[dict[str, Any]]:
-    """Everything that the flags ask for; told as it is known."""
+    """Everything that the flags ask for, printed as it becomes known."""
     from moe_jax.notebook import config_of
 
     config = config_of(FLAGS.workdir)

@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> int:
         debug=FLAGS.debug,
     ):
         experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
-        # Behind the config, whose mistakes are told without waiting for it.
+        # Imported after the config is read: a mistake in it is reported without this wait.
         from moe_jax.training.loop import train
 
         outcome = train(

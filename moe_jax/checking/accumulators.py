@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from moe_jax.parallel.compat import scan_sizes
 from moe_jax.parallel.mesh import axis_names
 
-# Those that add. (Largest, smallest, first: exact in any type.)
+# The primitives that add. (Maximum, minimum and first are exact in any type.)
 REDUCTIONS = frozenset(
     "reduce_sum reduce_prod reduce_window_sum cumsum cumprod cumlogsumexp "
     "scatter-add scatter_add scatter-mul scatter_mul "
@@ -31,7 +31,7 @@ REDUCTIONS = frozenset(
 )
 PRODUCTS = frozenset(("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated"))
 ADDS = frozenset(("add", "add_any"))
-# What hands a value on: an accumulator behind it is the same one.
+# Primitives that only pass a value on, so that an accumulator behind them is the same one.
 MOVES = frozenset(
     "reshape transpose squeeze expand_dims convert_element_type copy slice dynamic_slice "
     "dynamic_update_slice select_n broadcast_in_dim pvary pcast optimization_barrier".split()

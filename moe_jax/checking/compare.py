@@ -21,7 +21,7 @@ import numpy as np
 from moe_jax.checking.trial import StepRecord, Trial
 
 GRADIENT, PARAMETER = 10, 100
-# A gradient that is nothing beside the others is held to their norm, not to its own: that of a
+# A gradient that is negligible beside the others is compared relative to their norm: that of a
 # router without a task gradient is rounding alone.
 NEGLIGIBLE = 1e-3
 

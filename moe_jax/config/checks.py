@@ -30,7 +30,7 @@ def _own_rules(config: Any, path: str, wrong: set[str]) -> Iterator[Problem]:
         for name, rule in config.check() if hasattr(config, "check") else ():
             yield Problem(join(path, name), value_at(config, name), rule)
     except Exception:
-        # Comparing a value of the wrong type may fail; that value is told already.
+        # Comparing a value of the wrong type may fail; that value is reported already.
         if not any(at.startswith(path) for at in wrong):
             raise
     for name, setting in settings(type(config)).items():

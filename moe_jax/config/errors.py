@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in a flag, a config, a path or a file, told in one message.
+    """A mistake in a flag, a config, a path or a file, reported in one message.
 
     The commands (``moe_jax.train`` and its siblings) print the message on stderr and end with
     ``exit_code``: 2 for what the user can change (the default), 1 for the machine's faults

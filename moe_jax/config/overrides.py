@@ -75,7 +75,7 @@ def apply_overrides(
 
 
 def _apply(config_dict: ConfigDict, overrides: Overrides, cls: type) -> list[Problem]:
-    """Changes `config_dict` in place; what cannot be applied is told and left out."""
+    """Changes `config_dict` in place; what cannot be applied is reported and left out."""
     pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     kinds = [pair for pair in pairs if pair[0].split(".")[-1] == KIND]
     others = [pair for pair in pairs if pair[0].split(".")[-1] != KIND]

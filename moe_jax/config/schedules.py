@@ -265,6 +265,6 @@ def bind(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
         return config
     bound = copy.copy(config)
     for name, value in changed.items():
-        # Past __init__: a checker of annotations would hold a traced value to the field's float.
+        # Set past __init__, where a checker of annotations would refuse a traced value as a float.
         object.__setattr__(bound, name, value)
     return bound

@@ -37,7 +37,7 @@ class Folder(TextDataset):
     validation: a validation set of its own, whose files are not trained on. Without it, the share
     `validation_fraction` of the documents validates, chosen by the hash of their text, so that
     copies stay together. Of fewer than 200 documents each is cut instead, its end validates.
-    on_error: what is damaged ends the reading with a message ("stop") or is passed over and told
+    on_error: what is damaged ends the reading with a message ("stop") or is passed over and counted
     ("skip").
     """
 

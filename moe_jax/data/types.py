@@ -128,8 +128,8 @@ class Rows(Protocol):
 class Dataset(Protocol):
     """A dataset's config: a frozen, keyword-only dataclass.
 
-    Rows that are not the packed text of `text_columns(sequence_length + 1)` are told by a method
-    ``columns()``. It may have ``vocabulary()``, how many ids its tokenizer has, for
+    Rows that are not the packed text of `text_columns(sequence_length + 1)` are described by a
+    method ``columns()``. It may have ``vocabulary()``, how many ids its tokenizer has, for
     model.vocab_size = 0, and ``class_names()``. A dataset that is prepared before use has also
     ``prepare(progress)``, which does nothing where that is done, and ``stored_in()``, the folders
     that it fills.

@@ -55,7 +55,7 @@ def rotations(
     half = head_dim // 2
     frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_Ph = jnp.arange(span, dtype=jnp.float32)[:, None] * frequency_h[None]
-    # A table: of functions of the position itself XLA's CPU backend would compute each again for
+    # The rotations are a table: XLA's CPU backend would compute a function of the position anew for
     # every head and use.
     cos_BSh, sin_BSh = (
         table_Ph.at[position_BS].get(mode="fill", fill_value=jnp.nan)
@@ -194,11 +194,11 @@ class GroupedQuery(BaseMixer):
     def planned(self, sizes: RowSizes, here: Here) -> Planned:
         split = here.sequence > 1
         kernel = attention_kernel(sizes.kernel, here.platform, here.row, split)
-        # Of one block of queries: none are kept, each is computed again.
+        # One block of queries. Nothing of it is kept: the backward pass computes it again.
         block = 0 if sizes.causal and kernel == "splash" else query_block(here.row, split)
         projected = here.tokens * _projected(sizes) / here.tensor * here.bytes
         logits = here.tokens * block * sizes.num_heads / here.tensor * (4 + here.bytes)
-        # Backward each of the three matrices that take the layer's input has a sum of its own.
+        # Backward, the gradients of the three matrices that take the input are summed one by one.
         summed = (here.forward + 3) * here.tokens * sizes.model_dim * here.bytes
         width = 2 * sizes.num_kv_heads * sizes.head_dim / here.tensor
         return Planned(

@@ -31,7 +31,7 @@ def _last(x_BSD: Float[Array, "B S D"], valid_BS: Bool[Array, "B S"]) -> Float[A
     return jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)[:, 0]
 
 
-# What of a row's tokens the head sees: the mean of the valid ones, the first, the last valid one.
+# What the head sees of a row: the mean of its valid tokens, its first, or its last valid token.
 POOLINGS: dict[str, Pooling] = {"mean": _mean, "first": _first, "last": _last}
 
 

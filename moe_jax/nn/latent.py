@@ -55,6 +55,6 @@ class Latent(BaseAround):
         )
 
     def divisions(self, sizes: Mapping[str, int]) -> Iterator[Division]:
-        # The projections are split over tensor, the experts' L over fsdp.
+        # The projections are split over `tensor`; the experts' width L is split over `fsdp`.
         parts = math.lcm(sizes["fsdp"], sizes["tensor"])
         yield "moe.latent_dim", self.latent_dim, parts, "lcm(mesh.fsdp, mesh.tensor)"

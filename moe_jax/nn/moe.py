@@ -166,7 +166,7 @@ class MoE(nnx.Module):
         explicit = _explicit(mesh)
         if mesh is None or not explicit:
             return self._run(x, valid, ids, context)
-        # Where shardings are part of types, the layer is a part of the program without them.
+        # On a mesh of Explicit axes the layer runs in a region of the program with Auto axes.
         graph, state = nnx.split(self)
 
         def run(state: Any, x: Array, valid: Any, ids: Any, context: Context) -> Any:

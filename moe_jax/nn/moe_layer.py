@@ -93,16 +93,16 @@ class MoELayer(nnx.Module):
             platform=place.platform,
         )
         outputs = self._on_the_mesh(body, arguments, place)
-        y_BSD, home_BSD = outputs.y_BSL, outputs.home_BSD
+        y_BSD, undispatched_BSD = outputs.y_BSL, outputs.undispatched_BSD
         for name, around in reversed(self.surroundings.items()):
             y_BSD = around.outward(params[name], y_BSD)
             # Undispatched experts see x itself: they join where the others are back in its width.
-            if home_BSD is not None and entered[name] is x_BSD:
-                y_BSD, home_BSD = y_BSD + home_BSD, None
+            if undispatched_BSD is not None and entered[name] is x_BSD:
+                y_BSD, undispatched_BSD = y_BSD + undispatched_BSD, None
             beside = around.beside(params[name], entered[name])
             y_BSD = y_BSD if beside is None else y_BSD + beside
-        if home_BSD is not None:
-            y_BSD = y_BSD + home_BSD
+        if undispatched_BSD is not None:
+            y_BSD = y_BSD + undispatched_BSD
         return y_BSD, _flatten_groups(outputs.report)
 
     def _surrounding_params(self) -> dict[str, dict[str, Array]]:

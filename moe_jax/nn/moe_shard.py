@@ -89,7 +89,7 @@ class ShardOutputs:
     """y: of the matrix experts; undispatched: of the others, None without any; the statistics."""
 
     y_BSL: Float[Array, "B S L"]
-    home_BSD: Float[Array, "B S D"] | None
+    undispatched_BSD: Float[Array, "B S D"] | None
     report: LayerReport
 
 
@@ -134,7 +134,7 @@ class ShardBody:
         sums = pool(report.sums, config.router.pooled)
         return ShardOutputs(
             y_BSL=y_gTL.reshape(a.z_BSL.shape),
-            home_BSD=undispatched_bsD,
+            undispatched_BSD=undispatched_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
 
@@ -231,7 +231,7 @@ class ShardBody:
     def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
         """This device's experts, gathered just before use."""
         config, axes = self.config, self.axes
-        # Of the sizes only the axes are asked.
+        # Only the axes of the specs are read, so the width does not matter.
         specs = config.expert_params(1, self.activation)
         weights = replicated_weights(experts, specs, dtype, axes.fsdp)
         expert = config.expert.completed(self.activation)
@@ -260,7 +260,7 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], mo
     g, _, E = prob_gTE.shape
     unused = E
     if isinstance(plan_g, SoftPlan):
-        # Every expert is a column, with what the token takes from its slots.
+        # Every expert is a column; its weight is what the token takes from its slots.
         weight = jnp.sum(plan_g.combine_TEC, axis=3)
         kept = weight > 0
         expert = jnp.where(kept, jnp.arange(E, dtype=jnp.int32)[None, None, :], E)
@@ -268,7 +268,7 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], mo
         expert, weight, kept = a.expert_R, a.weight_R, plan_g.kept_R
         unused = a.unused
     else:
-        # Not in order of tokens: every expert is a column, E marks the ones not chosen.
+        # Rows not in the order of tokens: every expert is a column; E marks those not chosen.
         group_g1 = jnp.arange(g, dtype=jnp.int32)[:, None]
         at = (group_g1, a.token_R, a.expert_R)
         column_E = jnp.arange(E, dtype=jnp.int32)
@@ -278,7 +278,7 @@ def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], mo
         weight = jnp.zeros((g, a.T, E), jnp.float32).at[at].add(a.weight_R, mode="drop")
         kept = empty.at[at].set(plan_g.kept_R, mode="drop")
         if most < E:
-            # A token has at most so many: those to the front.
+            # Move the experts that a token has to the front; it has at most `most`.
             order = jnp.argsort(expert, axis=2)[:, :, :most]
             expert, weight, kept = (
                 jnp.take_along_axis(x, order, axis=2) for x in (expert, weight, kept)

@@ -19,7 +19,7 @@ from moe_jax.ops.precision import accumulator, upcast
 
 # Blocks of positions: more of them skip more, and take longer to compile.
 MIN_BLOCK, MAX_BLOCKS = 64, 4
-# In place of the logits of what may not be seen. Finite: a row without anything else stays finite.
+# The logit of a masked position. It is finite, so that a row that sees nothing has no NaN.
 UNSEEN = -1e30
 
 
@@ -117,7 +117,7 @@ def _softmax_times(
     max_BMR1 = functools.reduce(jnp.maximum, maxima)
     powers = [jnp.exp(logits_BMRP - max_BMR1) for logits_BMRP in logits]
     total_BMR1 = _sum(jnp.sum(power, axis=-1, keepdims=True) for power in powers)
-    # Divided behind the product, where there are fewer numbers.
+    # Dividing after the product touches fewer numbers.
     out_BMRH = _sum(
         _product("BMRP,BMPH->BMRH", power.astype(dtype), value)
         for power, value in zip(powers, values, strict=True)

@@ -24,7 +24,7 @@ def rows_of_table(
 
 
 def _forward(table_VD: Array, id_BS: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    # Of the table only its shape and type are needed.
+    # The gradient needs only the shape and type of the table.
     like_V = jnp.zeros((table_VD.shape[0], 0), table_VD.dtype)
     return rows_of_table(table_VD, id_BS, dtype), (like_V, id_BS)
 

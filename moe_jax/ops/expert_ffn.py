@@ -96,7 +96,7 @@ class ExpertWeights:
     def all(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E D"]:
         """Every expert on every token."""
         h_TEF = self._hidden(functools.partial(_times_all, x_TD))
-        # Experts first, as in the matrices.
+        # The experts come first, as in the matrices.
         h_ETF = h_TEF.swapaxes(0, 1)
         y_ETD = dot_upcast(h_ETF, self.w_down_EFD, (((2,), (1,)), ((0,), (0,))))
         return y_ETD.swapaxes(0, 1).astype(x_TD.dtype)

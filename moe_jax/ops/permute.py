@@ -97,7 +97,7 @@ def _combine_rows_bwd(residuals, dout_TD):
     dout_MD = take_or_zero(dout_TD, row_M // K)
     weight_M = weight_TK.reshape(-1).at[row_M].get(mode="fill", fill_value=0)
     dy_MD = (dout_MD * weight_M[:, None]).astype(y_MD.dtype)
-    # <dout_t, y[place_tk]> is computed once per row of y, then gathered as one number.
+    # <dout_t, y[place_tk]> is computed once for each row of y; only that number is gathered.
     dot_M = jnp.sum(dout_MD * y_MD.astype(jnp.float32), axis=1)
     dweight_TK = dot_M.at[place_TK].get(mode="fill", fill_value=0)
     return dy_MD, dweight_TK, _no_gradient(place_TK), _no_gradient(row_M)

@@ -160,7 +160,7 @@ def joined(
     """Within the context this process is one of all those of the run; to be entered before the
     first use of a device. Alone it does nothing.
 
-    An error inside is told as `run_command` tells it and ends the process at once: the usual end of
+    An error inside is reported as by `run_command`, and ends the process at once: the usual end of
     a Python process waits for the others, and they may be waiting for this one.
     UserError where the flags are wrong or the others do not come within `timeout` seconds.
     """

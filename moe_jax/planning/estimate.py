@@ -427,7 +427,7 @@ class Shape:
         gradient of the head's input."""
         sums = sum(part.summed_over_tensor() for part in self.parts)
         e = self.experiment
-        # The embedding of ids, and a head over them.
+        # The embedding of token ids, and the head over the vocabulary.
         ends = (e.vocabulary is not None) + (e.io.classes is None)
         sums += ends * self.tokens * e.model.model_dim * self.b
         t = self.sizes["tensor"]

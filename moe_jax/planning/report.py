@@ -163,7 +163,7 @@ def advice(plan: Plan) -> str:
     """What would fit in place of a plan that takes too much memory; "" for any other plan."""
     if not math.isfinite(plan.peak) or plan.peak <= plan.limit:
         return ""
-    # A compiler that took more than a search allows for has shown by how much.
+    # The compiler needed more than the search allows for: use what it needed.
     room = plan.limit * min(FILLED, plan.candidate.estimate.peak / plan.peak)
     changes = would_fit(plan.candidate, plan.topology, filled=room / plan.topology.chip.memory)
     if not changes:

@@ -104,7 +104,7 @@ def renormalize(weight_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
     # sums is no float32. The result does not depend on the largest, nor does the gradient.
     max_T1 = jnp.max(jax.lax.stop_gradient(weight_TK), axis=1, keepdims=True)
     weight_TK = weight_TK / jnp.maximum(max_T1, MIN_SCORE)
-    # 1 or more, but for rows below the least.
+    # The sum is 1 or more, except in rows whose largest weight is below MIN_SCORE.
     total_T1 = jnp.sum(weight_TK, axis=1, keepdims=True)
     return weight_TK / jnp.maximum(total_T1, 0.5)
 
@@ -152,7 +152,7 @@ def choose(
         priority_R = rank_TK.reshape(-1)
     else:
         best_T = compared(jnp.max(weight_TK, axis=1))
-        # In [0, 1) whatever the weights' scale: whole ranks keep choices apart.
+        # In [0, 1) for weights of any scale, so that it never outweighs a rank.
         priority_R = (rank_TK - (best_T / (1 + best_T))[:, None]).reshape(-1)
     return Assignments(
         token_R=jnp.repeat(jnp.arange(T, dtype=jnp.int32), K),
@@ -219,5 +219,5 @@ def scatter_gates(
     """The sparse gates G(x): weight of each expert, 0 where it was not chosen."""
     token_T1 = jnp.arange(expert_TK.shape[0], dtype=jnp.int32)[:, None]
     empty_TE = jnp.zeros((expert_TK.shape[0], E), weight_TK.dtype)
-    # Adding, not setting: its gradient is a plain gather.
+    # Add instead of set: the gradient of an addition is a plain gather.
     return empty_TE.at[token_T1, expert_TK].add(weight_TK, mode="drop")

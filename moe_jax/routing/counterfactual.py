@@ -100,7 +100,7 @@ class MaskBest:
         by_TE = jnp.where(stays_TE, prob_TE + 2, prob_TE)
         by_TE = jnp.where(gone_TE | (prob_TE <= 0), -jnp.inf, by_TE)
         _, new_TK = top(by_TE, a.k)
-        # As many as there were: a dynamic k stays what it was.
+        # As many choices as before: a dynamic k keeps its value.
         wanted_T = jnp.sum(expert_TK < a.E, axis=1, dtype=jnp.int32)
         rank_K = jnp.arange(a.k, dtype=jnp.int32)
         new_TK = jnp.where(rank_K[None, :] < wanted_T[:, None], new_TK, a.unused)

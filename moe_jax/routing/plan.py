@@ -44,7 +44,7 @@ def queues(expert_R: Int[Array, "R"], E: int) -> tuple[Int[Array, "R"], Int[Arra
     # The id of no expert may be any number from E on.
     own_R = jnp.minimum(expert_R, E).astype(jnp.int32)
     if R * (E + 1) < 2**31:
-        # Expert and row in one number: distinct, so that a sort without an order of equals does.
+        # Expert and row in one number: all are distinct, so the sort need not be stable.
         key_R = jnp.sort(own_R * R + row_R)
         sorted_R, order_R = key_R // max(R, 1), key_R % max(R, 1)
     else:
@@ -101,7 +101,7 @@ def plan_traffic(
     K = a.k or 1
     wanted_R = a.expert_R < a.E
     dropped_R = wanted_R & ~plan.kept_R
-    # A token served by a null expert has lost nothing.
+    # A token that a null expert serves is not counted as dropped.
     served_R = plan.kept_R | ((a.expert_R >= a.E) & (a.expert_R < a.unused))
     served_T = _per_token(a, served_R)
     lost_T = (_per_token(a, wanted_R) > 0) & (served_T == 0) & valid_T

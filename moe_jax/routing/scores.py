@@ -18,7 +18,7 @@ def sqrt_softplus(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
     admissible = logits > -jnp.inf
     finite = jnp.where(admissible, logits, 0)
     # Below, log(1 + exp(x)) is exp(x) to the last bit. Where that becomes 0, the slope of the root
-    # would be inf, and inf times 0 no number.
+    # would be inf, and inf times 0 is NaN.
     low = finite < LOW
     root = jnp.sqrt(jax.nn.softplus(jnp.where(low, LOW, finite)))
     root = jnp.where(low, jnp.exp(jnp.where(low, finite, LOW) / 2), root)

@@ -54,7 +54,7 @@ class Job:
 
 
 class Observer(Protocol):
-    """Is told what becomes of the jobs; `tick` comes a few times a second."""
+    """Hears what becomes of the jobs; `tick` is called a few times a second."""
 
     def changed(self, job: Job, state: State) -> None: ...
 

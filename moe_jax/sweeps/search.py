@@ -41,7 +41,7 @@ JOURNAL, ASKED = "journal.log", "asked"
 LOOK = 1.0  # seconds between two looks at a run's evaluations
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("none", "halving", "hyperband", "median")
-MIN_TRIALS = 10  # completed trials from which an importance is told
+MIN_TRIALS = 10  # completed trials from which an importance is shown
 
 
 def open_study(

@@ -28,7 +28,7 @@ class Classification:
     """One of C classes for each row of text or each image.
 
     classes: C; 0: as many as the data names. label_smoothing: the share e of a target that goes to
-    all classes alike, in training and in the cross-entropy that is told: (1 - e) 1[c = label] + e/C
+    all classes alike, in training and in the reported cross-entropy: (1 - e) 1[c = label] + e/C
     (Szegedy et al., 1512.00567, section 7).
     """
 

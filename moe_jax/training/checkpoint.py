@@ -128,7 +128,7 @@ class Checkpoints:
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
         self._good: set[int] = set()  # checked already
-        self._bad: dict[int, str] = {}  # why; each told on stderr
+        self._bad: dict[int, str] = {}  # step -> why; each is reported on stderr
         logging.getLogger("absl").addFilter(_is_news)
         self._read_only = read_only
         if not read_only:
@@ -225,7 +225,7 @@ class Checkpoints:
         return None
 
     def read_metadata(self) -> Metadata | None:
-        """Of the newest good step; None where there is no step. Bad ones are told on stderr.
+        """Of the newest good step; None where there is no step. Bad ones are reported on stderr.
         UserError where all are bad."""
         self.wait()
         step = next(self._good_steps(), None)
@@ -240,7 +240,7 @@ class Checkpoints:
         return found
 
     def _good_steps(self) -> Iterator[int]:
-        """Newest first. Each bad step is told on stderr; UserError where there are only such."""
+        """Newest first. Bad steps are reported on stderr; UserError where all are bad."""
         found = False
         for step in reversed(from_primary(self.steps)):
             if step not in self._good and step not in self._bad:
@@ -308,7 +308,7 @@ class Checkpoints:
     def _load(
         self, step: int, abstract_state: Any, partial: bool, without: Sequence[str]
     ) -> Restored:
-        # Not above: who only reads a config does not wait for it.
+        # Imported here: whoever only reads a config need not wait for it.
         from orbax.checkpoint import v1 as ocp
 
         folder, meta = self.directory / str(step), self._metadata(step)
@@ -369,7 +369,7 @@ class Checkpoints:
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         }
-        # Of the arrays as they are now: they may be donated as soon as this returns.
+        # Copy the arrays now: they may be donated as soon as this returns.
         names = read_back.drawn(arrays, self._config.read_back, step)
         checksums = {name: read_back.checksum(arrays[name]) for name in names}
         response = self._start(step, arrays)

@@ -247,7 +247,7 @@ def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Proble
                 yield from _divides(*division)
         sends_columns = sizes["expert"] > 1 and sizes["tensor"] > 1
         if sends_columns and moe.width(model.model_dim) == model.model_dim:
-            # Each rank along tensor sends its columns of a token.
+            # Each device along `tensor` sends its own columns of a token.
             parts = math.lcm(parts, sizes["tensor"])
             by = "lcm(mesh.fsdp, mesh.tensor)"
     yield from _divides("model.model_dim", model.model_dim, parts, by)

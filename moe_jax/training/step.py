@@ -183,7 +183,7 @@ class Step:
         parts = self._evaluation_parts(raw)
         if parts == 1:
             return look(raw, recorded)
-        # Recorded routes have their rows behind the layers.
+        # The rows of recorded routes are their second axis, after the layers.
         by_row = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), recorded)
         micro_batches = self._split((dict(raw), by_row), self._grouping, parts)
 

@@ -182,7 +182,7 @@ class _Match:
         if len(old) != len(new) or len(differ) != 1:
             return None
         if "experts" in name.split("."):
-            # Of one layer the first; without layouts trees may be stacked.
+            # The first layer stands for all; without layouts the trees may be stacked.
             expert_axis = -3 if self._experts is None else -len(new)
             return expert_axis if differ == [expert_axis] else None
         (axis,) = differ

@@ -131,7 +131,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, start_step: int):
-        # Imported where it writes: it imports torch, where that is installed, for over a second.
+        # Imported only when it writes: it imports torch if that is installed, which takes a second.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 

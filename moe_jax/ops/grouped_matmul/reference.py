@@ -26,5 +26,5 @@ def reference(
     y_RN = jnp.einsum(
         "ERK,EKN->RN", x_ERK, w_EKN.astype(dtype), precision=jax.lax.Precision.HIGHEST
     )
-    # Also masked here, so that whatever gradient comes for rows of no group goes nowhere.
+    # Masked here too, so that gradients of rows of no group have no effect.
     return jnp.where(jnp.any(member_ER, axis=0)[:, None], y_RN, 0).astype(x_RK.dtype)

@@ -172,7 +172,7 @@ def _next_phase(bids: Bids, score_NE: Array, active_N: Array, epsilon: float) ->
     settled = jnp.all(~active_N | (bids.holds_N < E))
     finished = settled & (bids.epsilon <= epsilon)
     again = settled & ~finished
-    # Only differences of prices matter; small prices round less.
+    # Only differences of prices matter, and small prices have smaller rounding errors.
     open_E = jnp.any((score_NE > -jnp.inf) & active_N[:, None], axis=0)
     lowest = jnp.min(bids.price_E, where=open_E, initial=jnp.inf)
     base_E = jnp.where(again & open_E, bids.price_E - lowest, bids.base_E)

@@ -100,7 +100,7 @@ def counted_quantile(below_EN: Float[Array, "E N"], share: float) -> Float[Array
     N = below_EN.shape[1]
     total_E1 = below_EN[:, -1:]
     before_EN = jnp.pad(below_EN[:, :-1], ((0, 0), (1, 0)))
-    # Of millions of counts a single one is less than the sums' last bits.
+    # In a float32 sum of millions, a count of 1 is below the last bit.
     half_E1 = jnp.maximum(0.5, total_E1 * 2.0**-20)
     first_EN = jnp.maximum(before_EN, total_E1 * share - half_E1)
     last_EN = jnp.minimum(below_EN, total_E1 * share + half_E1)

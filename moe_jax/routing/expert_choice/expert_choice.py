@@ -150,7 +150,7 @@ def capped_scores(
 
         def above(gap_TE: Array, axis: int, target: Array) -> Array:
             A_TE = jnp.exp(jnp.minimum(gap_TE / entropy, 0))
-            # Where the sum stays at the target over a range, the lower end, not rounding's choice.
+            # If a range of values meets the target, take its lower end: rounding must not choose.
             return jnp.sum(jnp.where(open_TE, A_TE, 0), axis=axis) > target + TOLERANCE
 
         _, v_T = duals

@@ -95,7 +95,7 @@ class SoftMoE(BaseRouter):
         logits_TEC = self._logits(params, inputs)
         valid_T11 = inputs.valid_T[:, None, None]
         any_valid = jnp.any(inputs.valid_T)
-        # Without a valid token all columns are equal, not NaN, and then 0.
+        # With no valid token all columns are equal instead of NaN, and are set to 0 below.
         masked_TEC = jnp.where(valid_T11, logits_TEC, jnp.finfo(jnp.float32).min / 2)
         dispatch_TEC = jnp.where(valid_T11, jax.nn.softmax(masked_TEC, axis=0), 0)
         combine_TEC = jnp.where(valid_T11, jax.nn.softmax(logits_TEC, axis=(1, 2)), 0)

@@ -69,7 +69,7 @@ class Cosine(BaseLinearChoice):
             matrix=LAST_TWO,
             decays=True,
         )
-        # Points on a sphere, whose length is divided out again: nothing for decay to hold small.
+        # The length of each row is divided out, so weight decay would have no effect.
         specs["directions"] = ParamSpec(
             shape=(E, self.dim),
             init=normal,
@@ -96,7 +96,7 @@ class Cosine(BaseLinearChoice):
         scaled_TE = cosine_TE / jnp.maximum(params["temperature"], 0.01)[None, :]
         logits_TE = add_bias(scaled_TE, params)
         score_TE = SCORES[self.score](logits_TE)
-        # By logit: a sigmoid rounds to 1 where logits still differ.
+        # Choose by the logit: sigmoids of large logits all round to 1.
         weight_TK, expert_TK = best(score_TE, self.k, logits_TE)
         if self.renormalize:
             weight_TK = renormalize(weight_TK)

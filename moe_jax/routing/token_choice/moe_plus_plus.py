@@ -104,7 +104,7 @@ class MoEPlusPlus(BaseLinearChoice):
                 matrix=LAST_TWO,
                 decays=True,
             )
-            # Each is an output as it stands, not a map: decay would pull it to the zero expert.
+            # Each constant is itself an output: weight decay would pull it towards the zero expert.
             specs["constant"] = ParamSpec(
                 shape=(self.constant, D), init=normal, axes=axes, matrix=None, decays=False
             )
@@ -125,7 +125,7 @@ class MoEPlusPlus(BaseLinearChoice):
             is_zero_TK = (expert_TK >= E) & (expert_TK < E + self.zero)
             weight_TK = renormalize(jnp.where(is_zero_TK, 0, weight_TK))
         gate_TN = scatter_gates(weight_TK, expert_TK, N)
-        # As if all N had matrices.
+        # Capacity is computed as if all N experts had matrices.
         alike = choose(weight_TK, expert_TK, inputs, N, self.drop_order)
         every = make_sums(alike, logits_TN, prob_TN, gate_TN, inputs.valid_T)
         own = {}
@@ -146,7 +146,7 @@ class MoEPlusPlus(BaseLinearChoice):
         home_R = jnp.where((a.expert_R >= a.E) & (a.expert_R < a.unused), a.expert_R - a.E, a.Z)
         weight_TZ = jnp.zeros((a.T, a.Z), jnp.float32)
         weight_TZ = weight_TZ.at[a.token_R, home_R].add(a.weight_R, mode="drop")
-        # Whatever stands in padding: 0 times inf is no 0.
+        # Padding may hold inf, and 0 times inf is NaN.
         x_TD = jnp.where(inputs.valid_T[:, None], upcast(inputs.x_TD), 0)
         copied_T = jnp.sum(weight_TZ[:, self.zero : self.zero + self.copy], axis=1)
         if not self.constant:

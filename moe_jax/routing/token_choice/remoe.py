@@ -14,7 +14,7 @@ from moe_jax.routing.choice import renormalize, router_logits
 from moe_jax.routing.token_choice.variable import BaseVariableChoice, active_experts, by_rank
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
-# Lambda stays within: float32 would come to 0, from which no factor leads back.
+# The bounds of lambda: in float32 it could reach 0, and no factor would bring it back.
 MIN_LAMBDA, MAX_LAMBDA = 1e-20, 1e2
 
 
