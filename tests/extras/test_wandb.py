@@ -84,14 +84,14 @@ def test_a_run_that_goes_on_is_one_run(tiny, tmp_path):  # noqa: F811
     written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["_step"] for row in first.history] == [1, 2, 3, 4, 5]
     assert [row["_step"] for row in second.history] == [5]
-    message = {row["_step"]: row for part in (first, second) for row in part.history}
+    sent = {row["_step"]: row for part in (first, second) for row in part.history}
     for line in written:
-        row = message[line["step"]]
+        row = sent[line["step"]]
         for name in ("loss", "cross_entropy", "grad_norm"):
             if name in line:
                 assert row[f"{line['split']}/{name}"] == pytest.approx(line[name], rel=1e-6)
     load = {
-        name.rpartition("/")[2]: v for name, v in message[2].items() if "/layer_00/load/" in name
+        name.rpartition("/")[2]: v for name, v in sent[2].items() if "/layer_00/load/" in name
     }
     assert load["_type"] == "histogram" and len(load["values"]) == 30
 
@@ -132,7 +132,7 @@ def test_without_a_key_there_is_one_message(tmp_path):
         "import sys, pathlib\nfrom moe_jax.training.tracking import Tracker\n"
         "from moe_jax.config.errors import UserError\n"
         "try:\n    Tracker(pathlib.Path(sys.argv[1]), {})\n"
-        "except UserError as error:\n    print(f'told: {error}')\n"
+        "except UserError as error:\n    print(f'refused: {error}')\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
@@ -147,7 +147,7 @@ def test_without_a_key_there_is_one_message(tmp_path):
         text=True,
         timeout=120,
     )
-    assert "told: config.logging.wandb: " in ended.stdout, ended.stderr
+    assert "refused: config.logging.wandb: " in ended.stdout, ended.stderr
     assert "WANDB_MODE=offline" in ended.stdout
 
 

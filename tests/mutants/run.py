@@ -137,7 +137,7 @@ def try_fault(fault: Fault, tree: Path) -> Outcome:
 def judge(name: str, ran: Ran) -> Outcome:
     """Caught: exit code 1, and a test failed in its own body, by an exception of a program."""
     in_body = [(test, why) for test, why in ran.failed.items() if why.startswith("call: ")]
-    result, by = "error", ran.description.strip()[-300:]
+    result, by = "error", ran.output.strip()[-300:]
     if ran.code == 0 and ran.passed:
         result, by = "survived", ""
     elif ran.code == 1 and in_body:
@@ -159,7 +159,7 @@ def baseline(faults: list[Fault], trees: list[Path]) -> None:
     in_parallel(trees, waiting, lambda tree, tests: found.append(run_tests(tree, tests)))
     bad = [ran for ran in found if ran.code != 0 or not ran.passed]
     if bad or len(found) < len(by_file):
-        output = "\n".join(ran.description[-3000:] for ran in bad)
+        output = "\n".join(ran.output[-3000:] for ran in bad)
         raise SystemExit(f"{output}\nthe tests fail without a fault, so that they prove nothing")
     passed = sum(len(ran.passed) for ran in found)
     print(f"{passed} tests pass without a fault", flush=True)
