@@ -35,8 +35,6 @@ xla_flags.add(*xla_flags.known(WANTED, warn=False))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Subprocesses read the modules that the first of them has compiled.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Tracing makes very many objects that stay: looking for cycles as often as Python does by default
 # took a tenth of the time.
 gc.set_threshold(100_000, 20, 100)

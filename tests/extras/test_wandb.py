@@ -84,14 +84,14 @@ def test_a_run_that_goes_on_is_one_run(tiny, tmp_path):  # noqa: F811
     written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["_step"] for row in first.history] == [1, 2, 3, 4, 5]
     assert [row["_step"] for row in second.history] == [5]
-    sent = {row["_step"]: row for part in (first, second) for row in part.history}
+    by_step = {row["_step"]: row for part in (first, second) for row in part.history}
     for line in written:
-        row = sent[line["step"]]
+        row = by_step[line["step"]]
         for name in ("loss", "cross_entropy", "grad_norm"):
             if name in line:
                 assert row[f"{line['split']}/{name}"] == pytest.approx(line[name], rel=1e-6)
     load = {
-        name.rpartition("/")[2]: v for name, v in sent[2].items() if "/layer_00/load/" in name
+        name.rpartition("/")[2]: v for name, v in by_step[2].items() if "/layer_00/load/" in name
     }
     assert load["_type"] == "histogram" and len(load["values"]) == 30
 
