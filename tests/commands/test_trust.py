@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_doors_import_nothing_that_a_run_names(name, stranger, cli):
+def test_commands_import_nothing_that_a_run_names(name, stranger, cli):
     code, _, err = cli(*COMMANDS[name], f"--workdir={stranger.workdir}")
     assert code == 2 and f"{stranger.name}:Router" in err and "--trust" in err
     assert not stranger.mark.exists()

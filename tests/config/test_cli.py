@@ -128,7 +128,7 @@ def test_flags_of_libraries_are_parsed(cli):
     cli(*GOOD, f"--verbosity={before}")
 
 
-def test_help_is_short_and_tells_the_doors_own_flags(cli):
+def test_help_is_short_and_tells_the_commands_own_flags(cli):
     for flag in ("--help", "-h", "--helpfull"):
         code, out, err, given = cli(flag, "--nonsense")
         assert (code, err, given) == (0, "", None)

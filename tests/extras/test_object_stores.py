@@ -51,7 +51,7 @@ def test_the_lock_is_gone_when_the_run_has_ended(finished):
     assert not (finished / ".lock").exists()
 
 
-def test_other_doors_read_it(finished, trained, cli):
+def test_other_commands_read_it(finished, trained, cli):
     code, _, err = cli("evaluate", f"--workdir={finished}")
     assert code == 0, err
     assert metrics(trained)[-1]["cross_entropy"] == pytest.approx(
