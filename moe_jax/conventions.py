@@ -132,8 +132,8 @@ def coefficient() -> str:
         f"{FLAGS.loss} {FLAGS.coefficient:g} of {FLAGS.source} is {value:.9g} in {FLAGS.target}"
     ]
     if scope != target_scope:
-        message = f"{scope} in {FLAGS.source}, {target_scope} in {FLAGS.target}"
-        lines.append(f"over the same tokens; the scope is {message}")
+        scopes = f"{scope} in {FLAGS.source}, {target_scope} in {FLAGS.target}"
+        lines.append(f"over the same tokens; the scope is {scopes}")
     return "\n".join(lines)
 
 

@@ -136,9 +136,9 @@ def _short_run(say: Say) -> Iterator[str]:
     steps, start = 20, time.perf_counter()
     say("training a tiny sparse model ...")
     with tempfile.TemporaryDirectory(prefix="moe_jax_doctor_") as folder:
-        text = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(text):
+            with contextlib.redirect_stdout(output):
                 train_loop(tiny(steps), folder)
                 again = train_loop(tiny(steps), folder)
         except Exception as error:  # whatever it is: that is what is asked here

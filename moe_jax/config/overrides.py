@@ -67,8 +67,8 @@ def apply_overrides(
     problems += more
     if not problems and hasattr(result, "completed"):
         result = result.completed()
-    message = {problem.path for problem in problems}
-    problems += [problem for problem in check(result) if problem.path not in message]
+    named = {problem.path for problem in problems}
+    problems += [problem for problem in check(result) if problem.path not in named]
     if problems:
         raise ConfigError(problems)
     return result

@@ -69,11 +69,11 @@ class Tally:
 
     def __str__(self) -> str:
         """All of it, in one line."""
-        message = [
+        kinds = [
             f"{count:,} {reason} (first: {place})"
             for reason, (count, place) in self.passed_over.items()
         ]
-        return self._sizes() + (f"; passed over: {'; '.join(message)}" if message else "")
+        return self._sizes() + (f"; passed over: {'; '.join(kinds)}" if kinds else "")
 
     def in_short(self) -> str:
         passed_over = sum(count for count, _ in self.passed_over.values())

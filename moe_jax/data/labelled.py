@@ -101,10 +101,10 @@ class LabelledText(TextDataset):
         for split in SPLITS:
             rows = self.open(split)
             counts = np.bincount(rows.labels["label"], minlength=len(rows.classes))
-            message = ", ".join(
+            each = ", ".join(
                 f"{name} {count:,}" for name, count in zip(rows.classes, counts, strict=True)
             )
-            lines.append(f"classes of {split}: {message}")
+            lines.append(f"classes of {split}: {each}")
         return lines
 
 

@@ -97,7 +97,7 @@ class Mixture:
     def _dataset(self, kind: str, settings: str) -> Dataset:
         cls = Kinds(PARTS, Dataset).load(kind)
         # Where several may stand, quotes say that a comma is part of one.
-        as_tuple = [name for name, field in fields_of(cls).items() if one_or_more(field.hint)]
+        lists = [name for name, field in fields_of(cls).items() if one_or_more(field.hint)]
         pairs = []
         for setting in split_elements(settings):
             path, equals, value = setting.partition("=")
@@ -106,7 +106,7 @@ class Mixture:
             if path.strip() == "sequence_length":
                 raise UserError("sequence_length is the mixture's")
             path, value = path.strip(), value.strip()
-            pairs.append((path, value if path in as_tuple else value.strip("'\"")))
+            pairs.append((path, value if path in lists else value.strip("'\"")))
         own: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:
             own["data_dir"] = self.data_dir
@@ -182,8 +182,8 @@ class MixedRows:
     def read(self) -> str:
         """What was read for each part, where that is known."""
         pairs = zip(self.domains, self.parts, strict=True)
-        message = [(name, getattr(part, "read", "")) for name, part in pairs]
-        return "; ".join(f"{name} {read}" for name, read in message if read)
+        parts = [(name, getattr(part, "read", "")) for name, part in pairs]
+        return "; ".join(f"{name} {read}" for name, read in parts if read)
 
     def __len__(self) -> int:
         return self._ends[-1]

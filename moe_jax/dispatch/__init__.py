@@ -2,7 +2,7 @@
 transport (how it crosses devices). `dense` is the oracle for all of them."""
 
 from moe_jax.dispatch.dispatch import LAYOUTS, SOFT_LAYOUTS, dispatch
-from moe_jax.dispatch.sharded import replicated_weights, sharded_dispatch
+from moe_jax.dispatch.sharded import gathered_weights, sharded_dispatch
 from moe_jax.dispatch.transport import TRANSPORTS
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "SOFT_LAYOUTS",
     "TRANSPORTS",
     "dispatch",
-    "replicated_weights",
+    "gathered_weights",
     "sharded_dispatch",
 ]

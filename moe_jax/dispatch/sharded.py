@@ -33,7 +33,7 @@ def sharded_dispatch(
 ) -> tuple[Float[Array, "g T D"], Int[Array, "g"]]:
     """`dispatch` of this device's groups to the experts of its mesh.
 
-    experts: this device's experts and its part of F, whole along D (`replicated_weights`).
+    experts: this device's experts and its part of F, whole along D (`gathered_weights`).
     Collectives beside the transport's own, with t devices along `tensor`:
       tensor  without expert parallelism one all-reduce of the outputs, 2 (t - 1) / t of
               g * T * D elements. With it each rank sends over `expert` only its D / t columns of
@@ -64,7 +64,7 @@ def sharded_dispatch(
     return jax.lax.all_gather(y_gTd, tensor, axis=2, tiled=True), lost_g
 
 
-def replicated_weights(
+def gathered_weights(
     weights: Mapping[str, Array], specs: Mapping[str, ParamSpec], dtype: jnp.dtype, fsdp: str | None
 ) -> dict[str, Array]:
     """This device's part of the weights as they are kept -> as experts use them: whole along D,

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from moe_jax.config.schedules import bind
-from moe_jax.dispatch import replicated_weights, sharded_dispatch
+from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
 from moe_jax.nn.ensemble import Merged
@@ -233,7 +233,7 @@ class ShardBody:
         config, axes = self.config, self.axes
         # Only the axes of the specs are read, so the width does not matter.
         specs = config.expert_params(1, self.activation)
-        weights = replicated_weights(experts, specs, dtype, axes.fsdp)
+        weights = gathered_weights(experts, specs, dtype, axes.fsdp)
         expert = config.expert.completed(self.activation)
         return expert.networks(weights, config.matmul, self.platform, axes.tensor)
 

@@ -169,10 +169,10 @@ def advice(plan: Plan) -> str:
     if not changes:
         return "nothing was found that fits: not in other layouts, nor on more devices of this kind"
     lines = ["what would fit, and the memory that it is estimated to take:"]
-    message = [" ".join(change.flags) for change in changes]
-    for flags, change in zip(message, changes, strict=True):
+    settings = [" ".join(change.flags) for change in changes]
+    for flags, change in zip(settings, changes, strict=True):
         peak = change.candidate.estimate.peak / GIB
-        lines.append(f"  {flags:{max(map(len, message))}}  {peak:9.2f} GiB")
+        lines.append(f"  {flags:{max(map(len, settings))}}  {peak:9.2f} GiB")
     return "\n".join(lines)
 
 

@@ -173,8 +173,8 @@ class LiveTable:
     def _note(self, text: str) -> None:
         """How far the runs are, in a line each time."""
         running = [job for job in self._jobs if self._states.get(job.name) == State.RUNNING]
-        message = [f"{job.name} {_reached(job)[0]}" for job in running]
-        self._console.print(f"{text} {'; '.join(message)}", highlight=False, soft_wrap=True)
+        reached = [f"{job.name} {_reached(job)[0]}" for job in running]
+        self._console.print(f"{text} {'; '.join(reached)}", highlight=False, soft_wrap=True)
 
     def changed(self, job: Job, state: State) -> None:
         if state == State.FAILED:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from moe_jax.dispatch import replicated_weights, sharded_dispatch
+from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.dispatch.dense import dense
 from moe_jax.dispatch.transport.ragged import ragged_all_to_all
 from moe_jax.experts import FeedForward
@@ -163,7 +163,7 @@ def on_mesh(layout, transport, sizes, capacity=None, receive_factor=8.0, shape=N
         return sharded_dispatch(
             x_gTD,
             plan_g,
-            experts(replicated_weights(w, SPECS, x_gTD.dtype, "fsdp")),
+            experts(gathered_weights(w, SPECS, x_gTD.dtype, "fsdp")),
             layout=layout,
             transport=transport,
             receive_factor=receive_factor,
@@ -248,7 +248,7 @@ def test_soft_plan(transport):
         return sharded_dispatch(
             x,
             p,
-            experts(replicated_weights(w, SPECS, x.dtype, "fsdp")),
+            experts(gathered_weights(w, SPECS, x.dtype, "fsdp")),
             layout="slots_einsum",
             transport=transport,
             receive_factor=1.0,
