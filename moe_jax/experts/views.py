@@ -56,7 +56,7 @@ class Views:
             return b_EN.at[expert_R].get(mode="fill", fill_value=0)
 
         y_RD = self._applied(x_RD, times, each)
-        # Rows of no expert are zeros, whatever the formula gives for them (an output bias, say).
+        # Rows of no expert are zeros, whatever the formula gives for them (a constant, say).
         return jnp.where((expert_R < E)[:, None], y_RD, 0)
 
     def all(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E D"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,19 @@ def test_rows(name, backend):
     found = networks(expert, weights, backend).rows(jnp.asarray(x_RD), jnp.asarray(SIZES))
     np.testing.assert_allclose(found, by_loop(expert, x_RD, weights), rtol=2e-5, atol=2e-5)
     assert set(BACKENDS) >= {"reference", "ragged_dot", "blocks"}
+
+
+def test_rows_of_no_expert_are_zeros_whatever_the_formula():
+    @dataclass(frozen=True, kw_only=True)
+    class Shifted(LowRank):
+        def apply(self, x, view):
+            return super().apply(x, view) + 1
+
+    expert = Shifted(rank=3)
+    found = networks(expert, weights_of(expert)).rows(jnp.asarray(rows_of()), jnp.asarray(SIZES))
+    assert SIZES.sum() < R
+    assert np.all(np.asarray(found)[: SIZES.sum()] != 0)
+    np.testing.assert_array_equal(np.asarray(found)[SIZES.sum() :], 0)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1194,7 +1194,7 @@ KINDS = (
         "moe_jax/experts/views.py",
         "return jnp.where((expert_R < E)[:, None], y_RD, 0)",
         "return y_RD",
-        EXPERTS + "rows[clamped-auto]",
+        EXPERTS + "rows_of_no_expert_are_zeros_whatever_the_formula",
     ),
     _fault(
         "views: the vector of the expert before",
