@@ -12,6 +12,7 @@ import numpy as np
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, at_most
 from moe_jax.data.order import scattered
+from moe_jax.data.rand_augment import STRONGEST, rand_augment
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
 CHANNELS = (1, 3)
@@ -24,16 +25,32 @@ class Augmentation:
 
     flip: chance of the mirror image. crop: pixels by which it may move each way, what is beyond
     its edge is 0. mixup: a of the share l ~ Beta(a, a) of the image itself, 1 - l being of another
-    one, in pixels and in the loss (Zhang et al., 1710.09412); 0: none.
+    one, in pixels and in the loss (Zhang et al., 1710.09412); 0: none. operations: of RandAugment
+    (data/rand_augment.py), so many for each image, at strength `magnitude` of 30; 0: none.
     """
 
     flip: float = 0.0
     crop: int = 0
     mixup: float = 0.0
+    operations: int = 0
+    magnitude: float = 9.0
 
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 0, "flip", "crop", "mixup")
+        yield from at_least(self, 0, "flip", "crop", "mixup", "operations", "magnitude")
         yield from at_most(self, 1, "flip")
+        yield from at_most(self, STRONGEST, "magnitude")
+
+    def varied(
+        self, pixels_HWC: np.ndarray, mean: float, random: np.random.Generator
+    ) -> np.ndarray:
+        """Behind the drawn operations, which work on bytes; mean: the pixel, from 0 to 1, that
+        comes in from beyond the edge."""
+        if not self.operations:
+            return pixels_HWC
+        if pixels_HWC.dtype != np.uint8:
+            pixels_HWC = np.round(255 * pixels_HWC).astype(np.uint8)
+        fill = round(255 * mean)
+        return rand_augment(pixels_HWC, self.operations, self.magnitude, fill, random)
 
     def moved(self, image_HWC: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Mirrored and moved, by chance."""
@@ -141,11 +158,9 @@ class ImageRows:
         return len(self._pictures.labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = scattered(index, len(self)) if self._scatter else index
+        place = self._place(index)
         label = np.int32(self._pictures.labels[place])
-        row = {"image": self._scaled(place), "label": np.asarray(label)}
+        row = {"image": self._scaled(self._pixels(place)), "label": np.asarray(label)}
         if self._dataset.augmentation.mixup:
             row |= {"other_label": np.asarray(label), "share": np.asarray(1.0, np.float32)}
         return row
@@ -153,21 +168,35 @@ class ImageRows:
     def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         """The row as training sees it, by the draws of `random`."""
         augmentation, row = self._dataset.augmentation, self[index]
-        row["image"] = np.ascontiguousarray(augmentation.moved(row["image"], random))
+        row["image"] = self._varied(index, random)
         if augmentation.mixup:
             share = np.float32(random.beta(augmentation.mixup, augmentation.mixup))
-            other = self[int(random.integers(len(self)))]
-            moved = augmentation.moved(other["image"], random)
-            row["image"] = share * row["image"] + (1 - share) * moved
-            row |= {"other_label": other["label"], "share": np.asarray(share)}
+            other = int(random.integers(len(self)))
+            row["image"] = share * row["image"] + (1 - share) * self._varied(other, random)
+            row |= {"other_label": self[other]["label"], "share": np.asarray(share)}
         return row
 
-    def _scaled(self, place: int) -> np.ndarray:
+    def _varied(self, index: int, random: np.random.Generator) -> np.ndarray:
+        """The image of a row, varied by chance."""
+        d = self._dataset
+        pixels = d.augmentation.varied(self._pixels(self._place(index)), d.mean, random)
+        return np.ascontiguousarray(d.augmentation.moved(self._scaled(pixels), random))
+
+    def _place(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return scattered(index, len(self)) if self._scatter else index
+
+    def _pixels(self, place: int) -> np.ndarray:
         d = self._dataset
         pixels = np.asarray(self._pictures[place])
         wanted = (d.height, d.width, d.channels)
         if pixels.shape != wanted:
             raise UserError(f"{d.description()}: image {place} is {pixels.shape}, not {wanted}")
+        return pixels
+
+    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
+        d = self._dataset
         scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
         image = pixels.astype(np.float32) / scale
         return (image - np.float32(d.mean)) / np.float32(d.deviation)
