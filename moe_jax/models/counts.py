@@ -50,16 +50,16 @@ def count(config: TransformerConfig, moe: MoEConfig, io: IO) -> Counts:
     once = len(layout.before_sparse)
     blocks = [_block(config, moe, layout, layer, S) for layer in range(config.num_layers)]
     model = total([*blocks, Cost.of_vectors(2 * D * config.num_layers + D)])
-    shared, copied = total(blocks[:once]), total(blocks[once:])
-    M = moe.ensemble if layout.moe_layers else 1
+    shared = total(blocks[:once])
+    copied = layout.ensemble.cost(total(blocks[once:]) + Cost(multiplied=ends.multiplied))
     return Counts(
         total=round(model.parameters + ends.parameters),
         active=round(model.active + ends.parameters),
         router=round(model.router),
         embedding=ends.parameters,
-        matmul_flops=6.0 * (shared.multiplied + M * (copied.multiplied + ends.multiplied)),
-        attention_flops=shared.attended + M * copied.attended,
-        routed_flops=6.0 * M * copied.routed,
+        matmul_flops=6.0 * (shared.multiplied + copied.multiplied),
+        attention_flops=shared.attended + copied.attended,
+        routed_flops=6.0 * copied.routed,
         iso_flop_dense_dim=_dense_dim(config, moe, S) if layout.moe_layers else config.mlp_dim,
     )
 

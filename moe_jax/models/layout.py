@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.nn.depth import MixtureOfDepths
+from moe_jax.nn.ensemble import Ensemble
 from moe_jax.nn.moe_layer import MoEConfig
 
 
@@ -49,12 +50,13 @@ class Layout:
     """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern.
 
     shared: so many layers stand before the first part, of the prologue or the pattern, with a
-    sparse one: an ensemble has one copy of them.
+    sparse one: an ensemble has one copy of them. ensemble: what becomes of rows behind them.
     """
 
     prologue: tuple[Stack, ...]
     pattern: tuple[Stack, ...]
     shared: int = 0
+    ensemble: Ensemble = Ensemble()
 
     def unrolled(self) -> Layout:
         """Every layer a stack of its own: no loop, and no array of several layers to cut up."""
@@ -66,11 +68,16 @@ class Layout:
             ),
             key=lambda stack: stack.first,
         )
-        return Layout(prologue=tuple(layers), pattern=(), shared=self.shared)
+        return dataclasses.replace(self, prologue=tuple(layers), pattern=())
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
         return self.prologue + self.pattern
+
+    @property
+    def layers_by_name(self) -> dict[str, tuple[int, ...]]:
+        """The layers of each stack, by its name."""
+        return {stack.name: stack.layers for stack in self.stacks}
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -141,8 +148,9 @@ def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKE
     places = range(start, start + period if repeats else start)
     prologue = tuple(stack(layer, 1, 1) for layer in range(start))
     dense = itertools.takewhile(lambda stack: not stack.moe, prologue)
-    return Layout(
+    layout = Layout(
         prologue=prologue,
         pattern=tuple(stack(at, period, repeats) for at in places),
         shared=len(tuple(dense)),
     )
+    return dataclasses.replace(layout, ensemble=moe.members) if layout.moe_layers else layout

@@ -17,10 +17,10 @@ from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
 from moe_jax.models.types import IO, Ends, Output, RouterState
 from moe_jax.nn.context import Context, TokenBatch
-from moe_jax.nn.ensemble import mean_prediction, repeat_rows
+from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead
 from moe_jax.nn.param import fan_in, parameter
-from moe_jax.nn.predictions import GivenLogits, Predictions, chunks_of
+from moe_jax.nn.predictions import ClassLogits, Predictions, chunks_of
 from moe_jax.ops.embedding import rows_of_table
 from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
@@ -109,7 +109,7 @@ class TextModel(Transformer):
 
     def make_cache(self, B: int, P: int) -> dict[str, Any]:
         """An empty cache for B rows of up to P positions. ValueError where the mixer has none."""
-        config, members = self.config, self.members
+        config, members = self.config, self.layout.ensemble.members
         caches = {}
         for stack in self.layout.stacks:
             rows = B if stack in self.layout.before_sparse else B * members
@@ -133,14 +133,11 @@ class TextModel(Transformer):
         x_BSD = x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype)
         x_BSD, output = self.through_layers(x_BSD, batch, context, router_state, cache)
         if self.classes is not None:
-            valid_BS = repeat_rows(jnp.asarray(batch.segment_BS) > 0, self.members)
-            logits_BC = self.classes(x_BSD, valid_BS)
-            return replace(output, predictions=self.of_classes(logits_BC, context))
-        predictions: Predictions | GivenLogits = self._predictions(x_BSD)
-        if self.members > 1 and not context.per_member:
-            mean_BSV = mean_prediction(predictions.logits_BSV, self.members)
-            predictions = GivenLogits(logits_BSV=mean_BSV)
-        return replace(output, predictions=predictions)
+            valid_BS = self.layout.ensemble.rows(jnp.asarray(batch.segment_BS) > 0)
+            predictions: AnyPredictions = ClassLogits(logits_BC=self.classes(x_BSD, valid_BS))
+        else:
+            predictions = self._predictions(x_BSD)
+        return replace(output, predictions=self.predicted(predictions, context))
 
     def _predictions(self, x_BSD: Float[Array, "B S D"]) -> Predictions:
         head_DV = self.embedding[...].T if self.head is None else self.head[...]

@@ -21,12 +21,11 @@ from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost
 from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
-from moe_jax.nn.ensemble import copies, join_members, mean_prediction, repeat_rows
+from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.mixer import Mixer, RowSizes
 from moe_jax.nn.mlp import MLP, feed_forward_params
 from moe_jax.nn.moe_layer import MoEConfig, MoELayer
 from moe_jax.nn.norm import RMSNorm
-from moe_jax.nn.predictions import ClassLogits
 from moe_jax.ops.expert_ffn import ACTIVATIONS
 from moe_jax.parallel.rules import sharding
 
@@ -233,11 +232,6 @@ class Transformer(nnx.Module):
             for stack in self.layout.moe_stacks
         }
 
-    @property
-    def members(self) -> int:
-        """Copies of each row behind the last layer: the members of an ensemble."""
-        return self.moe.ensemble if self.layout.moe_layers else 1
-
     def through_layers(
         self,
         x_BSD: Float[Array, "B S D"],
@@ -246,17 +240,17 @@ class Transformer(nnx.Module):
         router_state: RouterState,
         cache: Mapping[str, Any] | None = None,
     ) -> tuple[Float[Array, "N S D"], Output]:
-        """What the layers and the last norm make of the tokens, N = B members rows; and all of the
-        output but its predictions."""
+        """What the layers and the last norm make of the tokens, a row for each copy in an ensemble;
+        and all of the output but its predictions."""
         reports: dict[str, LayerReport] = {}
         depths: dict[str, DepthReport] = {}
         caches: dict[str, Any] = {}
-        x_BSD, members = self.constrain(x_BSD), 1
+        x_BSD, ensemble = self.constrain(x_BSD), self.layout.ensemble
+        entered = ensemble.members == 1
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
-            begins = stacks and stacks[0].first >= self.layout.shared
-            if members < self.members and begins:
-                members = self.members
-                x_BSD, batch = self.constrain(repeat_rows(x_BSD, members)), copies(batch, members)
+            if not entered and stacks and stacks[0].first >= self.layout.shared:
+                x_BSD, batch = ensemble.enter(x_BSD, batch)
+                x_BSD, entered = self.constrain(x_BSD), True
             x_BSD, (new_reports, new_depths, new_caches) = self._run(
                 stacks, x_BSD, batch, context, router_state, cache
             )
@@ -266,16 +260,14 @@ class Transformer(nnx.Module):
         report = self.layout.in_layer_order(reports) if reports else None
         return self.final_norm(x_BSD), Output(
             predictions=None,
-            report=join_members(report, members) if members > 1 else report,
+            report=ensemble.joined_report(report),
             depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
             cache=caches if cache is not None else None,
         )
 
-    def of_classes(self, logits_NC: Float[Array, "N C"], context: Context) -> ClassLogits:
-        """Predictions of rows: of all copies, or where they are not wanted apart their mean."""
-        if self.members > 1 and not context.per_member:
-            logits_NC = mean_prediction(logits_NC, self.members)
-        return ClassLogits(logits_BC=logits_NC)
+    def predicted(self, predictions: AnyPredictions, context: Context) -> AnyPredictions:
+        """Of rows; of all copies where they are wanted one by one."""
+        return predictions if context.per_member else self.layout.ensemble.joined(predictions)
 
     def constrain(self, x_BSD: Array) -> Array:
         target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")

@@ -18,10 +18,10 @@ from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
 from moe_jax.models.types import IO, Ends, Output, RouterState
 from moe_jax.nn.context import Context, ImageBatch, TokenBatch
-from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.head import POOLINGS, ClassHead
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.predictions import ClassLogits
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO
 
@@ -131,8 +131,9 @@ class VisionTransformer(Transformer):
             row_B=images.row_B,
         )
         x_BSD, output = self.through_layers(x_BSD, batch, context, router_state)
-        logits_NC = self.classes(x_BSD, repeat_rows(valid_BS, self.members))
-        return dataclasses.replace(output, predictions=self.of_classes(logits_NC, context))
+        logits_NC = self.classes(x_BSD, self.layout.ensemble.rows(valid_BS))
+        predictions = self.predicted(ClassLogits(logits_BC=logits_NC), context)
+        return dataclasses.replace(output, predictions=predictions)
 
     def _tokens(self, image_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B S D"]:
         """The patches in reading order, behind the class token where there is one."""

@@ -1,4 +1,4 @@
-"""Ensembles of expert groups: the copies of a row, and what becomes of their predictions.
+"""Ensembles of expert groups: all that there is to them, behind `Ensemble`.
 
 E3, Allingham et al. (2110.03360): the experts fall into M groups, one a member. From the first
 sparse layer on every row is there M times; each copy chooses among its member's experts only, all
@@ -10,14 +10,118 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.config.fields import Rule
 from moe_jax.nn.context import LayerReport, TokenBatch
+from moe_jax.nn.cost import Cost
+from moe_jax.nn.predictions import ClassLogits, GivenLogits, Predictions
 from moe_jax.ops.precision import upcast
-from moe_jax.routing.types import Plan, SoftPlan
+from moe_jax.routing.losses import OF_ONE_MEMBER, RoutingLosses
+from moe_jax.routing.types import Plan, Router, SoftPlan
+
+AnyPlan = Plan | SoftPlan
+AnyPredictions = Predictions | GivenLogits | ClassLogits
+# (tokens of groups, their plans) -> (their outputs, rows without room by group)
+Dispatch = Callable[[Array, AnyPlan], tuple[Array, Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """M members (`config.moe.ensemble`). Of one there is nothing: every method gives back what it
+    is given.
+
+    Where it takes part: the rules of a config (`fits`), the step of a model into its first sparse
+    part (`enter`) and out of its last layer (`joined`, `joined_report`), what a group may choose
+    (`allowed`), the way to the experts and back (`dispatched`), what it all costs (`cost`).
+    """
+
+    members: int = 1
+
+    def fits(
+        self,
+        num_experts: int,
+        router: Router,
+        losses: RoutingLosses,
+        group_size: int | None,
+        row_length: int,
+    ) -> Iterator[Rule]:
+        """The rules of the sparse layers around it: (path below `moe`, rule)."""
+        M = self.members
+        if M < 2:
+            return
+        if num_experts % M:
+            yield "ensemble", f"must divide moe.num_experts = {num_experts}"
+        elif getattr(router, "k", 1) > (own := num_experts // M):
+            yield "router.k", f"must be at most the {own} experts of one of the {M} members"
+        if not router.takes_mask:
+            yield "ensemble", "must be 1: this router cannot choose among some of the experts"
+        balance = losses.device_balance
+        if balance.scope in OF_ONE_MEMBER and balance.groups % M and balance.groups > 1:
+            rule = f"must be divisible by moe.ensemble = {M} with scope {balance.scope}"
+            yield "losses.device_balance.groups", rule
+        if (group_size or 0) > row_length > 0:
+            rule = "must be at most one row in an ensemble: each copy of a row has its own experts"
+            yield "group_size", rule
+
+    def cost(self, cost: Cost) -> Cost:
+        """Of layers that every copy of a token runs through; their parameters are there once."""
+        M = self.members
+        return dataclasses.replace(
+            cost,
+            multiplied=M * cost.multiplied,
+            attended=M * cost.attended,
+            routed=M * cost.routed,
+        )
+
+    def rows(self, leaf_B: Array) -> Array:
+        """What is given of each row, for each of its copies: (B, ...) -> (B M, ...)."""
+        return leaf_B if self.members == 1 else repeat_rows(leaf_B, self.members)
+
+    def enter(
+        self, x_BSD: Float[Array, "B S D"], batch: TokenBatch
+    ) -> tuple[Float[Array, "N S D"], TokenBatch]:
+        """The tokens of all copies, N = B M rows, and the batch with each copy's member."""
+        if self.members == 1:
+            return x_BSD, batch
+        return repeat_rows(x_BSD, self.members), copies(batch, self.members)
+
+    def joined(self, predictions: AnyPredictions) -> AnyPredictions:
+        """The prediction of the whole: the mean of the members' probabilities."""
+        if self.members == 1:
+            return predictions
+        if isinstance(predictions, ClassLogits):
+            return ClassLogits(logits_BC=mean_prediction(predictions.logits_BC, self.members))
+        return GivenLogits(logits_BSV=mean_prediction(predictions.logits_BSV, self.members))
+
+    def joined_report(self, report: LayerReport | None) -> LayerReport | None:
+        """The routes of a row's copies as those of the row."""
+        return report if self.members == 1 else join_members(report, self.members)
+
+    def allowed(
+        self, member_b: Int[Array, "b"] | None, pieces: int, E: int
+    ) -> Bool[Array, "g E"] | None:
+        """Which experts each group's member has, contiguous ones; None: all. pieces: groups of a
+        row."""
+        if member_b is None:
+            return None
+        member_E = jnp.arange(E, dtype=member_b.dtype) // (E // self.members)
+        return jnp.repeat(member_b, pieces)[:, None] == member_E[None, :]
+
+    def dispatched(
+        self, dispatch: Dispatch, z_gTL: Array, plan_g: AnyPlan, pieces: int
+    ) -> tuple[Array, Array]:
+        """dispatch(z, plan), with the copies of the same tokens side by side."""
+        if self.members == 1:
+            return dispatch(z_gTL, plan_g)
+        merged = Merged(self.members, pieces)
+        y_gTL, overflow_g = dispatch(merged.join(z_gTL), merged.plan(plan_g))
+        return merged.split(y_gTL), merged.counts(overflow_g)
 
 
 def repeat_rows(x_B: Array, members: int) -> Array:
@@ -38,7 +142,7 @@ def copies(batch: TokenBatch, members: int) -> TokenBatch:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Merged:
     """Groups in which the M copies of the same tokens lie side by side: (b M P, T, ...) and
     (b P, M T, ...), with P groups a row.

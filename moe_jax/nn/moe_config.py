@@ -16,6 +16,7 @@ from moe_jax.experts import EXPERTS, Expert, FeedForward
 from moe_jax.experts.types import sizes_of
 from moe_jax.nn.around import AROUND, Around, Nothing
 from moe_jax.nn.cost import Cost
+from moe_jax.nn.ensemble import Ensemble
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.shared import Shared
 from moe_jax.ops.expert_ffn import OLDER_NAMES, ROW_BACKENDS
@@ -142,6 +143,10 @@ class MoEConfig:
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
         return self.router.experts_per_token(self.num_experts, self.group_size or sequence_length)
+
+    @property
+    def members(self) -> Ensemble:
+        return Ensemble(members=self.ensemble)
 
     @property
     def experts_of_one(self) -> int:

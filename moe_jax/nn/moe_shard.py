@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,6 @@ from moe_jax.config.schedules import bind
 from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
-from moe_jax.nn.ensemble import Merged
 from moe_jax.nn.moe_config import Grouping, MoEConfig
 from moe_jax.parallel.axes import MeshAxes, axis_index, axis_size
 from moe_jax.routing.capacity import expert_capacity
@@ -162,20 +162,14 @@ class ShardBody:
             position_T=cut(batch.position_BS),
             segment_T=cut(batch.segment_BS),
             row_part_T=cut(row_part_bs),
-            allowed_E=self._allowed(batch.member_B, a.group_BP.shape[1]),
+            allowed_E=config.members.allowed(
+                batch.member_B, a.group_BP.shape[1], config.num_experts
+            ),
             recorded=jax.tree.map(cut, a.recorded),
             key=keys_g,
             E=config.num_experts,
             train=self.switches.train,
         )
-
-    def _allowed(self, member_b: Array | None, pieces: int) -> Array | None:
-        """(g, E): which experts each group's member of the ensemble has, contiguous ones."""
-        if member_b is None:
-            return None
-        E = self.config.num_experts
-        member_E = jnp.arange(E, dtype=member_b.dtype) // (E // self.config.ensemble)
-        return jnp.repeat(member_b, pieces)[:, None] == member_E[None, :]
 
     def _route(
         self,
@@ -210,23 +204,17 @@ class ShardBody:
         self, config: MoEConfig, a: ShardArguments, plan_g: Plan | SoftPlan
     ) -> tuple[Float[Array, "g T L"], Int[Array, "g"]]:
         """The weighted outputs of each token's experts; per group, the rows without room."""
-        z_gTL, merged = self.grouping.cut(a.z_BSL), None
-        if a.batch.member_B is not None:
-            merged = Merged(config.ensemble, a.group_BP.shape[1])
-            z_gTL, plan_g = merged.join(z_gTL), merged.plan(plan_g)
-        y_gTL, overflow_g = sharded_dispatch(
-            z_gTL,
-            plan_g,
-            self._networks(a.experts, z_gTL.dtype),
+        dispatch = partial(
+            sharded_dispatch,
+            experts=self._networks(a.experts, a.z_BSL.dtype),
             layout=config.layout,
             transport=config.transport,
             receive_factor=config.receive_factor,
             chunks=config.overlap_chunks,
             axes=self.axes,
         )
-        if merged is not None:
-            y_gTL, overflow_g = merged.split(y_gTL), merged.counts(overflow_g)
-        return y_gTL, overflow_g
+        z_gTL = self.grouping.cut(a.z_BSL)
+        return config.members.dispatched(dispatch, z_gTL, plan_g, a.group_BP.shape[1])
 
     def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
         """This device's experts, gathered just before use."""

@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator
 
 from moe_jax.config.errors import Problem
 from moe_jax.config.schedules import parse_schedules
+from moe_jax.config.tree import value_at
 from moe_jax.data.types import columns_of
 from moe_jax.dispatch import SOFT_LAYOUTS
 from moe_jax.models.text import TextConfig
 from moe_jax.ops.attention_splash import TILE, splash_fits
 from moe_jax.parallel.mesh import row_shards
-from moe_jax.routing.losses import OF_ONE_MEMBER, global_terms
+from moe_jax.routing.losses import global_terms
 from moe_jax.routing.types import Router
 from moe_jax.training.experiment import Experiment
 
@@ -115,25 +116,14 @@ def layout_problem(experiment: Experiment) -> Problem | None:
 
 def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     """Each member chooses among E / M experts of its own."""
-    moe, M = experiment.moe, experiment.moe.ensemble
-    if not moe.every or M < 2:
+    moe = experiment.moe
+    if not moe.every:
         return
-    if moe.num_experts % M:
-        yield Problem("moe.ensemble", M, f"must divide moe.num_experts = {moe.num_experts}")
-    elif (k := getattr(moe.router, "k", 1)) > (own := moe.num_experts // M):
-        rule = f"must be at most the {own} experts of one of the {M} members"
-        yield Problem("moe.router.k", k, rule)
-    if not moe.router.takes_mask:
-        rule = "must be 1: this router cannot choose among some of the experts"
-        yield Problem("moe.ensemble", M, rule)
-    balance = moe.losses.device_balance
-    if balance.scope in OF_ONE_MEMBER and balance.groups % M and balance.groups > 1:
-        path = "moe.losses.device_balance.groups"
-        rule = f"must be divisible by moe.ensemble = {M} with scope {balance.scope}"
-        yield Problem(path, balance.groups, rule)
-    if (moe.group_size or 0) > experiment.row_length > 0:
-        rule = "must be at most one row in an ensemble: each copy of a row has its own experts"
-        yield Problem("moe.group_size", moe.group_size, rule)
+    rules = moe.members.fits(
+        moe.num_experts, moe.router, moe.losses, moe.group_size, experiment.row_length
+    )
+    for path, rule in rules:
+        yield Problem(f"moe.{path}", value_at(moe, path), rule)
 
 
 def _row(experiment: Experiment) -> str:

@@ -17,7 +17,6 @@ from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, LayerReport, Routes
 from moe_jax.nn.depth import DepthReport
-from moe_jax.nn.ensemble import repeat_rows
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
 from moe_jax.parallel.mesh import row_shards
 from moe_jax.routing.balance import routing_metrics
@@ -112,7 +111,7 @@ class Step:
         steps.
         """
         weights = {
-            name: jnp.maximum(weight * self.members, 1)
+            name: jnp.maximum(weight * self.layout.ensemble.members, 1)
             for name, weight in self.task.weights(raw).items()
         }
         context = Context(
@@ -151,11 +150,6 @@ class Step:
             expert_grad_norm=self._expert_grad_norm(grads),
         )
         return new_state, result
-
-    @property
-    def members(self) -> int:
-        """Copies of each row that have a loss of their own in training."""
-        return self.moe.ensemble if self.layout.moe_layers else 1
 
     def evaluate(
         self,
@@ -230,8 +224,8 @@ class Step:
         if rows:
             _, segment_BS = inputs.tokens_and_segments(self.row_length)
             rows = {**rows, VALID: jnp.any(segment_BS > 0, axis=1)}
-        if context.per_member and self.members > 1:
-            raw = jax.tree.map(lambda leaf: repeat_rows(leaf, self.members), dict(raw))
+        if context.per_member:
+            raw = jax.tree.map(self.layout.ensemble.rows, dict(raw))
         task = self.task.sums(output.predictions, raw)
         report, depth = output.report, None
         if output.depth is not None:
@@ -292,10 +286,10 @@ class Step:
     ) -> Array:
         """This micro-batch's share of the routing losses."""
         pieces = self._grouping.pieces
-        router = self.moe.router
+        router, members = self.moe.router, self.layout.ensemble.members
         if self.accumulation == 1:
-            return scoped_loss(losses, router, report.sums, SCOPES, pieces, self.members)
-        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces, self.members)
+            return scoped_loss(losses, router, report.sums, SCOPES, pieces, members)
+        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces, members)
         loss = local / self.accumulation
         if global_gradient is not None:
             loss += _inner(global_gradient, reduce_sums(report.sums, axis=1))
