@@ -27,6 +27,7 @@ from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
 from moe_jax.data.tokenizer import BPE_FILE, Bpe
 from moe_jax.data.types import DataInfo, Tokenizer
+from moe_jax.models.by_layer import unstack
 from moe_jax.models.generation import Generator, Token
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.compiler import keep_compiled_programs
@@ -205,6 +206,12 @@ class LoadedRun:
     @property
     def params(self) -> dict[str, Any]:
         return self.state.params
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The parameters by their canonical names, one array a layer, however the layers are
+        stacked: {"embedding": (V, D), "layers/07/moe/experts/w_up": (E, D, F), ...}."""
+        return unstack(self.params, self.program.layout)
 
     def at(self, step: int) -> LoadedRun:
         """The same run at another of its checkpoints; nothing is compiled anew. UserError where

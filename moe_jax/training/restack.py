@@ -1,13 +1,13 @@
-"""Arrays of layers by name, however they are stacked in a file and in a program.
+"""Arrays of layers in a file, brought to how a program stacks them.
 
 A stack "layers.02" of n layers holds arrays (n, ...) of the layers 2, 2 + p, 2 + 2 p, ..., where p
 stacks alternate. Where layers are compiled one by one each is a stack of its own
-(models/layout.py). What a file holds in one of these forms is read into the other.
+(models/layout.py). What a file holds in one of these forms is read into the other, by the one name
+that an array has in both (models/by_layer.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,35 +15,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# What stands before the number of a stack; the stacks of parameters are those of all else.
-NAME = re.compile(r"((?:.*\.)?(?:layers|router_state))\.(\d+)(\..*)")
-PARAMETERS = "params.layers"
+from moe_jax.models.by_layer import NAME, Stacks, layer_names
 
-Stacks = dict[int, tuple[int, ...]]  # first layer -> all of them
+PARAMETERS = "params.layers."
 
 
 def stacks_of(shapes: Mapping[str, Any]) -> Stacks:
     """The layers of each stack, from the shapes of the parameters' arrays; {} where these do not
     say it."""
-    counts: dict[int, int] = {}
+    counts: dict[str, int] = {}
     for name, shape in shapes.items():
         found = NAME.fullmatch(name)
         if found and found[1] == PARAMETERS:
             count = shape[0] if isinstance(shape, Sequence) and shape else None
-            if not isinstance(count, int) or counts.setdefault(int(found[2]), count) != count:
+            if not isinstance(count, int) or counts.setdefault(found[2], count) != count:
                 return {}
     period = sum(count > 1 for count in counts.values())
     return {
-        first: tuple(first + period * i for i in range(count)) for first, count in counts.items()
+        first: tuple(int(first) + period * i for i in range(count))
+        for first, count in counts.items()
     }
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Where a layer's array is: row `row` of the array `name`."""
+    """Where a layer's array is: row `row` of the array `name`, which has `count`."""
 
     name: str
     row: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,20 @@ class Restacking:
         layers = sorted(layer for stack in old.values() for layer in stack)
         if new == old or layers != sorted(layer for stack in new.values() for layer in stack):
             return cls(dict(wanted), {})
-        place = {layer: (first, i) for first, stack in old.items() for i, layer in enumerate(stack)}
+        place: dict[str, _Row] = {}
+        for name in stored:
+            names = layer_names(name, old)
+            place |= {one: _Row(name, i, len(names)) for i, one in enumerate(names)}
         asked: dict[str, Any] = {}
         rows: dict[str, tuple[_Row, ...]] = {}
         for name, leaf in wanted.items():
-            found = NAME.fullmatch(name)
-            if found is None or int(found[2]) not in new:
-                asked[name] = leaf
+            names = layer_names(name, new)
+            if not names or not all(one in place for one in names):
+                asked[name] = leaf  # of no stack, or not in the file, as the comparison will say
                 continue
-            at = [place[layer] for layer in new[int(found[2])]]
-            rows[name] = tuple(_Row(f"{found[1]}.{first:02d}{found[3]}", i) for first, i in at)
-            for (first, _), row in zip(at, rows[name], strict=True):
-                shape = (len(old[first]), *leaf.shape[1:]) if leaf.shape else ()
+            rows[name] = tuple(place[one] for one in names)
+            for row in rows[name]:
+                shape = (row.count, *leaf.shape[1:]) if leaf.shape else ()
                 asked[row.name] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
         return cls(asked, rows)
 

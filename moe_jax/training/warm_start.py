@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.models.by_layer import layer_names
 from moe_jax.models.layout import Layout
 from moe_jax.training.checkpoint import flatten
 
@@ -223,13 +224,8 @@ def _by_layer(flat: Mapping[str, np.ndarray], like: Like | None) -> dict[str, np
     return found
 
 
-def _layer_names(name: str, like: Like | None) -> list[str]:
-    """Of a leaf of a stack, the names of its layers' parts; none for another leaf."""
-    stacks = {} if like is None else {stack.name: stack.layers for stack in like.layout.stacks}
-    found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
-    if not found or found[1] not in stacks:
-        return []
-    return [f"layers.{layer:02d}.{found[2]}" for layer in stacks[found[1]]]
+def _layer_names(name: str, like: Like | None) -> tuple[str, ...]:
+    return () if like is None else layer_names(name, like.layout.layers_by_name)
 
 
 def _joined(taken: Sequence[Taken | None], leaf: Any, *, stacked: bool) -> Any:

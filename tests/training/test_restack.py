@@ -37,7 +37,7 @@ def test_names_and_lengths_say_which_layers_they_are(layers, first, every, depth
     layout = layout_of(layers, MoEConfig(every=every, first=first), depth)
     for form in (layout, layout.unrolled()):
         found = stacks_of(shapes_of(form))
-        assert found == {stack.first: stack.layers for stack in form.stacks}
+        assert found == form.layers_by_name
     assert [stack.layers for stack in layout.unrolled().stacks] == [(n,) for n in range(layers)]
     assert layout.unrolled().moe_layers == layout.moe_layers
     assert layout.unrolled().depth_layers == layout.depth_layers
