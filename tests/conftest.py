@@ -29,6 +29,8 @@ WANTED = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
+    # One piece a program: putting pieces together again costs more than two cores win.
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 xla_flags.add(*xla_flags.known(WANTED, warn=False))
 # Workers, subprocesses and the next run share what was compiled, however small.
@@ -44,7 +46,8 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 import tests.annotations  # noqa: E402, F401 - named as a string below
-from moe_jax.config.cli import run_command  # noqa: E402
+from moe_jax.cli import run_command  # noqa: E402
+from moe_jax.models import transformer  # noqa: E402
 
 jaxtyping.install_import_hook(
     ["moe_jax.routing", "moe_jax.dispatch", "moe_jax.ops", "moe_jax.parallel"],
@@ -54,6 +57,12 @@ from moe_jax.routing import ROUTERS  # noqa: E402
 from tests.compiled import compiled  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Here layers run as a loop, as on accelerators, which is traced and compiled once and not layer by
+# layer: a quarter of these folders' time. All others have them one by one, as users on CPU do, and
+# training/test_restack.py compares the two.
+LOOPED = ("analysis", "checking", "models", "nn", "planning", "training")
+UNROLLED_ON_CPU = transformer.UNROLLED_ON_CPU
 
 # Not everywhere: optax multiplies integers by floats, so its callers cannot be strict.
 STRICT_DTYPES = ("routing", "dispatch", "ops", "parallel", "nn", "models", "tasks")
@@ -83,6 +92,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionstart() -> None:
     if jax.device_count() != DEVICES:
         pytest.exit(f"the tests need {DEVICES} CPU devices, found {jax.devices()}", returncode=1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    folder = item.path.relative_to(TESTS).parts[0]
+    transformer.UNROLLED_ON_CPU = 0 if folder in LOOPED else UNROLLED_ON_CPU
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
