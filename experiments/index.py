@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 FLAGS = command_flags()
 flags.DEFINE_boolean("check", False, "write nothing; exit code 1 if stale", flag_values=FLAGS)

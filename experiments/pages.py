@@ -18,7 +18,7 @@ from experiments.record import (
     summary,
     text,
 )
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
 

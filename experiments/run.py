@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.card import LoadedCard, Scale
-    from moe_jax.planning.report import Plan
+    from moe_jax.planning.report import LayoutPlan
     from moe_jax.sweeps.points import SweepPoint
 
 DAY = 86_400  # seconds
@@ -101,16 +101,16 @@ def plan(card: LoadedCard, scale: Scale, console: Console) -> None:
     console.print(f"\nall runs: {total:.1f} days of {scale.topology}", highlight=False)
 
 
-def plans(points: Sequence[SweepPoint], name: str) -> dict[str, Plan]:
+def plans(points: Sequence[SweepPoint], name: str) -> dict[str, LayoutPlan]:
     """What moe_jax.plan estimates for each arm on a topology."""
     from moe_jax.planning.hardware import topology_of
-    from moe_jax.planning.report import Plan
+    from moe_jax.planning.report import LayoutPlan
     from moe_jax.planning.search import candidate
 
     topology = topology_of(name)
     arms = {point.arm: point.experiment for point in reversed(points)}
     return {
-        arm: Plan(topology=topology, candidate=candidate(arms[arm], topology))
+        arm: LayoutPlan(topology=topology, candidate=candidate(arms[arm], topology))
         for arm in dict.fromkeys(point.arm for point in points)
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 
 FLAGS = command_flags("workdir")
 flags.DEFINE_string("card", None, "a folder of experiments/", required=True, flag_values=FLAGS)

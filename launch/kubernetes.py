@@ -15,7 +15,8 @@ from absl import flags
 from launch.command import STOPPED, Command, require_label, split
 from launch.hardware import GPUS, Slice, slice_of
 from launch.xla_flags import variables
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.config.environment import PROCESS_VARIABLES
 from moe_jax.config.errors import UserError
 
 USAGE = """

@@ -21,7 +21,8 @@ from typing import IO
 from absl import flags
 
 from launch.command import split
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.config.environment import PROCESS_VARIABLES
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.slots import Slot
 

@@ -18,7 +18,8 @@ from absl import flags
 
 from launch.command import STOPPED, Command, split, with_stopped_code
 from launch.xla_flags import merged, variables
-from moe_jax.config.cli import PROCESS_VARIABLES, Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.config.environment import PROCESS_VARIABLES
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.slots import Slot
 

@@ -15,7 +15,7 @@ from absl import flags
 from launch.command import Command, require_label, split
 from launch.hardware import Slice, slice_of
 from launch.xla_flags import variables
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """

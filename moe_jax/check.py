@@ -10,8 +10,8 @@ from typing import Any
 
 from absl import flags
 
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config import xla_flags
-from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> int:
         keep=FLAGS.keep,
     )
 
-    def show(outcome: invariance.Outcome) -> None:
+    def show(outcome: invariance.VariantOutcome) -> None:
         print(table.row(outcome, plan), flush=True)
         if FLAGS.debug:
             sys.stderr.write(outcome.traceback)

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 
 USAGE = """
 usage: python -m moe_jax.doctor [--train=false]

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, process_flags, run_command
+from moe_jax.cli import Arguments, command_flags, process_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """

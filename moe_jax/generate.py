@@ -7,8 +7,8 @@ from typing import Any
 
 from absl import flags
 
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.activity import counted
-from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """

@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 USAGE = """
@@ -89,7 +89,7 @@ def _plan(report, topology, one, devices):
     from moe_jax.planning.compiled import compile_step
 
     compiled = None if devices is None else compile_step(one.experiment, devices)
-    return report.Plan(topology=topology, candidate=one, compiled=compiled)
+    return report.LayoutPlan(topology=topology, candidate=one, compiled=compiled)
 
 
 if __name__ == "__main__":

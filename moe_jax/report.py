@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command, trust_flag
+from moe_jax.cli import Arguments, command_flags, run_command, trust_flag
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import expanded
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, process_flags, run_command
+from moe_jax.cli import Arguments, command_flags, process_flags, run_command
 
 if TYPE_CHECKING:
     from moe_jax.notebook import LoadedRun

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Imports go only downward. The commands are the modules directly in moe_jax/ (train, report, ...).
+# Imports go only downward. The commands are the modules directly in moe_jax/ (train, report, ...)
+# and what prepares data.
 LAYERS = (
     "commands sweeps checking planning training tasks data models nn analysis dispatch experts "
     "routing ops parallel config"
@@ -37,6 +38,7 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.item
 def layer(module: str) -> str:
     parts = module.split(".")
     is_command = len(parts) == 1 or SOURCES[module].parent == ROOT / "moe_jax"
+    is_command |= module == "moe_jax.data.prepare"
     return "commands" if is_command else parts[1]
 
 
@@ -68,7 +70,7 @@ def requirements(variable: str) -> set[str]:
     """The import names of the packages in a list of setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable:
-            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.ConstantRate)]
             names = [re.match(r"[\w-]+", text)[0].replace("-", "_") for text in texts]
             return {IMPORT_NAMES.get(name, name) for name in names}
     raise AssertionError(f"setup.py has no {variable}")
@@ -143,6 +145,15 @@ def test_tests_do_not_import_each_other():
         for name, line in imported(ast.parse(path.read_text("utf-8"))):
             module = name.rpartition(".")[0]
             assert not re.match(r"tests\..*\btest_\w+$", module), f"{path}:{line} imports {name}"
+
+
+def test_a_class_name_has_one_meaning():
+    named: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in named.items() if len(where) > 1} == {}
 
 
 def test_routing_dispatch_and_ops_are_plain():

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import ConfigError, Problem, UserError
 
 USAGE = "usage: python -m command --config=FILE --workdir=DIR\n\nDoes what a command does.\n"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 GOOD = ("--config=c.py", "--workdir=w")
 
 
@@ -229,7 +229,7 @@ def script(tmp_path):
             f"""
             import os, signal, sys
             from absl import flags as absl_flags
-            from moe_jax.config.cli import command_flags, run_command
+            from moe_jax.cli import command_flags, run_command
             from moe_jax.config.overrides import load_config
             from tests.config.toy import Toy
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import experiments.run
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import ConfigError
 from moe_jax.config.overrides import load_config
 from moe_jax.data import prepare

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from moe_jax import report
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from tests.analysis.fake_run import write_run
 
 

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 FLAGS = command_flags()
 flags.DEFINE_string("config", "configs/quickstart.py", "the config", flag_values=FLAGS)

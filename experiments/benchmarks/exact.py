@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.benchmarks.layers import Case, both, layer_arm, make_arrays
 from experiments.benchmarks.timing import machine
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.dispatch import LAYOUTS
 from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.ops.grouped_matmul import grouped_matmul

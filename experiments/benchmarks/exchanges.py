@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig

@@ -20,7 +20,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 # The quickstart's sizes, then those of the comparison with other frameworks.
 CASES = ["8192,128,256,8", "8192,512,1024,8", "8192,512,1024,64"]

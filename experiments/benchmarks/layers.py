@@ -18,14 +18,14 @@ from experiments.benchmarks.peers import TorchPeer
 from experiments.benchmarks.plot import draw
 from experiments.benchmarks.timing import (
     MIB,
-    Compiled,
+    TimedProgram,
     add_results,
     compiled,
     interleaved,
     limits,
 )
 from experiments.benchmarks.workloads import WORKLOADS
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.dispatch.rows import from_rows, sort_rows, to_rows
 from moe_jax.models.network import Network
 from moe_jax.nn.context import Context, TokenBatch
@@ -197,7 +197,7 @@ def both(arm: Arm) -> Callable[..., Any]:
     return jax.grad(value, argnums=(0, 1), has_aux=True)
 
 
-def programs(case: Case, arrays: Arrays, slow: bool) -> dict[tuple[str, str], Compiled]:
+def programs(case: Case, arrays: Arrays, slow: bool) -> dict[tuple[str, str], TimedProgram]:
     """Every arm of ours, compiled for both passes."""
     arms: dict[str, tuple[Arm, Any]] = {"dense": (dense, dense_params(case))}
     if case.T * case.k % case.E == 0:
@@ -225,7 +225,7 @@ def dense_params(case: Case) -> tuple[jax.Array, ...]:
 # --- parts of the dropless layer ---
 
 
-def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
+def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], TimedProgram]:
     """Forward and backward of each part of the `rows` layer alone."""
     router, T, g = Mixtral(k=case.k), GROUP, case.T // GROUP
 
@@ -268,7 +268,7 @@ def parts(case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
         return run
 
     weight_gR = plan_g.assignments.weight_R
-    found: dict[tuple[str, str], Compiled] = {}
+    found: dict[tuple[str, str], TimedProgram] = {}
     steps: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "route": (both(route), (params, arrays.x_TD, weight_gR)),
         "sort": (sort_rows, (plan_g,)),

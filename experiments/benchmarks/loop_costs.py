@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.config.overrides import load_config
 from moe_jax.data.pipeline import Pipeline
 from moe_jax.parallel.host_memory import keep_freed_memory

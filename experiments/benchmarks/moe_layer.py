@@ -30,7 +30,7 @@ import sys
 from absl import flags
 
 from experiments.benchmarks.peers import available
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 # Mixtral's proportions, then more and more experts, then the quickstart's layer.
 CASES = [*(f"4096,512,1024,{E},2" for E in (8, 16, 32, 64, 128, 256)), "4096,128,256,8,2"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.benchmarks.timing import machine
 from moe_jax.checking.trial import program_of
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.config.overrides import load_config
 from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.parallel.host_memory import keep_freed_memory

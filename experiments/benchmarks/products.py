@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.timing import compiled, interleaved, machine
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.ops.expert_ffn import ExpertWeights
 from moe_jax.ops.grouped_matmul import grouped_matmul
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 NAMES = "train evaluate generate report plan check sweep search doctor conventions data.prepare"

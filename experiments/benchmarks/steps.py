@@ -14,7 +14,7 @@ from experiments.benchmarks.peers import TorchPeer
 from experiments.benchmarks.plot import draw
 from experiments.benchmarks.timing import add_results, interleaved, limits
 from experiments.benchmarks.train_step import SIZES
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.nn.moe_layer import MoEConfig

@@ -20,7 +20,7 @@ PAUSE = 0.02
 
 
 @dataclass(frozen=True)
-class Compiled:
+class TimedProgram:
     """A program that has run once, with what its compiler says of it.
 
     compile_seconds: tracing, lowering and compiling. temporary_bytes: of the largest moment beside
@@ -40,14 +40,14 @@ class Compiled:
         return self.temporary_bytes + self.argument_bytes + self.output_bytes
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> Compiled:
+def compiled(function: Callable[..., Any], *arguments: Any) -> TimedProgram:
     """Compiles for these arguments and runs once."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     jax.block_until_ready(program(*arguments))
     memory: Any = program.memory_analysis()
-    return Compiled(
+    return TimedProgram(
         call=lambda: jax.block_until_ready(program(*arguments)),
         start=lambda: program(*arguments),
         text=program.as_text() or "",

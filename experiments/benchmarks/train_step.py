@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 from experiments.benchmarks.peers import available
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 SIZES: dict[str, dict[str, int]] = {
     "3.5m": dict(D=128, F=256, L=4, E=8, k=2, V=264, N=4, H=32, B=16, S=256),

@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.train_step import SIZES
-from moe_jax.config.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 
 FLAGS = command_flags()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.local_experts.mixture import LOSSES, init, measure, train
-from experiments.local_experts.tasks import TASKS, Task
+from experiments.local_experts.tasks import TASKS, LocalTask
 
 EXPERTS = (4, 8)
 JUDGED = 8  # the number of experts that the verdict is about
@@ -37,18 +37,18 @@ def run(seeds: int) -> dict[str, Any]:
     }
     for name, make in TASKS.items():
         tasks = [make(seed) for seed in numbers]
-        message = {
+        measured = {
             "std": tasks[0].std,
             "stds": list(tasks[0].stds),
             "most_information": math.log2(tasks[0].regimes),
             "experts": {str(E): measure_task(tasks, numbers, E) for E in EXPERTS},
         }
-        results["tasks"][name] = message
-        results["verdict"][name] = verdict(message["experts"][str(JUDGED)])
+        results["tasks"][name] = measured
+        results["verdict"][name] = verdict(measured["experts"][str(JUDGED)])
     return results
 
 
-def measure_task(tasks: list[Task], seeds: list[int], E: int) -> dict[str, Any]:
+def measure_task(tasks: list[LocalTask], seeds: list[int], E: int) -> dict[str, Any]:
     """Per error and metric one value per seed, the paired differences, and the sweep of std."""
     task = tasks[0]
     x_STD = jnp.stack([jnp.asarray(task.x["train"]) for task in tasks])

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.local_experts import errors
-from experiments.local_experts.tasks import Task
+from experiments.local_experts.tasks import LocalTask
 from moe_jax.analysis.specialisation import mutual_information
 from moe_jax.routing.choice import scatter_gates
 from moe_jax.routing.token_choice.dense_mixture import DenseMixture
@@ -97,7 +97,7 @@ def train(
     return jax.vmap(one)(params, x_STD, d_STO)
 
 
-def measure(params: Params, task: Task) -> dict[str, float]:
+def measure(params: Params, task: LocalTask) -> dict[str, float]:
     """Specialisation and error on the test cases.
 
     test_error: squared error of the combined output, or the share of wrong classes.

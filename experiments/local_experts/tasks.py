@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class LocalTask:
     """Cases for training and testing, in float32.
 
     x: inputs (T, D). d: targets (T, O), one-hot rows for classes. regime: (T,), 0..R-1.
@@ -34,7 +34,7 @@ LINES = ((3.0, -0.5), (-3.0, 1.0), (2.0, -1.0), (-2.0, 0.75))
 NOISE = 0.1
 
 
-def piecewise(seed: int) -> Task:
+def piecewise(seed: int) -> LocalTask:
     """One input, four intervals, a line in each, Gaussian noise; the lines do not meet."""
     rng = np.random.default_rng([seed, 1])
     x, d, regime = {}, {}, {}
@@ -48,7 +48,7 @@ def piecewise(seed: int) -> Task:
         d[split] = value[:, None].astype(np.float32)
         regime[split] = part
     stds = (0.1, 0.2, 0.4, 0.7, 1.0)
-    return Task(name="piecewise", x=x, d=d, regime=regime, std=0.4, stds=stds, classes=False)
+    return LocalTask(name="piecewise", x=x, d=d, regime=regime, std=0.4, stds=stds, classes=False)
 
 
 # Average F1 and F2 in Hz of men, women and children (Peterson and Barney 1952, table II) for
@@ -65,7 +65,7 @@ FORMANTS = np.array(
 WITHIN = 0.08  # spread of each log formant around its group's average
 
 
-def vowels(seed: int) -> Task:
+def vowels(seed: int) -> LocalTask:
     """Two formants, four vowels; synthetic speakers around the published averages of their group.
 
     50 speakers to train with, 25 to test with, each vowel twice.
@@ -82,7 +82,7 @@ def vowels(seed: int) -> Task:
         d[split] = np.eye(len(FORMANTS), dtype=np.float32)[vowel]
         regime[split] = vowel // 2
     stds = (0.15, 0.3, 0.5, 0.7, 1.0)
-    return Task(name="vowels", x=x, d=d, regime=regime, std=1.0, stds=stds, classes=True)
+    return LocalTask(name="vowels", x=x, d=d, regime=regime, std=1.0, stds=stds, classes=True)
 
 
 TASKS = {"piecewise": piecewise, "vowels": vowels}

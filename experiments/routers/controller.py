@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.routers.arms import of
 from experiments.routers.trial import experiment_of, train
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.parallel.host_memory import keep_freed_memory
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.config.cli import body, command_flags, run_command
+from moe_jax.cli import body, command_flags, run_command
 
 FLAGS = command_flags()
 flags.DEFINE_list("only", None, "arms (default: all)", flag_values=FLAGS)

@@ -12,7 +12,7 @@ import jax
 from experiments.pages import between
 from experiments.routers.arms import ARMS
 from experiments.routers.trial import describe, experiment_of, stepper, train
-from moe_jax.config.cli import Arguments
+from moe_jax.cli import Arguments
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
 from moe_jax.parallel.host_memory import keep_freed_memory
@@ -62,8 +62,8 @@ def train_all(names: list[str], seeds: list[int], steps: int, *, again: bool) ->
             results["floor"] = floor(run)
             results["arms"].setdefault(name, {})[str(seed)] = found
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            message = {key: found[key] for key in ("bits_per_byte", "max_violation", "ms_per_step")}
-            print(name, seed, {key: round(value, 3) for key, value in message.items()}, flush=True)
+            shown = {key: found[key] for key in ("bits_per_byte", "max_violation", "ms_per_step")}
+            print(name, seed, {key: round(value, 3) for key, value in shown.items()}, flush=True)
             jax.clear_caches()
 
 

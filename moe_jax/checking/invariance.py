@@ -19,9 +19,8 @@ from moe_jax.checking.shrink import ROWS, Change, shrink
 from moe_jax.checking.trial import (
     Arrays,
     Trial,
-    compile_step,
     initial_state,
-    lower_step,
+    lower_quick,
     program_of,
     run,
     synthetic_rows,
@@ -41,7 +40,7 @@ MANY = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class VariantOutcome:
     """What became of one variant. left_out: loss terms that were switched off in it and in the
     reference it is held to. failed: the error that it ended with, in one line, None for most.
     narrow: in bfloat16, the sums that it keeps in fewer bits than float32."""
@@ -70,14 +69,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CheckReport:
     """Everything that a check found. references: with all losses and, where some depend on
     micro-batches, without those."""
 
     changes: tuple[Change, ...]
     skipped: tuple[Skipped, ...]
-    references: tuple[Outcome, ...]
-    outcomes: tuple[Outcome, ...]
+    references: tuple[VariantOutcome, ...]
+    outcomes: tuple[VariantOutcome, ...]
 
     @property
     def equal(self) -> bool:
@@ -89,7 +88,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CheckPlan:
     """A check that is about to run: what it takes, before anything is compiled."""
 
     original: Experiment
@@ -111,7 +110,7 @@ def plan(
     tolerance: float = 1e-5,
     only: str = "",
     keep: Collection[str] = (),
-) -> Plan:
+) -> CheckPlan:
     """Chooses what to run. only: a part of the names of the variants; keep: see `shrink`.
 
     Raises ConfigError where the config itself is wrong, UserError where `keep` makes it so or where
@@ -132,7 +131,7 @@ def plan(
     if not chosen:
         names = "\n  ".join(variant.name for variant in found)
         raise UserError(f"--only={only}: no variant has this in its name; there are\n  {names}")
-    return Plan(
+    return CheckPlan(
         original=experiment,
         small=small,
         changes=changes,
@@ -159,7 +158,9 @@ def _fits(small: Experiment, changes: Sequence[Change], keep: Collection[str]) -
     )
 
 
-def check(plan: Plan, on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> Report:
+def check(
+    plan: CheckPlan, on_outcome: Callable[[VariantOutcome], None] = lambda outcome: None
+) -> CheckReport:
     """Runs the plan. on_outcome: called with the references, then with each variant, when done.
 
     Compiling takes most of the time: while some variants compile, the next are traced.
@@ -170,8 +171,8 @@ def check(plan: Plan, on_outcome: Callable[[Outcome], None] = lambda outcome: No
     for outcome in references:
         on_outcome(outcome)
         heard()
-    outcomes: list[Outcome] = []
-    started: deque[Callable[[], Outcome]] = deque()
+    outcomes: list[VariantOutcome] = []
+    started: deque[Callable[[], VariantOutcome]] = deque()
     workers = min(os.cpu_count() or 1, 4)  # the table shall grow as variants are done
 
     def finish() -> None:
@@ -190,7 +191,7 @@ def check(plan: Plan, on_outcome: Callable[[Outcome], None] = lambda outcome: No
                 finish()
         while started:
             finish()
-    return Report(
+    return CheckReport(
         changes=plan.changes,
         skipped=plan.skipped,
         references=references,
@@ -201,7 +202,7 @@ def check(plan: Plan, on_outcome: Callable[[Outcome], None] = lambda outcome: No
 class _Check:
     """What the variants share: batches, scalars, the initial state and the reference's trials."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: CheckPlan):
         self.plan = plan
         self.batches = synthetic_rows(plan.small, plan.steps)
         self.scalars = scalars_over_the_run(plan.original, plan.steps)
@@ -210,11 +211,11 @@ class _Check:
         self.state = initial_state(program)
         self.trials: dict[tuple[str, ...], Trial] = {}
 
-    def references(self) -> tuple[Outcome, ...]:
+    def references(self) -> tuple[VariantOutcome, ...]:
         """The reference with all losses and, where some depend on micro-batches, without them."""
         variant = self.plan.reference
         program = self._program(variant)
-        step = compile_step(program, lower_step(program, self.batches[0], self.scalars[0]))
+        step = lower_quick(program, self.batches[0], self.scalars[0]).compile()
         found = []
         for left_out in dict.fromkeys([(), self.varying]):
             scalars = self._scalars_without(left_out)
@@ -222,10 +223,10 @@ class _Check:
             if (problem := check_finite(trial)) is not None:
                 raise UserError(f"{problem}: there is nothing to compare (a lower learning rate?)")
             self.trials[left_out] = trial
-            found.append(Outcome(variant=variant, trial=trial, left_out=left_out))
+            found.append(VariantOutcome(variant=variant, trial=trial, left_out=left_out))
         return tuple(found)
 
-    def start(self, variant: Variant, pool: Executor) -> Callable[[], Outcome]:
+    def start(self, variant: Variant, pool: Executor) -> Callable[[], VariantOutcome]:
         """Traces the variant's step and has it compiled; the result waits, runs and compares.
 
         An error in the variant is its outcome: a router from outside may raise anything.
@@ -235,26 +236,26 @@ class _Check:
         left_out = self.varying if variant.accumulation > 1 else ()
         try:
             program = self._program(variant)
-            lowered = lower_step(program, self.batches[0], self.scalars[0])
+            lowered = lower_quick(program, self.batches[0], self.scalars[0])
         except Exception as error:
             failed = _failed(variant, error)
             return lambda: failed
-        compiling = pool.submit(compile_step, program, lowered)
+        compiling = pool.submit(lowered.compile)
 
-        def finish() -> Outcome:
+        def finish() -> VariantOutcome:
             try:
                 scalars = self._scalars_without(left_out)
                 trial = run(program, compiling.result(), self.state, self.batches, scalars)
             except Exception as error:
                 return _failed(variant, error)
             differences = compare(trial, self.trials[left_out], self.plan.tolerance)
-            return Outcome(
+            return VariantOutcome(
                 variant=variant, trial=trial, differences=tuple(differences), left_out=left_out
             )
 
         return finish
 
-    def _start_rounding(self, variant: Variant, pool: Executor) -> Callable[[], Outcome]:
+    def _start_rounding(self, variant: Variant, pool: Executor) -> Callable[[], VariantOutcome]:
         """`start` of a variant in bfloat16: one step on MANY tokens, held to the same in float32 on
         the same device and layout."""
         many = with_tokens(self.plan.small, MANY)
@@ -265,15 +266,13 @@ class _Check:
                 for v in (variant, dataclasses.replace(variant, dtype="float32"))
             ]
             narrow = narrow_in(programs[0], batches[0], self.scalars[0])
-            lowered = [lower_step(program, batches[0], self.scalars[0]) for program in programs]
+            lowered = [lower_quick(program, batches[0], self.scalars[0]) for program in programs]
         except Exception as error:
             failed = _failed(variant, error)
             return lambda: failed
-        compiling = [
-            pool.submit(compile_step, *pair) for pair in zip(programs, lowered, strict=True)
-        ]
+        compiling = [pool.submit(one.compile) for one in lowered]
 
-        def finish() -> Outcome:
+        def finish() -> VariantOutcome:
             try:
                 trial, reference = (
                     run(program, step.result(), self.state, batches, self.scalars[:1])
@@ -282,7 +281,9 @@ class _Check:
             except Exception as error:
                 return _failed(variant, error)
             differences = tuple(compare_rounding(trial, reference))
-            return Outcome(variant=variant, trial=trial, differences=differences, narrow=narrow)
+            return VariantOutcome(
+                variant=variant, trial=trial, differences=differences, narrow=narrow
+            )
 
         return finish
 
@@ -330,9 +331,9 @@ def micro_batch_terms(experiment: Experiment) -> tuple[str, ...]:
     )
 
 
-def _failed(variant: Variant, error: Exception) -> Outcome:
+def _failed(variant: Variant, error: Exception) -> VariantOutcome:
     lines = str(error).strip().splitlines() or [""]
-    return Outcome(
+    return VariantOutcome(
         variant=variant,
         trial=None,
         failed=f"{type(error).__name__}: {lines[0]}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moe_jax.checking.invariance import MANY, Outcome, Plan, Report
+from moe_jax.checking.invariance import MANY, CheckPlan, CheckReport, VariantOutcome
 
 COLUMNS = (  # title, width; the variant's name stands before
     ("loss", 10),
@@ -17,7 +17,7 @@ COLUMNS = (  # title, width; the variant's name stands before
 )
 
 
-def head(plan: Plan) -> str:
+def head(plan: CheckPlan) -> str:
     """What was shrunk, what is not run, and the titles of the table."""
     lines = [f"the config, made small: {len(plan.changes)} changes"]
     lines += [f"  {change}" for change in plan.changes]
@@ -32,7 +32,7 @@ def head(plan: Plan) -> str:
     return "\n".join([*lines, f"{'variant':{_width(plan)}}{titles}  verdict"])
 
 
-def row(outcome: Outcome, plan: Plan) -> str:
+def row(outcome: VariantOutcome, plan: CheckPlan) -> str:
     """One line of the table."""
     is_reference = outcome.variant == plan.reference
     mark = " [1]" if outcome.left_out else ""
@@ -56,7 +56,7 @@ def row(outcome: Outcome, plan: Plan) -> str:
     return message + "  " + _verdict(outcome, is_reference)
 
 
-def _verdict(outcome: Outcome, is_reference: bool) -> str:
+def _verdict(outcome: VariantOutcome, is_reference: bool) -> str:
     if is_reference:
         return "-"
     mark = " [1]" if outcome.left_out else ""
@@ -74,7 +74,7 @@ def _size(size: float) -> str:
     return f"{size:.1e}" if math.isfinite(size) else "inf"
 
 
-def foot(report: Report, plan: Plan) -> str:
+def foot(report: CheckReport, plan: CheckPlan) -> str:
     """What was not compared and why, what could not run, and the one closing line."""
     lines = [""]
     left_out = sorted({name for outcome in report.outcomes for name in outcome.left_out})
@@ -96,7 +96,7 @@ def foot(report: Report, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _of_bfloat16(report: Report) -> list[str]:
+def _of_bfloat16(report: CheckReport) -> list[str]:
     """What the row in bfloat16 was held to, and which sums it keeps in bfloat16."""
     lines = []
     for outcome in report.outcomes:
@@ -110,12 +110,12 @@ def _of_bfloat16(report: Report) -> list[str]:
     return lines
 
 
-def _width(plan: Plan) -> int:
+def _width(plan: CheckPlan) -> int:
     names = [len(variant.name) for variant in plan.variants]
     return max([*names, len(plan.reference.name) + len(" (reference [1])")]) + 1
 
 
-def to_json(report: Report, plan: Plan) -> dict[str, Any]:
+def to_json(report: CheckReport, plan: CheckPlan) -> dict[str, Any]:
     """The whole report; infinite differences are null."""
     return {
         "equal": report.equal,
@@ -133,7 +133,7 @@ def to_json(report: Report, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+def _outcome_json(outcome: VariantOutcome) -> dict[str, Any]:
     variant = outcome.variant
     steps = outcome.trial.steps if outcome.trial else ()
     return {

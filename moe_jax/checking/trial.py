@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from moe_jax.data.types import ArraySpec
-from moe_jax.models.network import path_name, replicated
+from moe_jax.models.network import path_name
 from moe_jax.parallel.compiler import quick_options
 from moe_jax.tasks.types import Objective, Sums
 from moe_jax.training.build import Program, build, data_seed
@@ -122,19 +122,11 @@ def initial_state(program: Program) -> TrainState:
     return jax.device_get(jax.jit(program.init, compiler_options=options)())
 
 
-def lower_step(program: Program, batch: Arrays, scalars: Mapping[str, Any]) -> Any:
-    """The training step for this mesh, traced: all that runs Python. The state is donated."""
-    jitted = jax.jit(
-        program.step.train,
-        donate_argnums=0,
-        out_shardings=(program.state_shardings, replicated(program.mesh)),
-    )
+def lower_quick(program: Program, batch: Arrays, scalars: Mapping[str, Any]) -> Any:
+    """The training step for this mesh, traced, to be compiled the quick way: all that runs Python.
+    Its `compile` may be called in another thread."""
+    jitted = program.jitted_step(quick_options(program.mesh))
     return jitted.lower(program.abstract_state, program.put(batch), scalars)
-
-
-def compile_step(program: Program, lowered: Any) -> Any:
-    """May be called in another thread."""
-    return lowered.compile(compiler_options=quick_options(program.mesh))
 
 
 def run(
@@ -144,7 +136,7 @@ def run(
     batches: Sequence[Arrays],
     scalars: Sequence[Mapping[str, np.float32]],
 ) -> Trial:
-    """One optimizer step a batch. step: from `compile_step`; state: from `initial_state`."""
+    """One optimizer step a batch. step: `lower_quick` compiled; state: from `initial_state`."""
     start = _by_name(state.params)
     placed = jax.device_put(state, program.state_shardings)
     records = []

@@ -1,4 +1,5 @@
-"""What a run ran on and with: the content of environment.json."""
+"""What a run ran on and with: the content of environment.json; the variables that say which process
+of a run this one is."""
 
 from __future__ import annotations
 
@@ -15,6 +16,12 @@ LIBRARIES = (
     "moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
     "tensorflow-datasets", "array_record", "ml_collections", "numpy",
 )  # fmt: skip
+# Stand for the flags of the same name, in processes that something else starts.
+PROCESS_VARIABLES = {
+    "coordinator": "MOE_JAX_COORDINATOR",
+    "processes": "MOE_JAX_PROCESSES",
+    "process": "MOE_JAX_PROCESS",
+}
 VARIABLES = ("JAX_", "LIBTPU_", "NCCL_", "XLA_")  # prefixes of what changes how jax runs
 
 

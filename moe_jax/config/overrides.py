@@ -24,7 +24,7 @@ from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.json_files import read_object
 from moe_jax.config.kinds import KIND
 from moe_jax.config.nearest import nearest, nearest_path
-from moe_jax.config.tree import Place, build, from_json_dict, locate, paths, to_config_dict
+from moe_jax.config.tree import KeyPlace, build, from_json_dict, locate, paths, to_config_dict
 from moe_jax.config.values import InvalidValue, fit, parse, storage_type
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def _apply(config_dict: ConfigDict, overrides: Overrides, cls: type) -> list[Pro
     return problems
 
 
-def _place(config_dict: ConfigDict, cls: type, path: str) -> Place:
+def _place(config_dict: ConfigDict, cls: type, path: str) -> KeyPlace:
     place = locate(config_dict, cls, path)
     if place is None:
         match = nearest_path(path, paths(config_dict))
@@ -112,7 +112,7 @@ def _meant(match: str | None, config_dict: ConfigDict, path: str) -> str:
     return f"{at} has {', '.join(node)}"
 
 
-def _typed(value: Any, place: Place) -> Any:
+def _typed(value: Any, place: KeyPlace) -> Any:
     if place.setting is None:  # the name of a kind, which its KindDict checks
         return value
     hint = place.setting.hint

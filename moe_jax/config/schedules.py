@@ -39,7 +39,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantSchedule:
     """constant(value)"""
 
     value: float
@@ -76,21 +76,21 @@ class Ramp:
         return (0, int(self.steps))
 
 
-class Linear(Ramp):
+class LinearSchedule(Ramp):
     """linear(start, end, steps)"""
 
     def between(self, t: float) -> float:
         return self.start + (self.end - self.start) * t
 
 
-class Cosine(Ramp):
+class CosineSchedule(Ramp):
     """cosine(start, end, steps): end + (start - end) * (1 + cos(pi t)) / 2"""
 
     def between(self, t: float) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * t)) / 2
 
 
-class Exponential(Ramp):
+class ExponentialSchedule(Ramp):
     """exponential(start, end, steps): start * (end / start) ** t"""
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Exponential(Ramp):
         return self.start * (self.end / self.start) ** t
 
 
-class Piecewise:
+class PiecewiseSchedule:
     """piecewise(v0, step1, v1, step2, v2, ...): v1 from step1 on, v2 from step2 on, ..."""
 
     def __init__(self, first: float, *pairs: float):
@@ -123,11 +123,11 @@ class Piecewise:
 
 
 SCHEDULES: dict[str, Any] = {
-    "constant": Constant,
-    "linear": Linear,
-    "cosine": Cosine,
-    "exponential": Exponential,
-    "piecewise": Piecewise,
+    "constant": ConstantSchedule,
+    "linear": LinearSchedule,
+    "cosine": CosineSchedule,
+    "exponential": ExponentialSchedule,
+    "piecewise": PiecewiseSchedule,
 }
 ENTRY = re.compile(r"\s*([\w.]+)\s*=\s*(\w+)\s*\((.*)\)\s*")
 

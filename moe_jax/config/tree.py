@@ -287,7 +287,7 @@ def _build_subtree(
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyPlace:
     """Where a dotted path leads: the key of a node of a ConfigDict, and what may stand there.
 
     setting: None for the key ``kind`` itself.
@@ -298,7 +298,7 @@ class Place:
     setting: Setting | None
 
 
-def locate(config_dict: ConfigDict, cls: type, path: str) -> Place | None:
+def locate(config_dict: ConfigDict, cls: type, path: str) -> KeyPlace | None:
     """The place of a dotted path in the ConfigDict of a `cls`, None where there is none."""
     node, known, kinds = config_dict, settings(cls), None
     *way, key = path.split(".")
@@ -309,8 +309,8 @@ def locate(config_dict: ConfigDict, cls: type, path: str) -> Place | None:
         inner = known[name].hint if kinds is None else kinds.load(node[KIND])
         known = settings(inner)
     if key == KIND and kinds is not None:
-        return Place(node, key, None)
-    return Place(node, key, known[key]) if key in known else None
+        return KeyPlace(node, key, None)
+    return KeyPlace(node, key, known[key]) if key in known else None
 
 
 def paths(config_dict: ConfigDict, path: str = "") -> Iterator[str]:

@@ -11,8 +11,8 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.checks import require
-from moe_jax.config.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import kind
 from moe_jax.config.overrides import apply_overrides, read_config_file

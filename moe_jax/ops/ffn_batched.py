@@ -30,7 +30,7 @@ from moe_jax.ops.ffn_blocks import (
     run_blocks,
 )
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
-from moe_jax.ops.grouped_matmul.tiling import Block, BlockSizes, for_each_block
+from moe_jax.ops.grouped_matmul.tiling import BlockSizes, RowBlock, for_each_block
 from moe_jax.ops.grouped_matmul.vma import same_axes
 from moe_jax.ops.permute import take_or_zero
 from moe_jax.ops.precision import accumulator
@@ -148,7 +148,7 @@ def _run_batched(
     products = [_batched(batch.slots(x_RD), w_EDF, 1) for w_EDF in w_in]
     y_ECD = _batched(hidden(*products).astype(dtype), w_down_EFD, 1)
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RD: Array) -> Array:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], y_RD: Array) -> Array:
         h_BF = hidden(*(dot(block.read(x_RD), w_DF) for w_DF in own[:-1])).astype(dtype)
         return block.store(y_RD, dot(h_BF, own[-1]))
 
@@ -177,7 +177,7 @@ def _batched_gradients(
     terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
     dx_RD = batch.rows(functools.reduce(jnp.add, terms).astype(x_RD.dtype))
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down_EFD = carry
         x_BD, dy_BD = block.load(x_RD), block.load(dy_RD)
         products = [dot(x_BD, w_DF) for w_DF in own[:-1]]

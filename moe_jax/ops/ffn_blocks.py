@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
-from moe_jax.ops.grouped_matmul.tiling import Block, for_each_block, own_rows
+from moe_jax.ops.grouped_matmul.tiling import RowBlock, for_each_block, own_rows
 from moe_jax.ops.grouped_matmul.vma import filled, same_axes
 from moe_jax.ops.precision import accumulator
 
@@ -56,7 +56,7 @@ def run_blocks(
     """The output and the products before the activation, in arrays of `keep` rows (0: none)."""
     R, F = x_RD.shape[0], w_down_EFD.shape[1]
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         y_RD, kept = carry
         products = [dot(block.read(y_RD), w_DF) for w_DF in own[:-1]]
         h_BF = hidden(*products).astype(x_RD.dtype)
@@ -120,7 +120,7 @@ def blocks_gradients(
     x_DR, transposed = x_RD.T, R >= TRANSPOSED_FROM * E
     dy_DR = dy_RD.T if transposed else None
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
         dx_RD, dw_in, dw_down = carry
         dy_BD = block.load(dx_RD)
         products = [block.load(a_RF).astype(dtype) for a_RF in kept]

@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.activity import heard
-from moe_jax.config.cli import explain
 from moe_jax.config.errors import UserError
+from moe_jax.config.failures import explain
 from moe_jax.parallel.hosts import client, is_multiprocess, is_primary
 
 T = TypeVar("T")

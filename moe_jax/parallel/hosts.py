@@ -26,8 +26,9 @@ from typing import Any, NoReturn
 import jax
 
 from moe_jax.config import activity
-from moe_jax.config.cli import PROCESS_VARIABLES, report_error
+from moe_jax.config.environment import PROCESS_VARIABLES
 from moe_jax.config.errors import UserError
+from moe_jax.config.failures import report_error
 
 ALONE = "to run this process by itself, give --processes=1"
 
@@ -76,8 +77,8 @@ def _explicit(given: Mapping[str, Any], names: Mapping[str, str]) -> Meeting | N
         return None
     missing = [names[key] for key, value in given.items() if value is None]
     if missing:
-        message = ", ".join(names[key] for key, value in given.items() if value is not None)
-        raise UserError(f"{message} given without {' and '.join(missing)}: all three or none")
+        given_names = ", ".join(names[key] for key, value in given.items() if value is not None)
+        raise UserError(f"{given_names} given without {' and '.join(missing)}: all three or none")
     if processes < 1 or not 0 <= process < processes:
         raise UserError(
             f"{names['process']}={process} with {names['processes']}={processes}: "

@@ -21,14 +21,14 @@ DOUBLINGS = 6  # of the hardware
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Remedy:
     """flags: as on the command line. candidate: what the plan is with them."""
 
     flags: tuple[str, ...]
     candidate: Candidate
 
 
-def would_fit(tried: Candidate, topology: Topology, *, filled: float = FILLED) -> list[Change]:
+def would_fit(tried: Candidate, topology: Topology, *, filled: float = FILLED) -> list[Remedy]:
     """At most MAX_CHANGES changes after which the estimate takes at most `filled` of the memory.
 
     Of one thing: the fewest micro-batches, the least recomputation, the mesh with the fewest other
@@ -37,12 +37,12 @@ def would_fit(tried: Candidate, topology: Topology, *, filled: float = FILLED) -
     """
     before = tried.experiment
 
-    def first(variants: Iterable[Experiment], hardware: Topology = topology) -> Iterator[Change]:
+    def first(variants: Iterable[Experiment], hardware: Topology = topology) -> Iterator[Remedy]:
         for variant in variants:
             one = _candidate(variant, hardware)
             if one is not None and one.fits(hardware, filled):
                 more = () if hardware is topology else (f"--topology={hardware.name}",)
-                yield Change(flags=(*more, *difference(before, variant)), candidate=one)
+                yield Remedy(flags=(*more, *difference(before, variant)), candidate=one)
                 return
 
     meshes = [layout for layout in _layouts(before, topology) if _same_remat(layout, before)]

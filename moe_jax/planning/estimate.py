@@ -30,7 +30,7 @@ from moe_jax.training.rules import cross_check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Transfer:
     """Bytes that one device sends in one step over the mesh axes `axes` by operations `op`."""
 
     op: str
@@ -56,7 +56,7 @@ class Estimate:
     model_flops: float
     hardware_flops: float  # with recomputation and padded slots
     memory_traffic: float
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[Transfer, ...]
 
     @property
     def peak(self) -> int:
@@ -391,7 +391,7 @@ class Shape:
 
     # --- bytes on the wire ---
 
-    def traffic(self, layers: int, ends: int, experts: int) -> list[Traffic]:
+    def traffic(self, layers: int, ends: int, experts: int) -> list[Transfer]:
         """Per device and step; parameter bytes on this device of the layers without experts, of
         embedding and head, of the experts."""
         found = [*self._over_expert(), *self._over_tensor(), *self._over_sequence()]
@@ -410,7 +410,7 @@ class Shape:
         rows = self.buffer if moe.transport == "all_to_all" else self.slots
         return (n - 1) / n * rows * row
 
-    def _over_expert(self) -> list[Traffic]:
+    def _over_expert(self) -> list[Transfer]:
         remat, transport = self.experiment.model.remat, self.experiment.moe.transport
         # "full" and "dots" know nothing of the rows kept by name: they communicate again.
         times = 4 + 2 * self.extra_passes + (2 if remat in ("full", "dots") else 0)
@@ -419,9 +419,9 @@ class Shape:
         op = {"all_to_all": "all-to-all", "ragged": "ragged-all-to-all"}.get(
             transport, "all-gather"
         )
-        return [Traffic(op=op, axes=("expert",), what="tokens to experts", bytes_sent=sent)]
+        return [Transfer(op=op, axes=("expert",), what="tokens to experts", bytes_sent=sent)]
 
-    def _over_tensor(self) -> list[Traffic]:
+    def _over_tensor(self) -> list[Transfer]:
         """Forward: outputs of attention and of a dense MLP are sums. Backward: the gradients of
         their inputs. Sparse layers: docs/transports.md. Once each: the embedding's rows and the
         gradient of the head's input."""
@@ -435,13 +435,13 @@ class Shape:
         reduced = 2 * share * sums
         gathered = share * sum(part.gathered_over_tensor() for part in self.parts)
         return [
-            Traffic(
+            Transfer(
                 op="all-reduce",
                 axes=("tensor",),
                 what="outputs",
                 bytes_sent=self.micro_batches * reduced,
             ),
-            Traffic(
+            Transfer(
                 op="all-gather",
                 axes=("tensor",),
                 what="columns",
@@ -471,14 +471,14 @@ class Shape:
         rows = (forward + 1) * (2 * self.buffer + tokens) if n > 1 else 0.0
         return self.sparse * (rows * self.width * self.b + self.around.gathered)
 
-    def _over_sequence(self) -> list[Traffic]:
+    def _over_sequence(self) -> list[Transfer]:
         s = self.sizes["sequence"]
         # Gathered forward, reduce-scattered backward.
         times = self.micro_batches * (2 + self.extra_passes)
         sent = times * self.layers * (s - 1) * self.mixer.exchanged
-        return [Traffic(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
+        return [Transfer(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
 
-    def _over_fsdp(self, dense: int) -> list[Traffic]:
+    def _over_fsdp(self, dense: int) -> list[Transfer]:
         f, again = self.sizes["fsdp"], self.experiment.model.remat != "none"
         whole = self.weight_bytes(dense) + self.sparse * self.whole_expert_bytes
         times = self.micro_batches * (1 + again + self.extra_passes)
@@ -487,13 +487,13 @@ class Shape:
         summed = self.whole_expert_bytes * self.kept / self.b
         scattered = self.micro_batches * (f - 1) / f * self.sparse * summed
         return [
-            Traffic(op="all-gather", axes=("fsdp",), what="weights", bytes_sent=sent),
-            Traffic(
+            Transfer(op="all-gather", axes=("fsdp",), what="weights", bytes_sent=sent),
+            Transfer(
                 op="reduce-scatter", axes=("fsdp",), what="expert gradients", bytes_sent=scattered
             ),
         ]
 
-    def _gradients(self, layers: int, ends: int, experts: int) -> list[Traffic]:
+    def _gradients(self, layers: int, ends: int, experts: int) -> list[Transfer]:
         """Sums over the devices that hold the same parameters: all lie on every device but over
         fsdp and tensor, experts also over expert.
 
@@ -505,17 +505,17 @@ class Shape:
         shard = self.micro_batches * layers + ends_times * ends
         rest = "gradients of the rest"
         return [
-            Traffic(op="reduce-scatter", axes=("fsdp",), what=rest, bytes_sent=(f - 1) * shard),
+            Transfer(op="reduce-scatter", axes=("fsdp",), what=rest, bytes_sent=(f - 1) * shard),
             self._all_reduce(("data", "expert", "sequence"), shard, rest),
             self._all_reduce(
                 ("data", "sequence"), self.micro_batches * experts, "gradients of experts"
             ),
         ]
 
-    def _all_reduce(self, over: tuple[str, ...], size: float, what: str) -> Traffic:
+    def _all_reduce(self, over: tuple[str, ...], size: float, what: str) -> Transfer:
         axes = tuple(axis for axis in over if self.sizes[axis] > 1)
         n = math.prod(self.sizes[axis] for axis in axes)
-        return Traffic(op="all-reduce", axes=axes, what=what, bytes_sent=2 * (n - 1) / n * size)
+        return Transfer(op="all-reduce", axes=axes, what=what, bytes_sent=2 * (n - 1) / n * size)
 
 
 def mesh_name(sizes: dict[str, int]) -> str:

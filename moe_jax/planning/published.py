@@ -25,7 +25,7 @@ ROWS_PER_DEVICE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class PublishedMFU:
     """One published figure beside what the roofline expects."""
 
     topology: str
@@ -37,10 +37,10 @@ class Check:
         return self.roofline.expected_mfu
 
 
-def checks() -> list[Check]:
+def checks() -> list[PublishedMFU]:
     """The fit, then the tests."""
     return [
-        Check(topology=name, published=mfu, roofline=_roofline(name))
+        PublishedMFU(topology=name, published=mfu, roofline=_roofline(name))
         for name, mfu in MIXTRAL_8X7B.items()
     ]
 

@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LayoutPlan:
     """One layout on one topology: estimated, and compiled where a compiler is there."""
 
     topology: Topology
@@ -65,13 +65,13 @@ class Plan:
         )
 
 
-def text(plan: Plan) -> str:
+def text(plan: LayoutPlan) -> str:
     """The whole plan as a table."""
     lines = [*_head(plan), "", *_memory(plan), "", *_network(plan), "", *_time(plan)]
     return "\n".join(lines)
 
 
-def _head(plan: Plan) -> list[str]:
+def _head(plan: LayoutPlan) -> list[str]:
     e, topology = plan.candidate.experiment, plan.topology
     estimate = plan.candidate.estimate
     rows = e.batch_size // e.accumulation
@@ -84,7 +84,7 @@ def _head(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan) -> list[str]:
+def _memory(plan: LayoutPlan) -> list[str]:
     estimate, compiled = plan.candidate.estimate, plan.compiled
     lines = ["memory of a device, GiB           estimate  compiled"]
     state = ("parameters", "optimizer", "other")
@@ -106,7 +106,7 @@ def _memory(plan: Plan) -> list[str]:
     return lines
 
 
-def _network(plan: Plan) -> list[str]:
+def _network(plan: LayoutPlan) -> list[str]:
     lines = ["sent by a device in a step, estimate                          GB"]
     for t in plan.candidate.estimate.traffic:
         where = ", ".join(t.axes)
@@ -123,7 +123,7 @@ def _network(plan: Plan) -> list[str]:
     return lines
 
 
-def _time(plan: Plan) -> list[str]:
+def _time(plan: LayoutPlan) -> list[str]:
     line, estimate = plan.roofline, plan.candidate.estimate
     lines = [
         "seconds of a step at the hardware's peaks",
@@ -159,7 +159,7 @@ def ranking(candidates: Sequence[Candidate], shown: int = 10) -> str:
     return "\n".join(lines)
 
 
-def advice(plan: Plan) -> str:
+def advice(plan: LayoutPlan) -> str:
     """What would fit in place of a plan that takes too much memory; "" for any other plan."""
     if not math.isfinite(plan.peak) or plan.peak <= plan.limit:
         return ""
@@ -176,7 +176,7 @@ def advice(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
+def to_json(plan: LayoutPlan) -> dict[str, Any]:
     """The whole plan; bytes, FLOPs and seconds, of one device and step."""
     e, line = plan.candidate.experiment, plan.roofline
     compiled = dataclasses.asdict(plan.compiled) if plan.compiled else None

@@ -32,7 +32,7 @@ def numeric(value: Any) -> float | None:
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """Where values stand along an axis, from 0 to 1: numbers by their size (by its logarithm where
     they spread far), anything else in the order of its first appearance."""
 
@@ -40,7 +40,7 @@ class Scale:
     ticks: Sequence[Tick]  # place, label
 
     @classmethod
-    def of(cls, values: Sequence[Any]) -> Scale:
+    def of(cls, values: Sequence[Any]) -> AxisScale:
         distinct = list(dict.fromkeys(values))
         numbers = [number for number in map(numeric, distinct) if number is not None]
         if len(numbers) < len(distinct) or len(numbers) < 2:
@@ -48,13 +48,13 @@ class Scale:
         return cls._of_numbers(min(numbers), max(numbers), numbers)
 
     @classmethod
-    def _of_names(cls, names: Sequence[Any]) -> Scale:
+    def _of_names(cls, names: Sequence[Any]) -> AxisScale:
         at = {name: (n + 0.5) / len(names) for n, name in enumerate(names)}
         labels = [(at[name], escape(shown(name))) for name in names]
         return cls(lambda value: at[value], labels)
 
     @classmethod
-    def _of_numbers(cls, low: float, high: float, numbers: Sequence[float]) -> Scale:
+    def _of_numbers(cls, low: float, high: float, numbers: Sequence[float]) -> AxisScale:
         log = low > 0 and high / low >= DECADES
         pad = (high / low) ** 0.06 if log else 0.06 * (high - low)
         axis = Axis(low / pad, high * pad, log=True) if log else Axis(low - pad, high + pad)
@@ -103,7 +103,7 @@ def scatter(
     dots: Sequence[Dot], means: Sequence[Dot], *, x_title: str, y_title: str, lower_is_better: bool
 ) -> str:
     """Runs as dots, arms as marks with their intervals, and the front that nothing else beats."""
-    x, y = (Scale.of([getattr(d, name) for d in [*dots, *means]] or [0, 1]) for name in "xy")
+    x, y = (AxisScale.of([getattr(d, name) for d in [*dots, *means]] or [0, 1]) for name in "xy")
 
     def at(dot: Dot) -> tuple[float, float]:
         return round(UNITS * x.places(dot.x), 1), round(UNITS * (1 - y.places(dot.y)), 1)
@@ -154,7 +154,7 @@ def parallel(
     names: Sequence[str], rows: Sequence[Sequence[Any]], colours: Sequence[str], tips: Sequence[str]
 ) -> str:
     """A vertical axis a name, a line a row through its values."""
-    scales = [Scale.of([row[column] for row in rows]) for column in range(len(names))]
+    scales = [AxisScale.of([row[column] for row in rows]) for column in range(len(names))]
     step = 1 / max(len(names) - 1, 1)
     axes = "".join(f"M{round(UNITS * step * n, 1)} 0V{UNITS}" for n in range(len(names)))
     body = [f'<path class="grid" d="{axes}"/>']
@@ -178,7 +178,7 @@ def parallel(
     )
 
 
-def _axis(name: str, scale: Scale, left: float) -> str:
+def _axis(name: str, scale: AxisScale, left: float) -> str:
     side = "end" if left == 1 else "start"
     marks = "".join(
         f'<span style="top:{100 * (1 - place):.1f}%">{label}</span>' for place, label in scale.ticks

@@ -78,7 +78,7 @@ class Matching:
             return []
         of, target = QUANTITIES[self.quantity], self.target(base)
         gaps = {arm: of(experiment) / target - 1 for arm, experiment in arms.items()}
-        message = [
+        notes = [
             f"{arm}: {self.quantity} {gap:+.1%} off what the config has, the nearest that a whole "
             "width gives"
             for arm, gap in gaps.items()
@@ -86,11 +86,11 @@ class Matching:
         ]
         tokens = sorted({training_tokens(experiment) for experiment in arms.values()})
         if len(tokens) > 1:
-            message.append(
+            notes.append(
                 f"equal {self.quantity} are per token, and the points train on {tokens[0]:,} to "
                 f"{tokens[-1]:,} tokens: whole trainings cost as PFLOP says"
             )
-        return message
+        return notes
 
     def match(self, experiment: Experiment, target: float) -> Experiment:
         """The experiment with the width whose quantity is nearest to the target. UserError where

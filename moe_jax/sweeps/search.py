@@ -135,7 +135,7 @@ def trial_name(number: int) -> str:
 
 
 @dataclass
-class _Running:
+class _Trial:
     trial: Any  # an optuna Trial
     job: Job
     process: Popen[bytes]
@@ -167,7 +167,7 @@ class Search:
         """Goes on until the study has `trials` trials that are over. jobs: filled with those of
         this process, for the observer. Ctrl-C and SIGTERM let the runs save, and raise
         KeyboardInterrupt."""
-        free, running = slots(workers), list[_Running]()
+        free, running = slots(workers), list[_Trial]()
         self._states: dict[str, State] = {}
         with stop_signals() as stop:
             try:
@@ -195,9 +195,7 @@ class Search:
         found = self.study.get_trials(deepcopy=False)
         return len(found) >= trials and all(trial.state.is_finished() for trial in found)
 
-    def _next(
-        self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]
-    ) -> _Running | None:
+    def _next(self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]) -> _Trial | None:
         """A dead worker's trial, else a new one; None where there is none (just now)."""
         # One search asks at a time: two that count at once would both ask for the last trial.
         if (asking := take_lock(self.folder.path)) is None:
@@ -205,7 +203,7 @@ class Search:
         with asking:
             return self._ask(trials, slot, observer, jobs)
 
-    def _ask(self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]) -> _Running | None:
+    def _ask(self, trials: int, slot: Slot, observer: Observer, jobs: list[Job]) -> _Trial | None:
         optuna = _optuna()
         found = self.study.get_trials(deepcopy=False)
         for frozen in found:
@@ -221,7 +219,7 @@ class Search:
 
     def _start(
         self, trial: Any, slot: Slot, observer: Observer, jobs: list[Job], adopted: bool = False
-    ) -> _Running | None:
+    ) -> _Trial | None:
         """Starts a trial; None where its parameters fit no config (the study is told), or where
         another process runs it."""
         name = trial_name(trial.number)
@@ -248,9 +246,9 @@ class Search:
         if all(known.name != name for known in jobs):
             jobs.append(job)
         self._set(job, State.RUNNING, observer)
-        return _Running(trial, job, spawn(job, slot, lock), slot, lock, time.time())
+        return _Trial(trial, job, spawn(job, slot, lock), slot, lock, time.time())
 
-    def _look(self, one: _Running, observer: Observer) -> bool:
+    def _look(self, one: _Trial, observer: Observer) -> bool:
         """Reports what a run has reached, and what became of it; whether it has ended."""
         code = one.process.poll()
         if code is None:
@@ -277,7 +275,7 @@ class Search:
         one.lock.close()
         return True
 
-    def _report(self, one: _Running, prune: bool = True) -> None:
+    def _report(self, one: _Trial, prune: bool = True) -> None:
         for step, value in sorted(self._evaluations(one.job).items()):
             if step not in one.reported:
                 one.reported.add(step)

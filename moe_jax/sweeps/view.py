@@ -201,10 +201,10 @@ class LiveTable:
             state = states[job.name]
             table.add_row(job.name, Text(state, style=SIGNS[state]), *_reached(job))
         counted = Counter(states.values())
-        message = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
+        states_text = ", ".join(f"{counted[state]} {state}" for state in State if counted[state])
         hidden = f" ({len(order) - room} not shown)" if len(order) > room else ""
         minutes = (time.time() - self._began) / 60
-        return Group(table, Text(f"{message}{hidden}; {minutes:.1f} min"))
+        return Group(table, Text(f"{states_text}{hidden}; {minutes:.1f} min"))
 
     def print_failures(self) -> None:
         """The end of the log of each point that failed."""

@@ -133,14 +133,16 @@ class Program:
     @cached_property
     def train_step(self) -> Any:
         """(state, raw, scalars) -> (state, StepResult); the state is donated."""
+        overlap = self.experiment.moe.overlap_chunks > 1
+        return self.jitted_step(step_options(self.mesh.devices.flat[0], overlap=overlap))
+
+    def jitted_step(self, options: Mapping[str, Any] | None) -> Any:
+        """`train_step` with these options of the compiler."""
         return jax.jit(
             self.step.train,
             donate_argnums=0,
             out_shardings=(self.state_shardings, replicated(self.mesh)),
-            compiler_options=step_options(
-                self.mesh.devices.flat[0],
-                overlap=self.experiment.moe.overlap_chunks > 1,
-            ),
+            compiler_options=dict(options) if options else None,
         )
 
     @cached_property

@@ -49,7 +49,7 @@ PROBE = "probe"  # of a state, the routes of the last probe: what depends on how
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How a call of `train` ended: the last step, whether that is the end, the last evaluation."""
 
     step: int
@@ -64,7 +64,7 @@ def train(
     allow_changes: bool = False,
     warm_start_from: str | None = None,
     grow: str = "noise",
-) -> Outcome:
+) -> TrainingOutcome:
     """Trains, or goes on with what `workdir` holds.
 
     allow_changes: resume although config, tokenizer or data differ from the checkpoint's.
@@ -91,7 +91,7 @@ def train(
         restored, changes = resume(program, checkpoints, data, allow_changes)
         if restored is not None and restored.step >= experiment.steps:
             say(f"{folder}: the run is complete ({restored.step} steps)")
-            return Outcome(restored.step, True, {})
+            return TrainingOutcome(restored.step, True, {})
         describe(program, folder, restored)
         if read := getattr(rows, "read", ""):
             say(f"  data: {read}")
@@ -198,7 +198,7 @@ class Run:
     profile: Profile | None = None
     overflowed: bool = False
 
-    def until_done(self, state: TrainState, workdir: Path) -> Outcome:
+    def until_done(self, state: TrainState, workdir: Path) -> TrainingOutcome:
         experiment = self.program.experiment
         probe = Probe(self.program, self.eval_rows) if self.program.probes else None
         clock = Clock(self.program, int(state.step))
@@ -232,7 +232,7 @@ class Run:
                 "the same command resumes:\n"
                 f"  python -m moe_jax.train --config=... --workdir={workdir}"
             )
-        return Outcome(step, step >= experiment.steps, evaluation)
+        return TrainingOutcome(step, step >= experiment.steps, evaluation)
 
     def _doing(self, step: int) -> str:
         """The first step compiles, or reads what was compiled before."""
@@ -310,8 +310,8 @@ class Run:
         names = dict.fromkeys(
             (*(h.name for h in program.experiment.task.headlines), "accuracy", "moe/max_violation")
         )
-        message = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        self.progress.message(f"step {step} evaluation: {message}")
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+        self.progress.message(f"step {step} evaluation: {shown}")
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:

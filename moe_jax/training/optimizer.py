@@ -80,7 +80,7 @@ class Rsqrt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class ConstantRate:
     """Linear warm-up, then constant."""
 
     warmup_steps: int = 0
@@ -101,7 +101,7 @@ def _after_warmup(peak: float, warmup_steps: int, then: optax.Schedule) -> optax
 
 
 @runtime_checkable
-class Schedule(Protocol):
+class RateSchedule(Protocol):
     """A learning-rate schedule: `peak` scaled by the step, of `steps` in all."""
 
     def build(self, peak: float, steps: int) -> optax.Schedule: ...
@@ -111,7 +111,7 @@ SCHEDULES: dict[str, type] = {
     "warmup_cosine": WarmupCosine,
     "wsd": WSD,
     "rsqrt": Rsqrt,
-    "constant": Constant,
+    "constant": ConstantRate,
 }
 
 # --- parameter groups ---
@@ -157,7 +157,7 @@ class Optimizer:
     norm (0: none), decoupled weight decay on the parameters that declare it, groups."""
 
     learning_rate: float = 1e-3
-    schedule: Schedule = kind(SCHEDULES, WarmupCosine)
+    schedule: RateSchedule = kind(SCHEDULES, WarmupCosine)
     clip_norm: float = 1.0
     weight_decay: float = 0.1
     groups: Groups = field(default_factory=Groups)

@@ -20,7 +20,7 @@ HEADER = ("parameter", "shape", "group", "one of its parts", "decay", "rate", "o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TableRow:
     """One parameter. decay: its weight decay, with the group's multiplier; rate: the group's
     multiplier of the learning rate; both 0 where the group is frozen."""
 
@@ -41,7 +41,7 @@ class Line:
         return f"vector of {columns:,}" if columns > 1 else "scalar"
 
 
-def optimizer_table(config: Optimizer, network: Network) -> list[Line]:
+def optimizer_table(config: Optimizer, network: Network) -> list[TableRow]:
     """A line for each parameter, in the order of their paths."""
     found = []
     forms = flat(network.forms)
@@ -49,7 +49,7 @@ def optimizer_table(config: Optimizer, network: Network) -> list[Line]:
         form, name = forms[path], group_of(path)
         group = getattr(config.groups, name)
         decay = config.weight_decay * group.weight_decay_multiplier * form.decays
-        line = Line(
+        line = TableRow(
             path=path,
             shape=leaf.shape,
             group=name,
@@ -62,7 +62,7 @@ def optimizer_table(config: Optimizer, network: Network) -> list[Line]:
     return found
 
 
-def table_of(experiment: Experiment) -> list[Line]:
+def table_of(experiment: Experiment) -> list[TableRow]:
     """The table of a config, on whatever mesh it will run. ConfigError for a broken one."""
     # A line for each stack of layers.
     looped = replace(experiment.model, unrolled_layers=0)
@@ -74,7 +74,7 @@ def table_of(experiment: Experiment) -> list[Line]:
     return optimizer_table(alone.optimizer, network)
 
 
-def as_text(lines: Sequence[Line]) -> str:
+def as_text(lines: Sequence[TableRow]) -> str:
     """The table in columns; no decay: -."""
     cells = [HEADER] + [
         (

@@ -16,8 +16,8 @@ from moe_jax.checking.invariance import micro_batch_terms, scalars_over_the_run
 from moe_jax.checking.shrink import shrink
 from moe_jax.checking.trial import Trial, synthetic_rows
 from moe_jax.checking.variants import variants
+from moe_jax.cli import run_command
 from moe_jax.config import checks
-from moe_jax.config.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.dispatch import LAYOUTS, TRANSPORTS
 from moe_jax.models.layout import layout_of

@@ -13,7 +13,7 @@ import pytest
 
 from moe_jax import check as cli
 from moe_jax.checking.invariance import check, plan
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.nn.moe_shard import ShardBody
 from moe_jax.routing import Mixtral

@@ -15,7 +15,7 @@ from moe_jax import check as cli
 from moe_jax.checking import table
 from moe_jax.checking.compare import compare_rounding, rounding_allowed
 from moe_jax.checking.invariance import MANY, check, plan, with_tokens
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.overrides import load_config
 from moe_jax.models import text
 from moe_jax.routing import Mixtral

@@ -15,9 +15,8 @@ import pytest
 
 from moe_jax.checking.invariance import plan, scalars_over_the_run
 from moe_jax.checking.trial import (
-    compile_step,
     initial_state,
-    lower_step,
+    lower_quick,
     program_of,
     run,
     synthetic_rows,
@@ -117,7 +116,7 @@ def trial_of(name):
     (variant,) = (v for v in (found.reference, *found.variants) if v.name == name)
     program = program_of(variant.apply(found.small), found.devices[: variant.devices])
     batches, scalars = synthetic_rows(found.small, 1), scalars_over_the_run(found.original, 1)
-    step = compile_step(program, lower_step(program, batches[0], scalars[0]))
+    step = lower_quick(program, batches[0], scalars[0]).compile()
     return run(program, step, state, batches, scalars), batches
 
 

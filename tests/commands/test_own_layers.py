@@ -13,7 +13,7 @@ import pytest
 
 import moe_jax
 from moe_jax import check as cli
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from tests.commands.own_files import train
 from tests.commands.runs import lines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.data.folder import Folder
 from moe_jax.data.planted import Planted

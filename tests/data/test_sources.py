@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_jax.cli import run_command
 from moe_jax.config.checks import check
-from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.data import prepare

@@ -13,7 +13,7 @@ import pytest
 from experiments import index, pages, record, run
 from experiments.card import LoadedCard, load_card
 from experiments.judge import Finding, Verdict
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.sweeps.folder import SweepFolder
 

@@ -10,8 +10,8 @@ from etils import epath
 
 import moe_jax
 from moe_jax import train
+from moe_jax.cli import run_command
 from moe_jax.config import lock
-from moe_jax.config.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import Lines, files_below, remove_tree, size_of, write_whole
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints

@@ -15,7 +15,7 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from moe_jax import sweep, train
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.training.tracking import Tracker
 from tests.commands.conftest import texts, tiny  # noqa: F401 - fixtures

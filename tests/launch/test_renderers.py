@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.parallel.hosts import find_meeting
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_jax import train
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from tests.launch.conftest import Launched
 
 

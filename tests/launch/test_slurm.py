@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from tests.launch.conftest import ROOT
 
 # Its set-up of logging closes what pytest has set up.

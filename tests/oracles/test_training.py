@@ -25,7 +25,7 @@ from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing import Mixtral
 from moe_jax.routing.losses import LoadBalance, RouterZ, RoutingLosses
 from moe_jax.tasks.language_model import NextToken
-from moe_jax.training.optimizer import AdamW, Constant, make_optimizer
+from moe_jax.training.optimizer import AdamW, ConstantRate, make_optimizer
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Step
 from tests.oracles.hugging_face import (
@@ -169,7 +169,7 @@ def test_our_adamw_with_clipping_warm_up_and_groups():
     twins = mixtral_twins()
     config = AdamW(
         learning_rate=rate,
-        schedule=Constant(warmup_steps=2),
+        schedule=ConstantRate(warmup_steps=2),
         clip_norm=clip,
         weight_decay=decay,
         **ADAM,

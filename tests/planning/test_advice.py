@@ -7,7 +7,7 @@ import re
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.planning import report
@@ -107,7 +107,7 @@ def test_where_nothing_fits_that_is_said(small):
     tried = candidate(small, topology)
     assert would_fit(tried, topology, filled=1e-9) == []
     needed = Compiled(seconds=1.0, refused="no memory", needed=1e18, available=1e9)
-    message = report.advice(report.Plan(topology=topology, candidate=tried, compiled=needed))
+    message = report.advice(report.LayoutPlan(topology=topology, candidate=tried, compiled=needed))
     assert "nothing was found that fits" in message
 
 
@@ -119,7 +119,7 @@ def test_what_the_compiler_took_counts(small):
     compiled = Compiled(
         seconds=1.0, refused="no memory", needed=10 * tried.estimate.peak, available=limit
     )
-    one = report.Plan(topology=topology, candidate=tried, compiled=compiled)
+    one = report.LayoutPlan(topology=topology, candidate=tried, compiled=compiled)
     peaks = [float(peak) for peak in re.findall(r"([\d.]+) GiB", report.advice(one))]
     assert peaks
     assert max(peaks) * 2**30 <= limit / 10 * 1.01
@@ -128,9 +128,11 @@ def test_what_the_compiler_took_counts(small):
 def test_other_plans_are_given_no_advice(small):
     topology = topology_of(HERE)
     tried = candidate(small, topology)
-    assert report.advice(report.Plan(topology=topology, candidate=tried)) == ""
+    assert report.advice(report.LayoutPlan(topology=topology, candidate=tried)) == ""
     refused = Compiled(seconds=1.0, refused="UNIMPLEMENTED: ragged")
-    assert report.advice(report.Plan(topology=topology, candidate=tried, compiled=refused)) == ""
+    assert (
+        report.advice(report.LayoutPlan(topology=topology, candidate=tried, compiled=refused)) == ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.overrides import load_config
 from moe_jax.parallel.mesh import AXES
@@ -167,7 +167,7 @@ def test_too_little_memory_is_a_result():
     topology = topology_of("v5e:2x4")
     one = candidate(program_of("data 8").experiment, topology)
     failed = Compiled(seconds=1.0, refused=message, needed=needed, available=available)
-    found = report.Plan(topology=topology, candidate=one, compiled=failed)
+    found = report.LayoutPlan(topology=topology, candidate=one, compiled=failed)
     assert not found.fits
     assert "DOES NOT FIT, by 2.96 GiB" in report.text(found)
     assert not report.to_json(found)["fits"]
@@ -179,7 +179,7 @@ def test_what_the_compiler_cannot_do_is_a_result():
     )
     topology = topology_of("v5e:2x4")
     one = candidate(program_of("data 8").experiment, topology)
-    found = report.Plan(
+    found = report.LayoutPlan(
         topology=topology, candidate=one, compiled=Compiled(seconds=1.0, refused=message)
     )
     assert not found.fits
@@ -241,7 +241,7 @@ def test_hardware_without_ragged_exchanges():
 
     assert transports(topology) == transports(topology_of("v6e:2x4")) - {"ragged"}
     asked = candidate(experiment, topology)
-    one = report.Plan(topology=topology, candidate=asked)
+    one = report.LayoutPlan(topology=topology, candidate=asked)
     assert not one.fits
     assert "v5e:2x4 has no ragged all-to-all" in report.text(one)
 

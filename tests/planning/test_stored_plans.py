@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax import plan
-from moe_jax.config.cli import run_command
+from moe_jax.cli import run_command
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (ROOT / "docs/plans").glob("*.json"))

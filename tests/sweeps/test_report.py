@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.sweeps import space as h
-from moe_jax.sweeps.charts import Dot, Scale, heat_table, parallel, scatter, shade
+from moe_jax.sweeps.charts import AxisScale, Dot, heat_table, parallel, scatter, shade
 from moe_jax.sweeps.matching import Matching
 from moe_jax.sweeps.points import resolve
 from moe_jax.sweeps.report import build_report
@@ -92,16 +92,16 @@ def test_many_numbers_are_put_into_bins(tmp_path: Path):
 
 
 def test_scales_are_linear_logarithmic_or_names():
-    linear = Scale.of([1, "2", 3.0])
+    linear = AxisScale.of([1, "2", 3.0])
     assert linear.places("2") == pytest.approx((linear.places(1) + linear.places(3)) / 2)
-    log = Scale.of([1e-4, 1e-2, 1.0])
+    log = AxisScale.of([1e-4, 1e-2, 1.0])
     assert log.places(1e-2) == pytest.approx((log.places(1e-4) + log.places(1.0)) / 2)
-    rates = Scale.of([2e-4 * 1.5**n for n in range(10)])  # as one writes them, not 0.00500
+    rates = AxisScale.of([2e-4 * 1.5**n for n in range(10)])  # as one writes them, not 0.00500
     assert [label for _, label in rates.ticks] == ["0.0002", "0.0005", "0.001", "0.002", "0.005"]
-    assert Scale.of([2e-5, 3e-3]).ticks[0][1] == "2e-5"
-    names = Scale.of(["switch", None, "none", "switch"])
+    assert AxisScale.of([2e-5, 3e-3]).ticks[0][1] == "2e-5"
+    names = AxisScale.of(["switch", None, "none", "switch"])
     assert [names.places(v) for v in ("switch", None, "none")] == [1 / 6, 3 / 6, 5 / 6]
-    assert Scale.of([5]).places(5) == 0.5
+    assert AxisScale.of([5]).places(5) == 0.5
 
 
 def test_points_stand_where_their_values_are():

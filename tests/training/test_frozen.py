@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe_jax.training.optimizer import AdamW, Constant, Group, Groups
+from moe_jax.training.optimizer import AdamW, ConstantRate, Group, Groups
 from moe_jax.training.parameters import group_of
 from moe_jax.training.step import Step
 from tests.drawn import some
@@ -30,7 +30,7 @@ def trained_program(alone, clip_norm=0.0):
         weight_decay=0.0,
         b1=0.9,
         clip_norm=clip_norm,
-        schedule=Constant(),
+        schedule=ConstantRate(),
         groups=ALONE[alone],
     )
     return program(optimizer=config)

@@ -14,7 +14,7 @@ from moe_jax.training.optimizer import (
     SCHEDULES,
     WSD,
     AdamW,
-    Constant,
+    ConstantRate,
     Group,
     Groups,
     Muon,
@@ -141,7 +141,7 @@ def test_schedules_against_formulas():
     rsqrt = values(Rsqrt(warmup_steps=10))
     s = np.arange(10, steps)
     np.testing.assert_allclose(rsqrt[10:], peak * np.sqrt(10 / s), rtol=1e-5)
-    assert np.all(values(Constant()) == peak)
+    assert np.all(values(ConstantRate()) == peak)
     assert set(SCHEDULES) == {"warmup_cosine", "wsd", "rsqrt", "constant"}
 
 
@@ -155,7 +155,7 @@ def test_groups_by_path():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_frozen_and_multiplied_groups(name):
     params, grads = parameters(), parameters(5)
-    same = {"schedule": Constant(), "weight_decay": 0.0, "clip_norm": 0.0}
+    same = {"schedule": ConstantRate(), "weight_decay": 0.0, "clip_norm": 0.0}
     plain = OPTIMIZERS[name](**same)
     groups = Groups(router=Group(frozen=True), experts=Group(learning_rate_multiplier=0.25))
     changed = OPTIMIZERS[name](**same, groups=groups)
@@ -170,7 +170,7 @@ def test_weight_decay_on_matrices_and_by_group():
     params = parameters()
     zeros = jax.tree.map(jnp.zeros_like, params)
     groups = Groups(experts=Group(weight_decay_multiplier=0.5))
-    config = AdamW(learning_rate=0.1, weight_decay=0.2, schedule=Constant(), groups=groups)
+    config = AdamW(learning_rate=0.1, weight_decay=0.2, schedule=ConstantRate(), groups=groups)
     for path, update in flat(first_update(config, params, zeros)).items():
         factor = 0.0 if path.endswith("scale") else 0.5 if "experts" in path else 1.0
         np.testing.assert_allclose(update, -0.1 * 0.2 * factor * flat(params)[path], rtol=1e-6)
@@ -178,7 +178,7 @@ def test_weight_decay_on_matrices_and_by_group():
 
 def test_clipping_scales_by_the_global_norm():
     params, grads = parameters(), jax.tree.map(lambda g: 100 * g, parameters(2))
-    config = OPTIMIZERS["adamw"](schedule=Constant(), weight_decay=0.0, clip_norm=1.0, eps=1.0)
+    config = OPTIMIZERS["adamw"](schedule=ConstantRate(), weight_decay=0.0, clip_norm=1.0, eps=1.0)
     norm = np.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)))
     for path, update in flat(first_update(config, params, grads)).items():
         g = np.asarray(flat(grads)[path], np.float64) / norm
@@ -190,7 +190,7 @@ def test_muon_of_a_stack_is_muon_of_each_matrix():
     from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
     params, grads = parameters(), parameters(3)
-    config = Muon(learning_rate=1.0, schedule=Constant(), weight_decay=0.0, clip_norm=0.0)
+    config = Muon(learning_rate=1.0, schedule=ConstantRate(), weight_decay=0.0, clip_norm=0.0)
     found = flat(first_update(config, params, grads))
 
     def single(matrix):
@@ -228,7 +228,7 @@ def test_muon_is_close_to_the_orthogonal_factor():
     matrices *= np.array([1e-3, 1.0, 1e3], np.float32)[:, None, None]
     params = {"layers": {"00": {"mlp": {"w_up": jnp.ones((3, 8, 64))}}}}
     grads = {"layers": {"00": {"mlp": {"w_up": jnp.asarray(matrices)}}}}
-    config = Muon(learning_rate=1.0, schedule=Constant(), weight_decay=0.0, clip_norm=0.0)
+    config = Muon(learning_rate=1.0, schedule=ConstantRate(), weight_decay=0.0, clip_norm=0.0)
     update = flat(first_update(config, params, grads))["layers/00/mlp/w_up"]
     for matrix, found in zip(matrices, np.asarray(update), strict=True):
         u, _, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
@@ -243,7 +243,7 @@ def test_adafactor_of_a_stack_is_adafactor_of_each_matrix():
     from moe_jax.training.optimizer import Adafactor
 
     config = Adafactor(
-        learning_rate=1.0, schedule=Constant(), clip_norm=0.0, min_dim_size_to_factor=5
+        learning_rate=1.0, schedule=ConstantRate(), clip_norm=0.0, min_dim_size_to_factor=5
     )
     oracle = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=5),
@@ -294,7 +294,7 @@ def test_lion_is_the_sign_of_the_mixed_momentum():
     """The paper's algorithm 2, in float64, over several steps."""
     from moe_jax.training.optimizer import Lion
 
-    config = Lion(learning_rate=0.01, weight_decay=0.5, schedule=Constant(), clip_norm=0.0)
+    config = Lion(learning_rate=0.01, weight_decay=0.5, schedule=ConstantRate(), clip_norm=0.0)
     params = parameters()
     optimizer, _ = make_optimizer(config, params, forms(params), 10)
     state = optimizer.init(params)
@@ -319,7 +319,7 @@ def test_frozen_group_counts_for_nothing():
     experts = params["layers"]["00"]["moe"]["experts"]
     grads["layers"]["00"]["moe"]["experts"] = jax.tree.map(lambda w: 1e6 * w, experts)
     groups = Groups(experts=Group(frozen=True))
-    config = AdamW(schedule=Constant(), eps=1.0, clip_norm=1.0, groups=groups)
+    config = AdamW(schedule=ConstantRate(), eps=1.0, clip_norm=1.0, groups=groups)
     optimizer, _ = make_optimizer(config, params, forms(params), 10)
     state = optimizer.init(params)
     expert_shapes = {w.shape for w in jax.tree.leaves(experts)}

@@ -15,7 +15,7 @@ from moe_jax.nn.param import Form
 from moe_jax.routing import ROUTERS, Mixtral
 from moe_jax.routing.types import ParamSpec
 from moe_jax.training.build import build
-from moe_jax.training.optimizer import Adafactor, AdamW, Constant, Lion, Muon
+from moe_jax.training.optimizer import Adafactor, AdamW, ConstantRate, Lion, Muon
 from moe_jax.training.optimizer_table import optimizer_table
 from tests.training.forms import C, D, E, L, N, P, flat, program
 
@@ -99,7 +99,7 @@ def test_what_decays_by_weight_decay_alone(router):
     """Of a gradient of zeros nothing moves but what decays: no temperature, no direction, no
     constant, no scale and no bias."""
     decay = 0.5
-    one = program(router, AdamW(learning_rate=0.1, weight_decay=decay, schedule=Constant()))
+    one = program(router, AdamW(learning_rate=0.1, weight_decay=decay, schedule=ConstantRate()))
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), one.network.abstract)
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = one.step.optimizer
@@ -135,7 +135,7 @@ def test_adafactor_is_numpys_of_each_matrix_in_float64(router):
     are one axis of a matrix. Matrices of 3 and more rows and columns are factored."""
     least = 3
     config = Adafactor(
-        learning_rate=1.0, schedule=Constant(), clip_norm=0.0, min_dim_size_to_factor=least
+        learning_rate=1.0, schedule=ConstantRate(), clip_norm=0.0, min_dim_size_to_factor=least
     )
     one = program(router, config)
     params = drawn(one.network.abstract, 0)
@@ -225,7 +225,7 @@ def test_a_users_router_says_what_its_parameters_are():
     decays."""
     config = Adafactor(
         learning_rate=1.0,
-        schedule=Constant(),
+        schedule=ConstantRate(),
         weight_decay=0.5,
         min_dim_size_to_factor=6,
         clip_norm=0.0,

@@ -16,10 +16,10 @@ from experiments.benchmarks.exact import (
     expected_norms,
     reference_name,
 )
-from experiments.benchmarks.gpu.stage import Report
+from experiments.benchmarks.gpu.stage import StageReport
 
 
-def run(report: Report, argument: str, tiny: bool) -> None:
+def run(report: StageReport, argument: str, tiny: bool) -> None:
     """`bad` lists the checks beyond tolerance or broken; each is written before the next begins."""
     sizes = TINY if tiny else FULL
     expected = expected_norms(sizes)

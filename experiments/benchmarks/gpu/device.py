@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.gpu.stage import Report
+from experiments.benchmarks.gpu.stage import StageReport
 from experiments.benchmarks.timing import MIB, machine
 
 PACKAGES = (
@@ -26,7 +26,7 @@ DUMP = "import jax; jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256))).block_u
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
 
 
-def run(report: Report, argument: str, tiny: bool) -> None:
+def run(report: StageReport, argument: str, tiny: bool) -> None:
     device = jax.devices()[0]
     memory = device.memory_stats() or {}
     report.add(

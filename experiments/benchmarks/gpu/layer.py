@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.gpu.stage import Report, profiled
+from experiments.benchmarks.gpu.stage import StageReport, profiled
 from experiments.benchmarks.layers import (
     LAYOUTS,
     Arm,
@@ -25,7 +25,7 @@ from experiments.benchmarks.layers import (
     layer_arm,
 )
 from experiments.benchmarks.peers import TorchPeer, available
-from experiments.benchmarks.timing import MIB, Compiled, compiled
+from experiments.benchmarks.timing import MIB, TimedProgram, compiled
 
 TOKENS = 16384
 # D, F, E, k of Mixtral 8x7B, OLMoE-1B-7B and DeepSeekMoE 16B (routed experts).
@@ -43,14 +43,14 @@ ROUND, ROUNDS = 0.03, 15  # seconds of one arm in a round at the least; rounds a
 SECONDS = 8.0  # of timing all arms in turns
 
 
-def run(report: Report, argument: str, tiny: bool) -> None:
+def run(report: StageReport, argument: str, tiny: bool) -> None:
     """Ours and dense, their profiles, then PyTorch's and the other arms beside them again: what
     is sure comes first, and nothing else is on the card while a profile is taken."""
     D, F, E, k = (TINY if tiny else SIZES)[argument]
     case = Case(1024 if tiny else TOKENS, D, F, E, k, "bfloat16", "random")
     report.add(case=dataclasses.asdict(case), gflop=1e-9 * case.flops, target=TARGETS.get(E))
     arrays = drawn(case)
-    programs: dict[tuple[str, str], Compiled] = {}
+    programs: dict[tuple[str, str], TimedProgram] = {}
     compile_arms(report, FIRST, case, arrays, programs)
     measure(report, case, programs, {}, 0.0 if tiny else SECONDS / 3)
     profiles: dict[str, Any] = {}
@@ -78,11 +78,11 @@ Call = Callable[[int], float]
 
 
 def compile_arms(
-    report: Report,
+    report: StageReport,
     names: Sequence[str],
     case: Case,
     arrays: Arrays,
-    programs: dict[tuple[str, str], Compiled],
+    programs: dict[tuple[str, str], TimedProgram],
 ) -> None:
     for name in names:
         with report.part(name):
@@ -100,9 +100,9 @@ def torch_calls(peer: TorchPeer) -> dict[tuple[str, str], Call]:
 
 
 def measure(
-    report: Report,
+    report: StageReport,
     case: Case,
-    programs: Mapping[tuple[str, str], Compiled],
+    programs: Mapping[tuple[str, str], TimedProgram],
     others: Mapping[tuple[str, str], Call],
     seconds: float,
 ) -> None:
@@ -112,7 +112,7 @@ def measure(
     report_targets(report, case)
 
 
-def report_targets(report: Report, case: Case) -> None:
+def report_targets(report: StageReport, case: Case) -> None:
     """Forward + backward: our share of dense, and our speed over PyTorch's grouped product."""
     arms = report.found["arms"]
     if "rows/both" not in arms:
@@ -144,7 +144,7 @@ def drawn(case: Case) -> Arrays:
     return Arrays(*draw(jax.random.key(0)))
 
 
-def compile_arm(name: str, case: Case, arrays: Arrays) -> dict[tuple[str, str], Compiled]:
+def compile_arm(name: str, case: Case, arrays: Arrays) -> dict[tuple[str, str], TimedProgram]:
     """One arm, compiled for both passes and run once."""
     params: Any = arrays.params
     arm: Arm
@@ -160,7 +160,7 @@ def compile_arm(name: str, case: Case, arrays: Arrays) -> dict[tuple[str, str], 
     }
 
 
-def timer(program: Compiled) -> Call:
+def timer(program: TimedProgram) -> Call:
     """Seconds of one run among `count` that the device makes without waiting for the host."""
 
     def run(count: int) -> float:
@@ -191,7 +191,7 @@ def rounds(
 
 
 def figures(
-    seconds: Mapping[tuple[str, str], list[float]], programs: Mapping[tuple[str, str], Compiled]
+    seconds: Mapping[tuple[str, str], list[float]], programs: Mapping[tuple[str, str], TimedProgram]
 ) -> dict[str, dict[str, float]]:
     """Medians by "ARM/PASSES"; shares of dense are medians over rounds."""
     found = {}

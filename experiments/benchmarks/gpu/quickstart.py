@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.gpu.kernels import newest_trace, read_kernels, summary
-from experiments.benchmarks.gpu.stage import Report
+from experiments.benchmarks.gpu.stage import StageReport
 
 SPARE = 9.0  # seconds before its end a run is told to stop; the metrics so far count
 PROFILED = (100, 110)
@@ -24,7 +24,7 @@ SMALLER = (
 KEPT = ("step", "loss", "tokens_per_s", "step_time_s", "mfu", "bits_per_byte")
 
 
-def run(report: Report, argument: str, tiny: bool) -> None:
+def run(report: StageReport, argument: str, tiny: bool) -> None:
     steps, profile = (6, (3, 5)) if tiny else (600, PROFILED)
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"

@@ -41,7 +41,7 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-class Report:
+class StageReport:
     """What a stage has found so far. seconds: after which it is killed."""
 
     def __init__(self, path: Path, seconds: float):
@@ -91,7 +91,7 @@ def profiled(work: Callable[[], Any], steps: int, program: str) -> dict[str, Any
 
 def main(name: str, path: str, seconds: str, *options: str) -> int:
     module, argument = STAGES[name]
-    report = Report(Path(path), float(seconds))
+    report = StageReport(Path(path), float(seconds))
     tiny = "--tiny" in options
     if tiny:
         # The compiler's quick way: a dry run's time is that of compiling.

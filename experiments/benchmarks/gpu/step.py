@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.gpu.stage import Report, profiled
+from experiments.benchmarks.gpu.stage import StageReport, profiled
 from experiments.benchmarks.steps import program_of
 from moe_jax.parallel.chips import peak_flops
 from moe_jax.training.build import Program
@@ -28,7 +28,7 @@ STEPS, PROFILED = 12, 3
 DATA_SHEET = "data sheet, dense bfloat16"
 
 
-def run(report: Report, argument: str, tiny: bool) -> None:
+def run(report: StageReport, argument: str, tiny: bool) -> None:
     size = TINY if tiny else SIZE
     for rows in (2,) if tiny else fitting_rows(jax.devices()[0]):
         name = f"{rows} rows"
@@ -40,7 +40,7 @@ def run(report: Report, argument: str, tiny: bool) -> None:
             return
 
 
-def measure(report: Report, size: dict[str, int], steps: int) -> None:
+def measure(report: StageReport, size: dict[str, int], steps: int) -> None:
     """Steps one after the other, as the loop makes them: a new batch each, nothing waited for."""
     program = in_bfloat16(size)
     device = jax.devices()[0]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.grouped_matmul.kernels import differentiable
-from moe_jax.ops.grouped_matmul.tiling import Block, for_each_block
+from moe_jax.ops.grouped_matmul.tiling import RowBlock, for_each_block
 from moe_jax.ops.grouped_matmul.vma import filled
 from moe_jax.ops.precision import accumulator
 
@@ -34,7 +34,7 @@ def rows_times_matrices(x_RK: Array, w_EKN: Array, sizes_E: Array, transposed: b
     """y_r = x_r w_e(r), or x_r transpose(w_e(r))."""
     R, N = x_RK.shape[0], w_EKN.shape[1 if transposed else 2]
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], y_RN: Array) -> Array:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], y_RN: Array) -> Array:
         return block.store(y_RN, dot(block.read(x_RK), own[0], 1 if transposed else 0))
 
     return for_each_block(sizes_E, R, [w_EKN], body, filled((R, N), 0, x_RK.dtype, like=x_RK))
@@ -45,7 +45,7 @@ def rows_times_rows(x_RK: Array, dy_RN: Array, sizes_E: Array, dtype: jnp.dtype)
     (R, K), N, E = x_RK.shape, dy_RN.shape[1], sizes_E.shape[0]
     x_KR = x_RK.T  # once, here: a product with a transposed left side is slower on CPU
 
-    def body(block: Block, e: Array, is_first: bool, own: list[Array], dw_EKN: Array) -> Array:
+    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], dw_EKN: Array) -> Array:
         dw_KN = dot(block.load_columns(x_KR), block.load(dy_RN))
         return add_to_group(dw_EKN, dw_KN, e, is_first)
 

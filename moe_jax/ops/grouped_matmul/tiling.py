@@ -81,7 +81,7 @@ def tiling(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class RowBlock:
     """Rows start..start+B of an array of R rows, of which those with `live` are of this block's
     group and of no block before. At the end of the array the slice moves up to stay inside.
     """
@@ -90,7 +90,7 @@ class Block:
     live_B: Bool[Array, "B"]
 
     @classmethod
-    def at(cls, row: Array, end: Array, B: int, R: int) -> Block:
+    def at(cls, row: Array, end: Array, B: int, R: int) -> RowBlock:
         start = jnp.minimum(row, R - B)
         row_B = start + jnp.arange(B, dtype=start.dtype)
         return cls(start=start, live_B=(row_B >= row) & (row_B < end))
@@ -125,7 +125,7 @@ def for_each_block(
     sizes_E: Int[Array, "E"],
     R: int,
     matrices: Sequence[Float[Array, "E _ _"]],
-    body: Callable[[Block, Array, bool, list[Array], Any], Any],
+    body: Callable[[RowBlock, Array, bool, list[Array], Any], Any],
     carry: Any,
     start_E: Int[Array, "E"] | None = None,
     offer: BlockSizes | None = None,
@@ -158,7 +158,7 @@ def for_each_block(
         ) -> tuple[Array, Any]:
             def turn(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
                 row, carry = state
-                block = Block.at(row, start_E[e] + sizes_E[e], B, R)
+                block = RowBlock.at(row, start_E[e] + sizes_E[e], B, R)
                 return row + B, body(block, e, is_first, own, carry)
 
             return jax.lax.fori_loop(0, turns, turn, state)

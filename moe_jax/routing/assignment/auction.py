@@ -16,7 +16,7 @@ SHRINK = 5.0
 ALONE = 2.0
 
 
-class Matching(NamedTuple):
+class Assignment(NamedTuple):
     """What `balanced_assignment` found for one group.
 
     expert_T: E where a token is padding or no place is open to it. rounds: of bids, in all phases.
@@ -48,7 +48,7 @@ def balanced_assignment(
     *,
     epsilon: float = 1e-5,
     max_rounds: int = 1000,
-) -> Matching:
+) -> Assignment:
     """Gives each token one expert, each expert at most C = ceil(V / E) of the V valid tokens, so
     that the sum of the scores is the largest possible one.
 
@@ -100,7 +100,7 @@ def balanced_assignment(
     expert_T = _fill_greedily(found_N[:T], score_NE[:T], active_N[:T], C)
     greedy_T = (expert_T < E) & (found_N[:T] == E)
     expert_T = _in_order(expert_T, score_NE[:T], epsilon / 2)
-    return Matching(expert_T, last.rounds, last.finished, greedy_T)
+    return Assignment(expert_T, last.rounds, last.finished, greedy_T)
 
 
 def _with_fillers(

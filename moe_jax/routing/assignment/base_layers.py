@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.routing.assignment.auction import Matching, balanced_assignment
+from moe_jax.routing.assignment.auction import Assignment, balanced_assignment
 from moe_jax.routing.assignment.base import BaseBalancedChoice, count_moved
 from moe_jax.routing.choice import router_logits, softmax, top
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
@@ -76,7 +76,7 @@ class BaseLayers(BaseBalancedChoice):
         weight_T1 = jnp.where(expert_T1 < E, weight_T1, 0)
         return self.decide(weight_T1, expert_T1, inputs, logits_TE, softmax(logits_TE), own=own)
 
-    def _own(self, found: Matching, logits_TE: Array, valid_T: Array) -> dict[str, Array]:
+    def _own(self, found: Assignment, logits_TE: Array, valid_T: Array) -> dict[str, Array]:
         tokens = jnp.sum(valid_T, dtype=jnp.float32)
         return {
             "moved": count_moved(logits_TE, found.expert_T, valid_T),

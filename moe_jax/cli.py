@@ -18,14 +18,12 @@ module.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
 import sys
 import textwrap
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from absl import flags as absl_flags
@@ -35,6 +33,7 @@ from absl.flags import FlagValues
 from moe_jax.config import versions, xla_flags
 from moe_jax.config.activity import doing, watched
 from moe_jax.config.errors import UserError
+from moe_jax.config.failures import report_error
 from moe_jax.config.kinds import trusted
 from moe_jax.config.nearest import nearest
 
@@ -42,16 +41,7 @@ STANDARD = {
     "config": "FILE.py[:arg] with a get_config(arg) function",
     "workdir": "the folder of the run",
 }
-# Stand for the flags of the same name, in processes that something else starts.
-PROCESS_VARIABLES = {
-    "coordinator": "MOE_JAX_COORDINATOR",
-    "processes": "MOE_JAX_PROCESSES",
-    "process": "MOE_JAX_PROCESS",
-}
 HELP = ("help", "h", "helpshort", "helpfull", "?")
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -145,50 +135,6 @@ def body(module: str) -> Callable[[Arguments], int | None]:
     """The `main` of another module, which is imported when the command is entered: --help and a
     misspelt flag do not wait for what it needs."""
     return lambda arguments: importlib.import_module(module).main(arguments)
-
-
-def report_error(error: BaseException, debug: bool) -> int | None:
-    """Writes on stderr what ended a command, with `debug` its traceback too, and returns the exit
-    code; None, and nothing is written, for an error that nobody foresaw."""
-    if isinstance(error, KeyboardInterrupt):
-        message, exit_code = "interrupted", INTERRUPTED
-    elif (known := explain(error)) is not None:
-        message, exit_code = f"error: {known[0]}", known[1]
-    else:
-        return None
-    if debug:
-        traceback.print_exception(error)
-    sys.stderr.write(message.rstrip() + "\n")
-    return exit_code
-
-
-def explain(error: BaseException) -> tuple[str, int] | None:
-    """The message and exit code of an error that a user can understand, None for any other."""
-    if isinstance(error, UserError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
-        return f"{error.filename}: {error.strerror}", 2
-    for cause in _chain(error):
-        text = str(cause)
-        number = cause.errno if isinstance(cause, OSError) else None
-        if number in NO_SPACE or ("RESOURCE_EXHAUSTED" in text and _NO_SPACE.search(text)):
-            return f"no space left to write: {text}", 1
-        if "RESOURCE_EXHAUSTED" in text or isinstance(cause, MemoryError):
-            hint = "a smaller batch_size, more accumulation or model.remat needs less"
-            return f"out of memory ({hint}): {text.partition(chr(10))[0]}", 1
-    return None
-
-
-_NO_SPACE = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from: libraries wrap the one that matters."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def help_text(usage: str, flags: FlagValues, overrides: bool) -> str:
