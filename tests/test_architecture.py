@@ -70,7 +70,7 @@ def requirements(variable: str) -> set[str]:
     """The import names of the packages in a list of setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable:
-            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.ConstantRate)]
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
             names = [re.match(r"[\w-]+", text)[0].replace("-", "_") for text in texts]
             return {IMPORT_NAMES.get(name, name) for name in names}
     raise AssertionError(f"setup.py has no {variable}")
