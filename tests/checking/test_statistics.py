@@ -27,7 +27,6 @@ from moe_jax.routing.types import Sums, Traffic
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
 from tests.checking.routers import ByIds
-from tests.drawn import some
 from tests.layers import of_all_layers
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
@@ -126,7 +125,8 @@ def offsets(start):
     return np.concatenate(kernels).astype(np.float64)[:, 0]
 
 
-@pytest.mark.parametrize("variant", some([*VARIANTS, MIXED], [MIXED]))
+@pytest.mark.grid
+@pytest.mark.parametrize("variant", [*VARIANTS, MIXED])
 def test_every_statistic_of_a_step_against_float64(variant):
     trial, batches = trial_of(variant)
     by_layer = [statistics(batches, offset_E, 16) for offset_E in offsets(trial.start)]

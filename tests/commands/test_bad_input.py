@@ -168,6 +168,7 @@ def test_disk_full(cli, tiny, trained, tmp_path, monkeypatch):
     assert_refused(result, "space", code=1)
 
 
+@pytest.mark.grid
 def test_nan_steps_are_skipped_and_end_the_run(cli, tiny, tmp_path):
     """A learning rate that blows up: the run ends after max_bad_steps, with what to try."""
     result = cli(

@@ -70,7 +70,6 @@ ELSEWHERE = {
     "mesh.slow.tensor": "the same",
     "mesh.slow.sequence": "the same",
 }
-IN_THE_SUITE = ("logging.probe_rows",)
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +162,8 @@ def metrics(workdir: Path) -> dict[int, dict]:
     return {line["step"]: line for line in lines if line["split"] == "train" and "loss" in line}
 
 
-@pytest.mark.parametrize(
-    "key",
-    [pytest.param(key, marks=() if key in IN_THE_SUITE else pytest.mark.grid) for key in SETTINGS],
-)
+@pytest.mark.grid
+@pytest.mark.parametrize("key", SETTINGS)
 def test_a_free_key_changes_nothing(key, experiment, tiny, trained, cli, tmp_path):
     settings, tolerance = SETTINGS[key]
     finished, workdir = Finished(tiny, trained), tmp_path / "run"

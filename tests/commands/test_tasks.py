@@ -14,6 +14,7 @@ import moe_jax
 from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.config.errors import UserError
 from tests.commands.runs import lines, results, start
+from tests.drawn import some
 
 CONFIGS = {
     "vision": """
@@ -61,7 +62,7 @@ def get_config(arg=""):
 """
 
 
-@pytest.fixture(scope="session", params=CONFIGS)
+@pytest.fixture(scope="session", params=some(CONFIGS, ["vision"]))
 def task(request) -> str:
     return request.param
 

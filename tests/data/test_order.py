@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from moe_jax.data.order import SMALL, Order, period_of, scattered, shuffled
+from tests.drawn import some
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000, SMALL, SMALL + 1, 2**18 + 1])
+@pytest.mark.parametrize(
+    "size", some([1, 2, 3, 10, 1000, SMALL, SMALL + 1, 2**18 + 1], [1, 2, 3, 10, 1000, SMALL])
+)
 def test_a_permutation(size):
     places = [shuffled(i, size, seed=2**32 - 1) for i in range(size)]
     assert sorted(places) == list(range(size))

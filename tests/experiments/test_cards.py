@@ -151,6 +151,7 @@ def test_a_card_tells_its_claim(name: str):
     assert pages.BEGIN in readme and pages.END in readme
 
 
+@pytest.mark.grid
 def test_the_pages_are_those_of_the_committed_tables():
     for file, content in pages.pages():
         assert file.read_text("utf-8") == content, f"python -m experiments.index writes {file}"

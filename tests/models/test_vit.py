@@ -93,6 +93,7 @@ def test_all_tokens_see_all_others():
     assert not np.allclose(logits(network, params, state, images), changed, atol=1e-4)
 
 
+@pytest.mark.grid
 def test_images_that_fill_up_a_batch_are_not_routed():
     network, params, state = built()
     images = batch(4, valid=[True, True, False, True])

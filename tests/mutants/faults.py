@@ -1297,8 +1297,8 @@ KINDS = (
     _fault(
         "images: the mixture's share of the other image",
         "moe_jax/data/images.py",
-        'share * row["image"] + (1 - share) * moved',
-        '(1 - share) * row["image"] + share * moved',
+        'share * row["image"] + (1 - share) * self._varied(other, random)',
+        '(1 - share) * row["image"] + share * self._varied(other, random)',
         IMAGES + "a_mixture_is_one_of_two_images",
     ),
     _fault(
@@ -1307,6 +1307,34 @@ KINDS = (
         "f\"{domain} {match['id'].partition('_')[0]}\"",
         "f\"{domain} {match['id']}\"",
         "tests/data/test_labelled.py::test_ratings_become_classes_and_sources_domains",
+    ),
+    _fault(
+        "images: RandAugment in one direction",
+        "moe_jax/data/rand_augment.py",
+        "strength = -strength",
+        "strength = strength",
+        "tests/data/test_rand_augment.py::test_the_edges_move_in",
+    ),
+    _fault(
+        "by layer: the layers of a stack in reverse",
+        "moe_jax/models/by_layer.py",
+        "for layer in layers) if found else ()",
+        "for layer in layers[::-1]) if found else ()",
+        "tests/models/test_by_layer.py::test_rows_of_a_stack_are_its_layers",
+    ),
+    _fault(
+        "ensemble: attention of copies costs nothing",
+        "moe_jax/nn/ensemble.py",
+        "attended=M * cost.attended",
+        "attended=cost.attended",
+        "tests/training/test_ensemble.py::test_flops_are_counted_from_the_first_sparse_layer_on",
+    ),
+    _fault(
+        "ensemble: every copy may choose any expert",
+        "moe_jax/nn/ensemble.py",
+        "return jnp.repeat(member_b, pieces)[:, None] == member_E[None, :]",
+        "return jnp.repeat(member_b, pieces)[:, None] >= 0 * member_E[None, :]",
+        "tests/training/test_ensemble.py::test_training_is_the_mean_of_the_members_losses_and_gradients",
     ),
     _fault(
         "counterfactual: the layer routes as its router does",

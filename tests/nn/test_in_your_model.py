@@ -80,7 +80,8 @@ ROUTERS = [
 ]
 
 
-@pytest.mark.parametrize("router", some(ROUTERS, ROUTERS[1:2]))
+@pytest.mark.grid
+@pytest.mark.parametrize("router", ROUTERS)
 def test_it_is_the_layer_of_our_own_models(router):
     """Output, losses, metrics and gradients are those of `MoELayer` on our mesh of one device."""
     key = jax.random.key(3)

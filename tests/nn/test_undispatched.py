@@ -133,6 +133,7 @@ def test_padding_is_inert():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.grid
 def test_gradients_do_not_depend_on_the_mesh():
     """Of every parameter, those of the constant experts among them, and of the input."""
     config = dataclasses.replace(CONFIG, capacity_factor=1.0)

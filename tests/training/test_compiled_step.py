@@ -32,7 +32,8 @@ from tests.training.steps import S
 FULL = "fsdp 2, expert 2, tensor 2"
 
 
-@pytest.mark.parametrize("mesh", some(MESHES, [FULL]))
+@pytest.mark.grid
+@pytest.mark.parametrize("mesh", MESHES)
 def test_every_array_of_the_state_lies_where_the_rules_say(mesh):
     """Parameters and both moments, after the compiled step: none is silently replicated."""
     program, sizes = program_of(mesh), dict.fromkeys(AXES, 1) | MESHES[mesh]

@@ -10,7 +10,6 @@ from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.planning.compiled import lower_step
 from moe_jax.training.build import Program, build
 from moe_jax.training.experiment import Experiment
-from tests.drawn import some
 
 SETTINGS = (
     "batch_size=4",
@@ -35,17 +34,15 @@ def temporaries(E: int, *settings: str) -> int:
     return lower_step(program).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "settings",
-    some(
-        [
-            (),
-            ("moe.capacity_factor=1.25", "moe.router.drop_order=batch_priority"),
-            ("moe.router.kind=deepseek_v3",),
-            ("moe.router.kind=remoe", "moe.router.k_max=8"),
-        ],
-        [()],
-    ),
+    [
+        (),
+        ("moe.capacity_factor=1.25", "moe.router.drop_order=batch_priority"),
+        ("moe.router.kind=deepseek_v3",),
+        ("moe.router.kind=remoe", "moe.router.k_max=8"),
+    ],
     ids=" ".join,
 )
 def test_of_four_times_as_many_experts(settings: tuple[str, ...]):

@@ -106,6 +106,7 @@ def test_a_run_in_an_object_store_is_the_run(cli, tiny, bucket: Path, tmp_path: 
     assert code == 0, err
 
 
+@pytest.mark.grid
 def test_a_run_goes_on_from_the_last_whole_step(cli, tiny, bucket: Path, tmp_path: Path):  # noqa: F811
     whole, remote = "gs://bucket/whole", "gs://bucket/run"
     code, _, err = cli("train", f"--config={tiny}", f"--workdir={whole}")

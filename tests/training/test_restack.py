@@ -19,8 +19,11 @@ from moe_jax.training.build import build
 from moe_jax.training.checkpoint import CheckpointConfig, Checkpoints, flatten
 from moe_jax.training.optimizer import Adafactor, AdamW, Muon
 from moe_jax.training.restack import stacks_of
+from tests.drawn import some
 from tests.training.experiments import experiment
 from tests.training.steps import MIXTRAL, run
+
+OPTIMIZERS = [AdamW(), Adafactor(), Muon()]
 
 
 def shapes_of(layout):
@@ -57,7 +60,7 @@ def program(optimizer, unrolled):
     return build(given, ByteTokenizer(), devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(), Muon()])
+@pytest.mark.parametrize("optimizer", some(OPTIMIZERS, OPTIMIZERS[:1]))
 def test_a_file_of_either_form_is_read_into_the_other(tmp_path, optimizer):
     """Every array, those of optimizers and of routers too; with a prologue and alternating
     layers."""
@@ -101,6 +104,7 @@ def test_layers_are_drawn_and_compute_the_same():
         np.testing.assert_allclose(own[0], whole[row], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.grid
 def test_another_number_of_layers_is_told(tmp_path):
     base = experiment()
     few, many = (

@@ -94,6 +94,7 @@ def test_reported_norms_and_the_other_layout_and_remat_policy():
     assert gap(other, after) < 2e-5
 
 
+@pytest.mark.grid
 def test_a_global_loss_that_is_not_linear_in_its_sums_under_accumulation():
     """CV^2 of the importance of the whole batch: not <gradient, sums>, which is 0 for it."""
     losses = RoutingLosses(importance=Importance(coefficient=1.0))
@@ -117,6 +118,7 @@ def test_micro_batches_take_turns_among_the_groups_of_rows():
     np.testing.assert_array_equal(split["tokens"], raw_batch()["tokens"][rows])
 
 
+@pytest.mark.grid
 def test_noise_and_capacity_of_training_and_evaluation():
     """Training has other noise at every step and its own capacity; evaluation no noise, and the
     capacity that it is given."""
