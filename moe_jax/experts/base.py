@@ -13,6 +13,7 @@ from jaxtyping import Array
 from moe_jax.config.fields import Rule
 from moe_jax.experts.types import Networks, View
 from moe_jax.experts.views import Views
+from moe_jax.ops.initializers import fan_in
 from moe_jax.routing.types import LAST_TWO, ParamSpec
 
 AXES = {"D": "embed", "F": "mlp"}
@@ -23,9 +24,7 @@ def matrices(shape: tuple[int, int, int], axes: str, init_scale: float) -> Param
 
     axes: what the two sides are, "DF" or "FD"; any other letter is a width of its own.
     """
-    init = jax.nn.initializers.variance_scaling(
-        init_scale, "fan_in", "truncated_normal", -2, -1, batch_axis=0
-    )
+    init = fan_in(init_scale, batch_axis=0)
     names = ("expert", *(AXES.get(letter) for letter in axes))
     return ParamSpec(shape=shape, init=init, axes=names, matrix=LAST_TWO, decays=True)
 

@@ -19,9 +19,10 @@ from moe_jax.models.types import IO, Ends, Output, RouterState
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead
-from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.param import parameter
 from moe_jax.nn.predictions import ClassLogits, Predictions, chunks_of
 from moe_jax.ops.embedding import rows_of_table
+from moe_jax.ops.initializers import fan_in
 from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
 

@@ -20,8 +20,9 @@ from moe_jax.models.types import IO, Ends, Output, RouterState
 from moe_jax.nn.context import Context, ImageBatch, TokenBatch
 from moe_jax.nn.head import POOLINGS, ClassHead
 from moe_jax.nn.moe_layer import MoEConfig
-from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.param import parameter
 from moe_jax.nn.predictions import ClassLogits
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO
 

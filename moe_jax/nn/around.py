@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -27,6 +27,10 @@ class Around(Protocol):
     """
 
     def check(self) -> Iterator[Rule]: ...
+
+    def completed(self, activation: str) -> Self:
+        """With the model's activation where it has none of its own."""
+        ...
 
     def width(self, D: int) -> int:
         """Of what goes further in, for tokens of width D."""
@@ -57,6 +61,9 @@ class BaseAround:
 
     def check(self) -> Iterator[Rule]:
         yield from ()
+
+    def completed(self, activation: str) -> Self:
+        return self
 
     def width(self, D: int) -> int:
         return D

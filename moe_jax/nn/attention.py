@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from moe_jax.nn.cost import Cost, Division, Here, Planned
 from moe_jax.nn.mixer import BaseMixer, Mixer, RowSizes
 from moe_jax.nn.norm import RMSNorm
-from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.param import parameter
 from moe_jax.ops.attention import attend, attend_rows, query_block
 from moe_jax.ops.attention_splash import attend_splash, splash_fits
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.ops.precision import accumulator
 from moe_jax.parallel.rules import RULES, mesh_size

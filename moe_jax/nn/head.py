@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.nn.param import fan_in, parameter
+from moe_jax.nn.param import parameter
+from moe_jax.ops.initializers import fan_in
 from moe_jax.routing.types import LAST_TWO
 
 Pooling = Callable[[Float[Array, "B S D"], Bool[Array, "B S"]], Float[Array, "B D"]]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.nn.around import BaseAround, Params
 from moe_jax.nn.cost import Division, Here, Planned
-from moe_jax.nn.param import fan_in
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO, ParamSpec
 

@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.nn.cost import Here, Planned
-from moe_jax.nn.param import Parameters, fan_in
+from moe_jax.nn.param import Parameters
 from moe_jax.ops.expert_ffn import ACTIVATIONS, GATED
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO, ParamSpec
 

@@ -88,28 +88,26 @@ class MoEConfig:
         width = self.width(model_dim)
         return expert.params(self.num_experts, width, self.expert_dim, init_scale)
 
-    def surroundings(self, activation: str) -> dict[str, Around]:
+    def _surroundings(self) -> dict[str, Around]:
         """What stands around the routed experts, from the outside, by the names of its parameters.
         A new one that has settings here is a new file and one row."""
-        hidden = self.shared_dim or self.expert_dim
+        hidden, own = self.shared_dim or self.expert_dim, self.shared_dim is not None
+        shared = Shared(number=self.num_shared, hidden=hidden, own_width=own)
         rows: dict[str, Around | None] = {
-            "shared": Shared(
-                number=self.num_shared,
-                hidden=hidden,
-                own_width=self.shared_dim is not None,
-                activation=activation,
-            )
-            if self.num_shared
-            else None,
+            "shared": shared if self.num_shared else None,
             "latent": Latent(latent_dim=self.latent_dim) if self.latent_dim else None,
             "around": None if isinstance(self.around, Nothing) else self.around,
         }
         return {name: around for name, around in rows.items() if around is not None}
 
+    def surroundings(self, activation: str) -> dict[str, Around]:
+        """What stands around the routed experts of a model of that activation, by name."""
+        return {name: one.completed(activation) for name, one in self._surroundings().items()}
+
     def widths(self, model_dim: int) -> dict[str, int]:
         """The width of what each of `surroundings` gets."""
         found, width = {}, model_dim
-        for name, around in self.surroundings("relu").items():
+        for name, around in self._surroundings().items():
             found[name] = width
             width = around.width(width)
         return found
@@ -117,7 +115,7 @@ class MoEConfig:
     def width(self, model_dim: int) -> int:
         """In which the routed experts work and tokens travel."""
         width = model_dim
-        for around in self.surroundings("relu").values():
+        for around in self._surroundings().values():
             width = around.width(width)
         return width
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from moe_jax.ops.initializers import Initializer
 from moe_jax.parallel.axes import MeshAxes
 from moe_jax.routing.types import Matrix, ParamSpec
 
-Initializer = Callable[..., jax.Array]
 Axes = tuple[int, ...]
 
 
@@ -108,23 +107,6 @@ class Parameters(nnx.Module):
             name: axes.of_weights(tuple(getattr(self, name).get_metadata("axes")))
             for name in self.names
         }
-
-
-def fan_in(
-    scale: float,
-    *,
-    in_axis: int | tuple[int, ...] = -2,
-    out_axis: int | tuple[int, ...] = -1,
-    batch_axis: Any = (),
-) -> Initializer:
-    """Truncated normal of variance scale / fan_in, the size along in_axis.
-
-    Every axis must be named: one left out counts as a receptive field and multiplies the fan.
-    Switch (2101.03961) section 2.4 takes scale = 0.1 instead of 1 for stable training.
-    """
-    return jax.nn.initializers.variance_scaling(
-        scale, "fan_in", "truncated_normal", in_axis, out_axis, batch_axis
-    )
 
 
 def axes_of(state: nnx.State[Any, Any]) -> dict[str, Any]:

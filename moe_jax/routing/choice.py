@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.plan import count_experts, one_hot
 from moe_jax.routing.types import (
@@ -26,10 +27,7 @@ DROP_ORDERS = ("token_major", "choice_major", "batch_priority")
 
 def kernel_spec(D: int, E: int, scale: float = 1.0) -> ParamSpec:
     """A router's matrix: truncated normal of variance scale / D (Switch: small is stabler)."""
-    if scale == 0:
-        init = jax.nn.initializers.zeros
-    else:
-        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+    init = jax.nn.initializers.zeros if scale == 0 else fan_in(scale)
     return ParamSpec(shape=(D, E), init=init, axes=("embed", None), matrix=LAST_TWO, decays=True)
 
 

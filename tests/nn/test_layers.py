@@ -11,7 +11,8 @@ from flax import nnx
 
 from moe_jax.nn.mlp import MLP
 from moe_jax.nn.norm import RMSNorm
-from moe_jax.nn.param import axes_of, fan_in, parameter
+from moe_jax.nn.param import axes_of, parameter
+from moe_jax.ops.initializers import fan_in
 
 B, S, D, F = 2, 3, 8, 12
 

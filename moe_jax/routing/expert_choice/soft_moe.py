@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.base import BaseRouter
 from moe_jax.routing.plan import one_hot
@@ -70,9 +71,7 @@ class SoftMoE(BaseRouter):
         return E * self.slots_per_expert / T
 
     def params(self, D: int, E: int) -> dict[str, ParamSpec]:
-        init = jax.nn.initializers.variance_scaling(
-            1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=(1, 2)
-        )
+        init = fan_in(1.0, in_axis=0, out_axis=(1, 2))
         shape = (D, E, self.slots_per_expert)
         phi = ParamSpec(
             shape=shape,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.choice import (
     admissible,
@@ -93,9 +94,7 @@ class MoEPlusPlus(BaseLinearChoice):
         specs = super().params(D, E + self.Z)
         if self.constant:
             axes = ("router_expert", "router_embed")
-            mix = jax.nn.initializers.variance_scaling(
-                1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=2, batch_axis=0
-            )
+            mix = fan_in(1.0, in_axis=1, out_axis=2, batch_axis=0)
             normal = jax.nn.initializers.normal(1.0)
             specs["mix"] = ParamSpec(
                 shape=(self.constant, D, 2),
