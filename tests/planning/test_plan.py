@@ -103,6 +103,7 @@ def test_bytes_of_gradients_are_nearly_those_of_the_compiled_step(mesh):
             ("data 4, tensor 2", {}),
             ("data 4, tensor 2", {"every": 0}),
             ("data 4, tensor 2", {"latent_dim": 8}),
+            ("data 4, tensor 2", {"num_shared": 1}),
             ("expert 4, tensor 2", {}),
             ("expert 4, tensor 2", {"transport": "gather"}),
         ],
