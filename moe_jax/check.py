@@ -13,6 +13,7 @@ from absl import flags
 from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config import xla_flags
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import file_to_write, write_whole
 
 USAGE = """
 usage: python -m moe_jax.check --config=FILE.py[:arg] [--config.a.b=VALUE ...]
@@ -48,6 +49,7 @@ def main(arguments: Arguments) -> int:
     from moe_jax.training.experiment import Experiment
 
     # Before JAX starts, which takes seconds: a mistake in the config is reported at once.
+    out = file_to_write(FLAGS.json, "--json") if FLAGS.json else None
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     from moe_jax.checking import invariance, table
 
@@ -69,9 +71,8 @@ def main(arguments: Arguments) -> int:
     print(table.head(plan), flush=True)
     report = invariance.check(plan, show)
     print(table.foot(report, plan))
-    if FLAGS.json:
-        with open(FLAGS.json, "w") as file:
-            json.dump(table.to_json(report, plan), file, indent=2)
+    if out is not None:
+        write_whole(out, json.dumps(table.to_json(report, plan), indent=2))
     return 0 if report.equal else 1
 
 

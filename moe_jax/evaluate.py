@@ -13,6 +13,7 @@ from absl import flags
 
 from moe_jax.cli import Arguments, command_flags, process_flags, run_command
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import file_to_write, write_whole
 
 USAGE = """
 usage: python -m moe_jax.evaluate --workdir=DIR [--capacity_factor=none,1.0,2.0] [--k=1,2] ...
@@ -78,6 +79,10 @@ def main(arguments: Arguments) -> int:
     keep_compiled_programs()
     if FLAGS.batches is not None and FLAGS.batches < 1:
         raise UserError("--batches must be at least 1")
+    files = {name: FLAGS[name].value for name in ("json", "trace")}
+    for name, path in files.items():
+        if path:
+            file_to_write(path, f"--{name}")  # said now, not behind minutes of evaluation
     with joined(
         FLAGS.coordinator,
         FLAGS.processes,
@@ -216,8 +221,7 @@ def _write(results: list[dict[str, Any]]) -> None:
     from moe_jax.parallel.hosts import is_primary
 
     if FLAGS.json and is_primary():
-        with open(FLAGS.json, "w") as file:
-            json.dump(results, file, indent=2)
+        write_whole(file_to_write(FLAGS.json, "--json"), json.dumps(results, indent=2))
 
 
 def points(config: Any, alone: bool) -> list[Point]:

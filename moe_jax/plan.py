@@ -9,6 +9,7 @@ from absl import flags
 
 from moe_jax.cli import Arguments, command_flags, run_command
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import file_to_write, write_whole
 
 USAGE = """
 usage: python -m moe_jax.plan --config=FILE.py[:arg] --topology=NAME [--config.a.b=VALUE ...]
@@ -50,6 +51,7 @@ def main(arguments: Arguments) -> int:
         return _parameters(load_config(FLAGS.config, arguments.overrides, Experiment))
     if FLAGS.topology is None:
         raise UserError("--topology is required (or --parameters)")
+    out = file_to_write(FLAGS.json, "--json") if FLAGS.json else None
     topology = topology_of(FLAGS.topology)
     experiment = load_config(FLAGS.config, arguments.overrides, Experiment)
     extra = topologies.missing_extra(topology)
@@ -68,13 +70,9 @@ def main(arguments: Arguments) -> int:
         print(report.text(plans[-1]), "\n", flush=True)
         if not FLAGS.search and (message := report.advice(plans[-1])):
             print(message, "\n", flush=True)
-    if FLAGS.json:
-        try:
-            with open(FLAGS.json, "w") as file:
-                json.dump([report.to_json(plan) for plan in plans], file, indent=2)
-                file.write("\n")
-        except FileNotFoundError as error:
-            raise UserError(f"--json={FLAGS.json}: no such folder") from error
+    if out is not None:
+        content = [report.to_json(plan) for plan in plans]
+        write_whole(out, json.dumps(content, indent=2) + "\n")
     return 0 if all(plan.fits for plan in plans) else 1
 
 

@@ -26,6 +26,7 @@ Of images, token is the place of the patch and nats is the loss of the row.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import zipfile
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.paths import folder_of, write_whole
 
 SCHEMA = "moe_jax.trace/1"
 
@@ -67,8 +69,9 @@ class Trace:
                 arrays[_key(field.name)] = np.asarray(value)
         if self.capacity_factor is None:
             arrays["capacity_factor"] = np.float64("nan")
-        with open(file, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_whole(folder_of(file), content.getvalue())
 
     @classmethod
     def read(cls, file: str | os.PathLike[str]) -> Trace:

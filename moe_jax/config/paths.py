@@ -111,15 +111,31 @@ def files_below(folder: Path) -> list[Path]:
     return found
 
 
-def write_whole(file: Path, text: str) -> None:
-    """A reader finds all of it or what was there before, also after a crash."""
+def file_to_write(path: str | os.PathLike[str], flag: str) -> Path:
+    """The file that a flag names, for `write_whole` at the end of a command. UserError where it
+    could not be written then. flag: its name, such as "--json"."""
+    file = folder_of(path)
     if is_remote(file):
-        file.write_text(text)
+        return file
+    if not file.parent.is_dir():
+        raise UserError(f"{flag}={path}: no such folder")
+    if file.is_dir():
+        raise UserError(f"{flag}={path}: is a folder; must be a file")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"{flag}={path}: that folder cannot be written to")
+    return file
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """A reader finds all of it or what was there before, also after a crash."""
+    content = content.encode() if isinstance(content, str) else content
+    if is_remote(file):
+        file.write_bytes(content)
         return
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.write(text)
+        with temporary.open("wb") as out:
+            out.write(content)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)

@@ -212,3 +212,15 @@ def test_a_subprocess_ends_with_the_same_code_and_no_traceback(tmp_path):
     assert done.returncode == 2
     assert "nowhere.py" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("argv", [("check",), ("plan", "--topology=h200:8", "--analytic")])
+@pytest.mark.parametrize(
+    ("file", "message"), [("/nowhere/at/all.json", "no such folder"), ("/", "is a folder")]
+)
+def test_a_file_for_results_is_looked_at_first(argv, file, message, cli, tiny):
+    """Not behind the minutes that the results take."""
+    command, *flags = argv
+    code, out, err = cli(command, f"--config={tiny}", *flags, f"--json={file}")
+    assert code == 2 and f"--json={file}: {message}" in err and "Traceback" not in err
+    assert out == ""

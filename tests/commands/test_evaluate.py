@@ -185,12 +185,16 @@ def test_choice_major_capacity_leaks(trained):
         ("--route_by=mixtral", "without parameters"),
         ("--route_by=hahs", "hash"),
         ("--replay=nowhere.npz", "no such trace"),
+        ("--json=/nowhere/at/all.json", "--json=/nowhere/at/all.json: no such folder"),
+        ("--trace=/nowhere/at/all.npz", "--trace=/nowhere/at/all.npz: no such folder"),
+        ("--json=/", "--json=/: is a folder"),
         ("--drop_order=sideways", "drop_order"),
     ],
 )
 def test_bad_flags(cli, trained, flag, message):
-    code, _, err = cli("evaluate", f"--workdir={trained}", flag)
+    code, out, err = cli("evaluate", f"--workdir={trained}", flag)
     assert code == 2 and message in err and "Traceback" not in err
+    assert "cross_entropy" not in out  # before it evaluates
 
 
 def test_without_flags_it_repeats_the_runs_own_evaluation(cli, trained, tmp_path):
