@@ -69,7 +69,14 @@ def _contents(rows: Rows) -> str:
     """Sizes of an opened split, as far as they are known."""
     parts = rows.fingerprint.get("parts", [rows.fingerprint])
     contents = [part.get("content", {}) for part in parts]
-    counts = [f"{len(rows):,} rows of {len(rows[0]['tokens'])}"]
+    shapes = {name: array.shape for name, array in rows[0].items() if array.ndim}
+    if "tokens" in shapes:
+        counts = [f"{len(rows):,} rows of {shapes['tokens'][0]}"]
+    else:
+        columns = [f"{name} of {' x '.join(map(str, shape))}" for name, shape in shapes.items()]
+        counts = [f"{len(rows):,} rows: {', '.join(columns)}"]
+    if classes := getattr(rows, "classes", None):
+        counts.append(f"{len(classes)} classes")
     for name, unit in (("tokens", "tokens"), ("bytes", "bytes of text")):
         if all(name in content for content in contents):
             counts.append(f"{sum(content[name] for content in contents):,} {unit}")

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from moe_jax.cli import run_command
 from moe_jax.config.errors import UserError
+from moe_jax.data.digits import Digits
 from moe_jax.data.folder import Folder
+from moe_jax.data.image_folder import ImageFolder
+from moe_jax.data.labelled_folder import LabelledFolder
 from moe_jax.data.planted import Planted
 from moe_jax.data.prepare import FLAGS, USAGE, as_overrides, chosen, main, prepare
 from moe_jax.data.progress import ConsoleReporter, Silent
@@ -103,6 +108,35 @@ def test_what_needs_no_preparation_is_said_so():
         "train: 5 rows of 9, 45 tokens",
         "validation: 2 rows of 9, 18 tokens",
     ]
+
+
+def test_images_say_their_size_and_classes(tmp_path):
+    """They have no tokens; that ended in a traceback."""
+    lines = prepare(Digits(), Silent())
+    assert lines[1:] == [
+        "train: 1,437 rows: image of 8 x 8 x 1, 10 classes",
+        "validation: 360 rows: image of 8 x 8 x 1, 10 classes",
+    ]
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGB", (9, 7), (20 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    data = ImageFolder(path=str(tmp_path), height=4, width=6, validation_fraction=0.3)
+    first = prepare(data, Silent())[1]
+    assert first.startswith("train: ") and first.endswith(" rows: image of 4 x 6 x 3, 2 classes")
+
+
+def test_labelled_texts_say_their_length_and_classes(tmp_path):
+    lines = [json.dumps({"text": f"the day {i}", "label": "ab"[i % 2]}) for i in range(40)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    data = LabelledFolder(
+        path=str(tmp_path / "texts.jsonl"),
+        data_dir=str(tmp_path),
+        sequence_length=16,
+        validation_fraction=0.3,
+    )
+    train = next(line for line in prepare(data, Silent()) if line.startswith("train: "))
+    assert " rows of 16, 2 classes" in train
 
 
 def test_a_wrong_config_is_refused():
