@@ -23,7 +23,8 @@ CUTS = (0.25, 0.5, 0.75)  # where the future begins, as parts of a row
 
 
 def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: DataInfo) -> Trace:
-    """The trace of the batches, with evaluation's capacity. UserError for a dense model."""
+    """The trace of the batches, with evaluation's capacity, without rows that only fill the last
+    one. UserError for a dense model."""
     if not program.layout.moe_layers:
         raise UserError("a dense model has no routes")
     parts: list[dict[str, np.ndarray]] = []
@@ -45,9 +46,10 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             part["source_NS"] = raw["source"][:, :-1]
         if "label" in raw:
             part["label_N"] = raw["label"]
-        parts.append(part)
+        is_row_N = np.asarray(segment_NS.any(axis=1))
+        parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
     joined: dict[str, Any] = {
-        name: np.concatenate([part[name] for part in parts], axis=int(name.endswith("LNSK")))
+        name: np.concatenate([part[name] for part in parts], axis=_axis_of_rows(name))
         for name in parts[0]
     }
     moe = program.experiment.moe
@@ -61,6 +63,14 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         classes=info.classes if "label_N" in joined else None,
         **joined,
     )
+
+
+def _axis_of_rows(name: str) -> int:
+    return int(name.endswith("LNSK"))
+
+
+def _rows(name: str, array: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
+    return np.compress(wanted_N, array, axis=_axis_of_rows(name))
 
 
 def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -> Iterator[Any]:
@@ -86,7 +96,10 @@ def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -
             return
         rows = slice(done, min(done + size, whole))
         count = rows.stop - rows.start
-        if not np.array_equal(trace.token_NS[rows], program.tokens_and_segments(raw)[0][:count]):
+        token_NS, segment_NS = program.tokens_and_segments(raw)
+        if count > np.count_nonzero(segment_NS.any(axis=1)):
+            break  # the rest of the batch is no data
+        if not np.array_equal(trace.token_NS[rows], token_NS[:count]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
         shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)
