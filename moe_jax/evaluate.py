@@ -79,9 +79,8 @@ def main(arguments: Arguments) -> int:
     keep_compiled_programs()
     if FLAGS.batches is not None and FLAGS.batches < 1:
         raise UserError("--batches must be at least 1")
-    files = {name: FLAGS[name].value for name in ("json", "trace")}
-    for name, path in files.items():
-        if path:
+    for name in ("json", "trace"):
+        if path := FLAGS[name].value:
             file_to_write(path, f"--{name}")  # said now, not behind minutes of evaluation
     with joined(
         FLAGS.coordinator,

@@ -12,6 +12,7 @@ from moe_jax.config.errors import UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_TEXT = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -39,15 +40,12 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     for cause in _chain(error):
         text = str(cause)
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in NO_SPACE or ("RESOURCE_EXHAUSTED" in text and _NO_SPACE.search(text)):
+        if number in NO_SPACE or ("RESOURCE_EXHAUSTED" in text and NO_SPACE_TEXT.search(text)):
             return f"no space left to write: {text}", 1
         if "RESOURCE_EXHAUSTED" in text or isinstance(cause, MemoryError):
             hint = "a smaller batch_size, more accumulation or model.remat needs less"
             return f"out of memory ({hint}): {text.partition(chr(10))[0]}", 1
     return None
-
-
-_NO_SPACE = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

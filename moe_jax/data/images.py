@@ -158,23 +158,27 @@ class ImageRows:
         return len(self._pictures.labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = self._place(index)
-        label = np.int32(self._pictures.labels[place])
-        row = {"image": self._scaled(self._pixels(place)), "label": np.asarray(label)}
-        if self._dataset.augmentation.mixup:
-            row |= {"other_label": np.asarray(label), "share": np.asarray(1.0, np.float32)}
-        return row
+        return self._row(index, self._scaled(self._pixels(self._place(index))))
 
     def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         """The row as training sees it, by the draws of `random`."""
-        augmentation, row = self._dataset.augmentation, self[index]
-        row["image"] = self._varied(index, random)
-        if augmentation.mixup:
-            share = np.float32(random.beta(augmentation.mixup, augmentation.mixup))
+        mixup, row = self._dataset.augmentation.mixup, self._row(index, self._varied(index, random))
+        if mixup:
+            share = np.float32(random.beta(mixup, mixup))
             other = int(random.integers(len(self)))
             row["image"] = share * row["image"] + (1 - share) * self._varied(other, random)
-            row |= {"other_label": self[other]["label"], "share": np.asarray(share)}
+            row |= {"other_label": self._label(other), "share": np.asarray(share)}
         return row
+
+    def _row(self, index: int, image_HWC: np.ndarray) -> dict[str, np.ndarray]:
+        label = self._label(index)
+        row = {"image": image_HWC, "label": label}
+        if self._dataset.augmentation.mixup:
+            row |= {"other_label": label, "share": np.asarray(1.0, np.float32)}
+        return row
+
+    def _label(self, index: int) -> np.ndarray:
+        return np.asarray(np.int32(self._pictures.labels[self._place(index)]))
 
     def _varied(self, index: int, random: np.random.Generator) -> np.ndarray:
         """The image of a row, varied by chance."""

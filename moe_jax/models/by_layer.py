@@ -36,10 +36,15 @@ def unstack(params: Any, layout: Layout) -> dict[str, Any]:
     """The arrays of a tree such as the parameters' or their gradients', one a layer:
     {"embedding": (V, D), "layers/07/moe/experts/w_up": (E, D, F), ...}, numpy or jax as they are.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return unstacked({path_name(path): leaf for path, leaf in leaves}, layout.layers_by_name)
+
+
+def unstacked(arrays: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
+    """`unstack` of arrays that have names already."""
     found: dict[str, Any] = {}
-    for path, array in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        names = layer_names(name, layout.layers_by_name)
+    for name, array in arrays.items():
+        names = layer_names(name, stacks)
         found |= zip(names, array, strict=True) if names else {name: array}
     return found
 

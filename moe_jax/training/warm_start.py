@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.models.by_layer import layer_names
+from moe_jax.models.by_layer import Stacks, layer_names, unstacked
 from moe_jax.models.layout import Layout
 from moe_jax.training.checkpoint import flatten
 
@@ -103,10 +103,11 @@ def warm_start(
     experts = None
     if new_like is not None and old_like is not None:
         experts = (old_like.num_experts, new_like.num_experts)
-    match = _Match(_by_layer(flatten(old)[0], old_like), experts, same_tokens, grow, seed)
+    before = {name: np.asarray(leaf) for name, leaf in flatten(old)[0].items()}
+    match = _Match(unstacked(before, _stacks(old_like)), experts, same_tokens, grow, seed)
     values = []
     for name, leaf in fresh.items():
-        names = _layer_names(name, new_like)
+        names = layer_names(name, _stacks(new_like))
         shape = leaf.shape[1:] if names else leaf.shape
         taken = [match.take(one, shape) for one in names or (name,)]
         values.append(_joined(taken, leaf, stacked=bool(names)))
@@ -215,17 +216,8 @@ class _Match:
         return Taken(values, fresh=mask if self._grow == "new" else None)
 
 
-def _by_layer(flat: Mapping[str, np.ndarray], like: Like | None) -> dict[str, np.ndarray]:
-    """Stacked leaves as one of each layer, "layers.NN" with its own number."""
-    found: dict[str, np.ndarray] = {}
-    for name, leaf in flat.items():
-        names = _layer_names(name, like)
-        found |= zip(names, leaf, strict=True) if names else {name: np.asarray(leaf)}
-    return found
-
-
-def _layer_names(name: str, like: Like | None) -> tuple[str, ...]:
-    return () if like is None else layer_names(name, like.layout.layers_by_name)
+def _stacks(like: Like | None) -> Stacks:
+    return {} if like is None else like.layout.layers_by_name
 
 
 def _joined(taken: Sequence[Taken | None], leaf: Any, *, stacked: bool) -> Any:
