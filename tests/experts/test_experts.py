@@ -164,6 +164,10 @@ def test_gradients_of_rows_by_finite_differences(name):
 def test_bfloat16_sums_in_float32(name):
     """Gradients of vectors too: a sum of many terms of one sign is not rounded on its way."""
     expert = KINDS[name]
+    if isinstance(expert, ClampedSwiGLU):
+        # At its published limit no row is clamped. At 1.0 about one row in a thousand is rounded to
+        # the other side, where the slope is another: that is 3 % of the norm, and no sum.
+        expert = ClampedSwiGLU()
     weights = {k: jnp.asarray(w) for k, w in weights_of(expert).items()}
     many = 1024
     x = jnp.asarray(np.random.default_rng(0).normal(size=(many, D)), jnp.bfloat16)
