@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config import xla_flags
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import file_to_write, write_whole
@@ -45,8 +45,9 @@ def main(arguments: Arguments) -> int:
         raise UserError("\n  ".join(problems))
     # Imported here: --help and a misspelt flag need no JAX.
     ask_for_devices(FLAGS.devices)
-    from moe_jax.config.overrides import load_config
-    from moe_jax.training.experiment import Experiment
+    with importing():
+        from moe_jax.config.overrides import load_config
+        from moe_jax.training.experiment import Experiment
 
     # Before JAX starts, which takes seconds: a mistake in the config is reported at once.
     out = file_to_write(FLAGS.json, "--json") if FLAGS.json else None

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, run_command
 
 USAGE = """
 usage: python -m moe_jax.doctor [--train=false]
@@ -21,7 +21,8 @@ flags.DEFINE_boolean("train", True, "also train a tiny model", flag_values=FLAGS
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
-    from moe_jax.checking.doctor import examine
+    with importing():
+        from moe_jax.checking.doctor import examine
 
     findings = examine(train=FLAGS.train, say=lambda line: print(line, flush=True))
     return 1 if findings else 0

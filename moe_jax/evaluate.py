@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, process_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, process_flags, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import file_to_write, write_whole
 
@@ -73,15 +73,16 @@ class Point:
 
 
 def main(arguments: Arguments) -> int:
-    from moe_jax.parallel.compiler import keep_compiled_programs
-    from moe_jax.parallel.hosts import joined
-
-    keep_compiled_programs()
     if FLAGS.batches is not None and FLAGS.batches < 1:
         raise UserError("--batches must be at least 1")
     for name in ("json", "trace"):
         if path := FLAGS[name].value:
             file_to_write(path, f"--{name}")  # said now, not behind minutes of evaluation
+    with importing():
+        from moe_jax.parallel.compiler import keep_compiled_programs
+        from moe_jax.parallel.hosts import joined
+
+    keep_compiled_programs()
     with joined(
         FLAGS.coordinator,
         FLAGS.processes,

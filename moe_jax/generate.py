@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config.activity import counted
 from moe_jax.config.errors import UserError
 
@@ -30,10 +30,6 @@ flags.DEFINE_boolean(
 
 
 def main(arguments: Arguments) -> int:
-    from moe_jax.notebook import load
-    from moe_jax.parallel.compiler import keep_compiled_programs
-
-    keep_compiled_programs()
     problems = []
     if FLAGS.max_tokens < 0:
         problems.append("--max_tokens must be at least 0")
@@ -49,6 +45,11 @@ def main(arguments: Arguments) -> int:
         problems.append("--prompt is not UTF-8")
     if problems:
         raise UserError("\n  ".join(problems))
+    with importing():
+        from moe_jax.notebook import load
+        from moe_jax.parallel.compiler import keep_compiled_programs
+
+    keep_compiled_programs()
     run = load(FLAGS.workdir, step=FLAGS.step)
     tokens = written(run)
     tokenizer = run.tokenizer

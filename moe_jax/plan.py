@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import file_to_write, write_whole
 
@@ -41,11 +41,12 @@ def main(arguments: Arguments) -> int:
     from moe_jax.planning import topologies
 
     topologies.prepare_environment()
-    from moe_jax.config.overrides import load_config
-    from moe_jax.planning import report
-    from moe_jax.planning.hardware import topology_of
-    from moe_jax.planning.search import candidate, search
-    from moe_jax.training.experiment import Experiment
+    with importing():
+        from moe_jax.config.overrides import load_config
+        from moe_jax.planning import report
+        from moe_jax.planning.hardware import topology_of
+        from moe_jax.planning.search import candidate, search
+        from moe_jax.training.experiment import Experiment
 
     if FLAGS.parameters:
         return _parameters(load_config(FLAGS.config, arguments.overrides, Experiment))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command, trust_flag
+from moe_jax.cli import Arguments, command_flags, importing, run_command, trust_flag
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import expanded
 
@@ -47,8 +47,9 @@ MAX_CHECKPOINTS = 12
 
 
 def main(arguments: Arguments) -> int:
-    from moe_jax.analysis.report import write_report
-    from moe_jax.config.paths import size_of
+    with importing():
+        from moe_jax.analysis.report import write_report
+        from moe_jax.config.paths import size_of
 
     workdirs = [folder for given in FLAGS.workdir for folder in _folders(given)]
     if "" in workdirs:

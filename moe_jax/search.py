@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command, trust_flag
+from moe_jax.cli import Arguments, command_flags, importing, run_command, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,15 +54,16 @@ flags.DEFINE_integer("seed", 0, "of the sampler", 0, 2**32 - 1, flag_values=FLAG
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
-    from moe_jax.config.overrides import load_config
-    from moe_jax.sweeps.engine import Job
-    from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.points import SweepPoint, build_point
-    from moe_jax.sweeps.search import Search
-    from moe_jax.sweeps.search_space import distributions, parse_space
-    from moe_jax.sweeps.table import headlines_of, require_metric
-    from moe_jax.sweeps.view import LiveTable, wide_console
-    from moe_jax.training.experiment import Experiment
+    with importing():
+        from moe_jax.config.overrides import load_config
+        from moe_jax.sweeps.engine import Job
+        from moe_jax.sweeps.folder import SweepFolder
+        from moe_jax.sweeps.points import SweepPoint, build_point
+        from moe_jax.sweeps.search import Search
+        from moe_jax.sweeps.search_space import distributions, parse_space
+        from moe_jax.sweeps.table import headlines_of, require_metric
+        from moe_jax.sweeps.view import LiveTable, wide_console
+        from moe_jax.training.experiment import Experiment
 
     space = parse_space(FLAGS.space)
     common = dict(arguments.overrides)

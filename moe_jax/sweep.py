@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, run_command, trust_flag
+from moe_jax.cli import Arguments, command_flags, importing, run_command, trust_flag
 from moe_jax.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,14 +60,15 @@ flags.DEFINE_string(
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
-    from moe_jax.config.overrides import load_config
-    from moe_jax.sweeps.definition import read_sweep
-    from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.matching import Matching
-    from moe_jax.sweeps.points import question_of, resolve
-    from moe_jax.sweeps.table import require_metric
-    from moe_jax.sweeps.view import plan_table, run_shown, wide_console
-    from moe_jax.training.experiment import Experiment
+    with importing():
+        from moe_jax.config.overrides import load_config
+        from moe_jax.sweeps.definition import read_sweep
+        from moe_jax.sweeps.folder import SweepFolder
+        from moe_jax.sweeps.matching import Matching
+        from moe_jax.sweeps.points import question_of, resolve
+        from moe_jax.sweeps.table import require_metric
+        from moe_jax.sweeps.view import plan_table, run_shown, wide_console
+        from moe_jax.training.experiment import Experiment
 
     if FLAGS.match_width and not FLAGS.match:
         raise UserError("--match_width needs --match")

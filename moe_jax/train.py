@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from moe_jax.cli import Arguments, command_flags, process_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, process_flags, run_command
 
 if TYPE_CHECKING:
     from moe_jax.notebook import LoadedRun
@@ -36,11 +36,12 @@ process_flags(FLAGS)
 
 def main(arguments: Arguments) -> int:
     # Imported here: --help and a misspelt flag need no JAX.
-    from moe_jax.config.overrides import load_config
-    from moe_jax.parallel.compiler import keep_compiled_programs
-    from moe_jax.parallel.host_memory import keep_freed_memory
-    from moe_jax.parallel.hosts import joined
-    from moe_jax.training.experiment import Experiment
+    with importing():
+        from moe_jax.config.overrides import load_config
+        from moe_jax.parallel.compiler import keep_compiled_programs
+        from moe_jax.parallel.host_memory import keep_freed_memory
+        from moe_jax.parallel.hosts import joined
+        from moe_jax.training.experiment import Experiment
 
     keep_freed_memory()
     keep_compiled_programs()

@@ -113,6 +113,8 @@ def test_all_problems_of_all_overrides_are_told_at_once():
         "layer.chooser.nonsense": "1",
         "steps": "1e3",
         "steps.more": "1",
+        "layer.k": "1",
+        "chooser.size": "1",
         "layer": "3",
         "layer.chooser.kind": "gredy",
         "layer.kind": "big",
@@ -128,6 +130,8 @@ def test_all_problems_of_all_overrides_are_told_at_once():
         "layer.chooser.nonsense": "unknown key; did you mean config.layer.chooser.noise?",
         "steps": "must be an integer",
         "steps.more": "unknown key; did you mean config.steps?",
+        "layer.k": "unknown key; did you mean config.layer.chooser.k?",
+        "chooser.size": "unknown key; did you mean config.layer.size?",
         "layer": "is a group of settings; set one of them: size, chooser, capacity, bias",
         "layer.chooser.kind": "no kind 'gredy'; did you mean greedy? "
         "(your own class: my_module:MyClass)",
