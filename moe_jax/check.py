@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -14,6 +14,9 @@ from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config import xla_flags
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import file_to_write, write_whole
+
+if TYPE_CHECKING:
+    import jax
 
 USAGE = """
 usage: python -m moe_jax.check --config=FILE.py[:arg] [--config.a.b=VALUE ...]
@@ -87,7 +90,7 @@ def ask_for_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def start_devices(count: int) -> Sequence[Any]:
+def start_devices(count: int) -> Sequence[jax.Device]:
     """`count` devices: real ones where there are as many, else as many parts of the CPU. Raises
     UserError where JAX has started with fewer."""
     import jax

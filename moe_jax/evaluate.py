@@ -7,13 +7,20 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax.cli import Arguments, command_flags, importing, process_flags, run_command
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.paths import file_to_write, write_whole
+
+if TYPE_CHECKING:
+    from moe_jax.analysis.trace import Trace
+    from moe_jax.notebook import LoadedRun
+    from moe_jax.routing.counterfactual import Counterfactual
+    from moe_jax.training.experiment import Experiment
 
 USAGE = """
 usage: python -m moe_jax.evaluate --workdir=DIR [--capacity_factor=none,1.0,2.0] [--k=1,2] ...
@@ -69,7 +76,7 @@ class Point:
 
     label: str = ""  # "": as the run evaluates itself
     overrides: dict[str, str] = field(default_factory=dict)
-    counterfactual: Any = None
+    counterfactual: Counterfactual | None = None
 
 
 def main(arguments: Arguments) -> int:
@@ -95,7 +102,7 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def evaluate_all() -> list[dict[str, Any]]:
+def evaluate_all() -> list[JsonObject]:
     """Everything that the flags ask for, printed as it becomes known."""
     from moe_jax.notebook import config_of
 
@@ -125,7 +132,7 @@ def chosen_batches() -> int | None:
     return -1 if FLAGS.all else FLAGS.batches
 
 
-def routing_of(config: Any) -> str:
+def routing_of(config: Experiment) -> str:
     """The capacity of evaluations, and that of training where it is another one: drops of the one
     say nothing of the other."""
     if not config.moe.every:
@@ -142,7 +149,7 @@ def _capacity(factor: float | None) -> str:
     return "dropless" if factor is None else f"capacity factor {factor:g}"
 
 
-def _load(overrides: dict[str, str] | None = None, own_mesh: bool = False) -> Any:
+def _load(overrides: dict[str, str] | None = None, own_mesh: bool = False) -> LoadedRun:
     from moe_jax.notebook import load
 
     return load(
@@ -154,7 +161,7 @@ def _load(overrides: dict[str, str] | None = None, own_mesh: bool = False) -> An
     )
 
 
-def _more(run: Any) -> Iterable[dict[str, Any]]:
+def _more(run: LoadedRun) -> Iterable[JsonObject]:
     """What says more of the run as it is."""
     from moe_jax.analysis.trace import Trace
 
@@ -177,7 +184,7 @@ def _more(run: Any) -> Iterable[dict[str, Any]]:
             yield _print_result(run.step, label, metrics, shown=shown)
 
 
-def _domains(step: int, trace: Any) -> dict[str, Any]:
+def _domains(step: int, trace: Trace) -> JsonObject:
     """Tells the shares of the experts by domain, and how much an expert says of the domain."""
     from moe_jax.analysis.specialisation import (
         domain_counts,
@@ -191,7 +198,7 @@ def _domains(step: int, trace: Any) -> dict[str, Any]:
         print(f"layer {layer}: share of each domain's assignments by expert")
         for name, share_E in zip(names, share_DE, strict=True):
             print(f"  {name:24} " + " ".join(f"{100 * x:5.1f}" for x in share_E) + " %")
-    metrics: dict[str, Any] = {f"specialisation/layer_{i:02d}": x for i, x in by_layer.items()}
+    metrics: JsonObject = {f"specialisation/layer_{i:02d}": x for i, x in by_layer.items()}
     metrics["specialisation"] = sum(by_layer.values()) / len(by_layer)
     result = _print_result(
         step, "specialisation, I(domain; expert) / H(domain)", metrics, shown=metrics
@@ -202,11 +209,11 @@ def _domains(step: int, trace: Any) -> dict[str, Any]:
 def _print_result(
     step: int,
     label: str,
-    metrics: dict[str, Any],
+    metrics: JsonObject,
     overrides: dict[str, str] | None = None,
     shown: Iterable[str] = SHOWN,
     covered: str = "",
-) -> dict[str, Any]:
+) -> JsonObject:
     from moe_jax.parallel.agreement import say
 
     say(f"step {step}, {label}" + (f", on {covered}" if covered else ""))
@@ -217,14 +224,14 @@ def _print_result(
     return {**result, "covered": covered} if covered else result
 
 
-def _write(results: list[dict[str, Any]]) -> None:
+def _write(results: list[JsonObject]) -> None:
     from moe_jax.parallel.hosts import is_primary
 
     if FLAGS.json and is_primary():
         write_whole(file_to_write(FLAGS.json, "--json"), json.dumps(results, indent=2))
 
 
-def points(config: Any, alone: bool) -> list[Point]:
+def points(config: Experiment, alone: bool) -> list[Point]:
     """Every combination of other values, then each counterfactual. alone: other flags ask for
     something too, so that without these flags there is nothing to evaluate here."""
     own = config.moe.router.own_capacity
@@ -244,7 +251,7 @@ def points(config: Any, alone: bool) -> list[Point]:
     return (found or ([] if alone and not others else [Point()])) + others
 
 
-def _counterfactuals(config: Any) -> Iterable[Point]:
+def _counterfactuals(config: Experiment) -> Iterable[Point]:
     from moe_jax.config.kinds import Kinds
     from moe_jax.routing import ROUTERS
     from moe_jax.routing.counterfactual import MaskBest, RouteBy

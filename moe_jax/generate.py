@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config.activity import counted
 from moe_jax.config.errors import UserError
+
+if TYPE_CHECKING:
+    from moe_jax.models.generation import Token
+    from moe_jax.notebook import LoadedRun
 
 USAGE = """
 usage: python -m moe_jax.generate --workdir=DIR --prompt=TEXT [--max_tokens=N]
@@ -59,7 +63,7 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def written(run: Any) -> list[Any]:
+def written(run: LoadedRun) -> list[Token]:
     """The prompt's tokens and those that the model writes."""
     tokens = run.generate(
         FLAGS.prompt,
@@ -72,7 +76,7 @@ def written(run: Any) -> list[Any]:
     return list(counted("writing", tokens, "tokens"))
 
 
-def show(run: Any, tokens: list[Any]) -> None:
+def show(run: LoadedRun, tokens: list[Token]) -> None:
     """A line for each token: its experts and their weights. UserError for a dense model."""
     layers = run.program.layout.moe_layers
     print(

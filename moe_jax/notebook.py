@@ -19,16 +19,17 @@ from moe_jax.analysis.trace import Trace
 from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_object
+from moe_jax.config.json_files import Json, JsonObject, read_object
 from moe_jax.config.kinds import trusted
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
 from moe_jax.data.tokenizer import BPE_FILE, Bpe
-from moe_jax.data.types import DataInfo, Tokenizer
+from moe_jax.data.types import DataInfo, Dataset, Rows, Tokenizer, described
 from moe_jax.models.by_layer import unstack
 from moe_jax.models.generation import Generator, Token
+from moe_jax.models.network import Params
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.hosts import is_multiprocess
@@ -48,7 +49,7 @@ def train(
     config: str | os.PathLike[str] | ConfigDict | Experiment,
     workdir: str | os.PathLike[str],
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     allow_changes: bool = False,
     warm_start: str | os.PathLike[str] | None = None,
     grow: str = "noise",
@@ -78,7 +79,7 @@ def load(
     workdir: str | os.PathLike[str],
     *,
     step: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     devices: Sequence[jax.Device] | None = None,
     allow_changes: bool = False,
     own_mesh: bool = False,
@@ -154,7 +155,7 @@ class LoadedRun:
     program: Program
     state: TrainState
     info: DataInfo
-    data: Mapping[str, Any] | None = None
+    data: Mapping[str, Json] | None = None
 
     def __repr__(self) -> str:
         counts = self.program.counts
@@ -164,7 +165,7 @@ class LoadedRun:
         )
 
     @cached_property
-    def rows(self) -> Any:
+    def rows(self) -> Rows:
         """The evaluation split. UserError where it is not what the run had."""
         split, data = self.config.evaluation.split, self.config.data
         rows = data.open(split)
@@ -177,11 +178,11 @@ class LoadedRun:
                     "--allow_changes evaluates on them all the same, with the run's own tokenizer."
                 )
         own = self.info.tokenizer
-        if own is not None and rows.tokenizer.describe() != own.describe():
+        if own is not None and described(rows) != own.describe():
             rows = self._with_own_tokenizer(data).open(split)
         return rows
 
-    def _with_own_tokenizer(self, data: Any) -> Any:
+    def _with_own_tokenizer(self, data: Any) -> Dataset:
         """The dataset, read by the tokenizer that the run carries."""
         file = self.workdir / TOKENIZER / BPE_FILE
         if not hasattr(data, "tokenizer") or not file.exists():
@@ -204,11 +205,11 @@ class LoadedRun:
         return int(self.state.step)
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Params:
         return self.state.params
 
     @property
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, jax.Array]:
         """The parameters by their canonical names, one array a layer, however the layers are
         stacked: {"embedding": (V, D), "layers/07/moe/experts/w_up": (E, D, F), ...}."""
         return unstack(self.params, self.program.layout)
@@ -230,7 +231,7 @@ class LoadedRun:
             return checkpoints.steps()
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[JsonObject]:
         """The lines of metrics.jsonl."""
         from moe_jax.analysis.read_run import read_metrics
 
@@ -262,7 +263,7 @@ class LoadedRun:
         count = self.config.evaluation.batches if count is None else count
         return None if count == -1 else count
 
-    def evaluate(self, batches: int | None = None) -> dict[str, Any]:
+    def evaluate(self, batches: int | None = None) -> JsonObject:
         """Metrics over `batches` batches of the evaluation split; None: those that the run
         evaluates itself on, which repeats its last evaluation; -1: all."""
         return evaluate(self.program, self.state, self._batches(batches))
@@ -287,7 +288,7 @@ class LoadedRun:
             self.program, self.state, self._batches(batches), DataInfo.of(self.rows)
         )
 
-    def replay(self, trace: Trace) -> dict[str, Any]:
+    def replay(self, trace: Trace) -> JsonObject:
         """Metrics over the batches of the trace with its routes in place of the router's."""
         self._alone("a replay")
         run = self.with_counterfactual(Replay())
@@ -373,7 +374,7 @@ class LoadedRun:
             network=self.program.network,
             params=self.state.params,
             router_state=self.state.router_state,
-            scalars=self.program.scalars(self.step),
+            router=self.program.step.router_at(self.program.scalars(self.step)),
             usable_V=usable_V,
             capture=show_routing,
         )

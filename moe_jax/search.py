@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_jax.sweeps.folder import SweepFolder
-    from moe_jax.sweeps.search import Search
+    from moe_jax.sweeps.search import Search, Study
     from moe_jax.sweeps.search_space import Space
     from moe_jax.training.experiment import Experiment
 
@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> int:
             f"{base.evaluation.every}, config.steps {base.steps}"
         )
 
-    def build(parameters: Mapping[str, Any], name: str) -> SweepPoint:
+    def build(parameters: Mapping[str, object], name: str) -> SweepPoint:
         return build_point(FLAGS.config, parameters, arm=name, name=name, common=common)
 
     build({path: domain.first for path, domain in space.items()}, "trial")  # the paths exist
@@ -101,7 +101,7 @@ def main(arguments: Arguments) -> int:
     return _print_results(search, console, arguments.overrides)
 
 
-def _study(folder: SweepFolder, base: Experiment, space: Space, metric: str) -> Any:
+def _study(folder: SweepFolder, base: Experiment, space: Space, metric: str) -> Study:
     """The study of the folder, which is held to what was asked first."""
     from moe_jax.sweeps.points import question_of
     from moe_jax.sweeps.search import hold_to, open_study
@@ -136,7 +136,7 @@ def _storage_name(url: str | None) -> str:
     return "journal" if url is None else hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def _print_results(search: Search, console: Console, common: Sequence[tuple[str, Any]]) -> int:
+def _print_results(search: Search, console: Console, common: Sequence[tuple[str, object]]) -> int:
     """The best trials, the report, how to train the best; 1 where no trial was completed."""
     from moe_jax.sweeps.report import write_report
     from moe_jax.sweeps.search import best_trials, command_of, importances

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import sys
 from collections.abc import Iterator
@@ -171,3 +172,44 @@ def test_long_functions_say_why():
             if length > MAX_LINES and "# long:" not in lines[function.lineno - 1]:
                 long.append(f"{module}.{function.name}: {length} lines")
     assert not long, f"more than {MAX_LINES} lines without a '# long: reason' on the def line"
+
+
+def test_names_in_annotations_exist():
+    """Neither ruff nor mypy looks: the shapes of jaxtyping are names that are not there."""
+    unknown = {
+        name: found
+        for name, tree in TREES.items()
+        if (found := names_in_annotations(tree) - bound_names(tree) - set(dir(builtins)))
+    }
+    assert not unknown
+
+
+def names_in_annotations(tree: ast.AST) -> set[str]:
+    found: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            found.append(node.returns)
+    inside = (name for one in found if one is not None for name in ast.walk(one))
+    return {name.id for name in inside if isinstance(name, ast.Name)}
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """Everything that a module gives a name to, at any depth."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_a_missing_name_in_an_annotation_is_seen():
+    tree = ast.parse(
+        "import a\nclass B: ...\ndef f(x: a.C, y: list[B], z: 'Q') -> D: ...\nw: E = 1"
+    )
+    assert names_in_annotations(tree) - bound_names(tree) - set(dir(builtins)) == {"B", "C"}

@@ -9,12 +9,11 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_lines, read_object
+from moe_jax.config.json_files import Json, JsonObject, read_lines, read_object
 from moe_jax.config.paths import folder_of, resolved
 
 SPLITS = ("train", "eval")
@@ -47,8 +46,8 @@ class RunRecord:
 
     workdir: Path
     name: str
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    config: Mapping[str, Json]
+    environment: Mapping[str, Json]
     series: Mapping[tuple[str, str], Series]
 
     @property
@@ -94,14 +93,14 @@ def layer_name(layer: int, metric: str) -> str:
     return f"moe/layer_{layer:02d}/{metric}"
 
 
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | os.PathLike[str]) -> list[JsonObject]:
     """The lines of DIR/metrics.jsonl, ordered by step.
 
     Lines that are no JSON object with a "step" are left out: a process that is killed, or is just
     writing, leaves a torn one. So are lines that a resumed run has written anew. Non-finite values
     are None. Raises UserError where there is no such file or nothing in it.
     """
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     for line in _lines(workdir):
         if lines and line["step"] < lines[-1]["step"]:
             while lines and lines[-1]["step"] >= line["step"]:
@@ -125,7 +124,7 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
     ]
 
 
-def _lines(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def _lines(workdir: str | os.PathLike[str]) -> Iterator[JsonObject]:
     folder = folder_of(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder")
@@ -149,7 +148,7 @@ class _Growing:
         self.steps = array("q")
         self.values = array("d")
 
-    def add(self, step: int, value: Any) -> None:
+    def add(self, step: int, value: Json) -> None:
         row = [value] if self.width is None else value
         if len(row) != (self.width or 1):
             return
@@ -194,13 +193,13 @@ def _read_series(folder: Path) -> dict[tuple[str, str], Series]:
     return series
 
 
-def _is_metric(value: Any) -> bool:
+def _is_metric(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(_is_metric(x) and not isinstance(x, list) for x in value)
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> JsonObject:
     try:
         return read_object(file)
     except FileNotFoundError:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from moe_jax.parallel.compat import scan_sizes
 from moe_jax.parallel.mesh import axis_names
+
+# A JaxprEqn; of what its variables stand for jax.extend declares neither dtype nor shape.
+Equation = Any
 
 # The primitives that add. (Maximum, minimum and first are exact in any type.)
 REDUCTIONS = frozenset(
@@ -79,7 +82,7 @@ def _walk(jaxpr: Jaxpr, axes: dict[str, int]) -> Iterator[NarrowSum]:
             yield from _walk(inner, inside)
 
 
-def _sum(name: str, eqn: Any, terms: int) -> NarrowSum:
+def _sum(name: str, eqn: Equation, terms: int) -> NarrowSum:
     file, function = _place(eqn)
     return NarrowSum(name, str(eqn.outvars[0].aval.dtype), file, function, terms)
 
@@ -89,11 +92,11 @@ def _is_narrow(var: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
-def _is_unique(eqn: Any) -> bool:
+def _is_unique(eqn: Equation) -> bool:
     return bool(eqn.params.get("unique_indices", False))
 
 
-def _terms(eqn: Any, sizes: dict[str, int]) -> int:
+def _terms(eqn: Equation, sizes: dict[str, int]) -> int:
     """How many terms one result has at the most."""
     name, operand = eqn.primitive.name, eqn.invars[0].aval
     if name in ("reduce_sum", "reduce_prod"):
@@ -109,7 +112,7 @@ def _terms(eqn: Any, sizes: dict[str, int]) -> int:
     return math.prod(sizes.get(axis, 2) for axis in axis_names(axes))
 
 
-def _carried(eqn: Any) -> Iterator[NarrowSum]:
+def _carried(eqn: Equation) -> Iterator[NarrowSum]:
     """The carries of a scan that its body adds to."""
     body = next(_inner(eqn.params))
     consts, carries = scan_sizes(eqn.params)
@@ -119,7 +122,7 @@ def _carried(eqn: Any) -> Iterator[NarrowSum]:
             yield _sum("scan carry", adding, int(eqn.params["length"]))
 
 
-def _added(body: Jaxpr, carry: Any, new: Any) -> Any:
+def _added(body: Jaxpr, carry: Var, new: Var | Literal) -> Equation | None:
     """The addition by which `new` is made of `carry`; None where there is none."""
     same, adding = {carry}, None
     for eqn in body.eqns:
@@ -134,7 +137,7 @@ def _added(body: Jaxpr, carry: Any, new: Any) -> Any:
     return adding if not isinstance(new, Literal) and new in same else None
 
 
-def _inner(params: Any) -> Iterator[Jaxpr]:
+def _inner(params: Mapping[str, object]) -> Iterator[Jaxpr]:
     """All jaxprs among an equation's parameters."""
     for leaf in jax.tree.leaves(
         list(params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
@@ -145,7 +148,7 @@ def _inner(params: Any) -> Iterator[Jaxpr]:
             yield leaf
 
 
-def _place(eqn: Any) -> tuple[str, str]:
+def _place(eqn: Equation) -> tuple[str, str]:
     """(file, function) in which an equation was written, the file from moe_jax/ on."""
     text = source_info_util.summarize(eqn.source_info)  # "/a/moe_jax/nn/mlp.py:38:9 (__call__)"
     path, _, rest = text.partition(":")

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -110,7 +109,7 @@ def _room(say: Say) -> Iterator[str]:
 def tiny(steps: int) -> Experiment:
     """A sparse model that learns something in a moment, on data that is made here."""
     devices = math.gcd(jax.device_count(), 8)
-    data: Any = Planted(sequence_length=32, sources=2, symbols=16, rows=256, validation_rows=16)
+    data = Planted(sequence_length=32, sources=2, symbols=16, rows=256, validation_rows=16)
     return Experiment(
         name="doctor",
         steps=steps,

@@ -28,8 +28,8 @@ class Change:
     """One value of the config, before and after. why: where that is not plain from the path."""
 
     path: str
-    before: Any
-    after: Any
+    before: object
+    after: object
     why: str = ""
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def shrink(
     return experiment, tuple(changes)
 
 
-def _replace(config: Any, path: str, value: Any) -> Any:
+def _replace(config: Any, path: str, value: object) -> Any:
     name, _, rest = path.partition(".")
     value = _replace(getattr(config, name), rest, value) if rest else value
     return dataclasses.replace(config, **{name: value})
@@ -69,7 +69,7 @@ def _replace(config: Any, path: str, value: Any) -> Any:
 def _changes(experiment: Experiment, steps: int, keep: Collection[str]) -> Iterator[Change]:
     e = experiment
 
-    def change(path: str, after: Any, why: str = "") -> Change:
+    def change(path: str, after: object, why: str = "") -> Change:
         return Change(path, value_at(e, path), after, why)
 
     def at_most(path: str, most: int) -> Change:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from moe_jax.checking.invariance import MANY, CheckPlan, CheckReport, VariantOutcome
+from moe_jax.config.json_files import JsonObject
 
 COLUMNS = (  # title, width; the variant's name stands before
     ("loss", 10),
@@ -115,7 +115,7 @@ def _width(plan: CheckPlan) -> int:
     return max([*names, len(plan.reference.name) + len(" (reference [1])")]) + 1
 
 
-def to_json(report: CheckReport, plan: CheckPlan) -> dict[str, Any]:
+def to_json(report: CheckReport, plan: CheckPlan) -> JsonObject:
     """The whole report; infinite differences are null."""
     return {
         "equal": report.equal,
@@ -133,7 +133,7 @@ def to_json(report: CheckReport, plan: CheckPlan) -> dict[str, Any]:
     }
 
 
-def _outcome_json(outcome: VariantOutcome) -> dict[str, Any]:
+def _outcome_json(outcome: VariantOutcome) -> JsonObject:
     variant = outcome.variant
     steps = outcome.trial.steps if outcome.trial else ()
     return {

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, PyTree
 
 from moe_jax.data.types import ArraySpec
-from moe_jax.models.network import path_name
+from moe_jax.models.network import flat
 from moe_jax.parallel.compiler import quick_options
 from moe_jax.tasks.types import Objective, Sums
 from moe_jax.training.build import Program, build, data_seed
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import StepResult
+from moe_jax.training.step import Scalars, StepResult
 
 Arrays = dict[str, np.ndarray]  # by name
 
@@ -101,15 +102,17 @@ def program_of(experiment: Experiment, devices: Sequence[jax.Device]) -> Program
 
 
 class _Recorded(NamedTuple):
-    gradients: Any
-    inner: Any
+    gradients: optax.Updates
+    inner: optax.OptState
 
 
 def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    def init(params: Any) -> _Recorded:
+    def init(params: optax.Params) -> _Recorded:
         return _Recorded(jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
 
-    def update(updates: Any, state: _Recorded, params: Any = None) -> tuple[Any, _Recorded]:
+    def update(
+        updates: optax.Updates, state: _Recorded, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, _Recorded]:
         changed, inner = optimizer.update(updates, state.inner, params)
         return changed, _Recorded(updates, inner)
 
@@ -122,7 +125,7 @@ def initial_state(program: Program) -> TrainState:
     return jax.device_get(jax.jit(program.init, compiler_options=options)())
 
 
-def lower_quick(program: Program, batch: Arrays, scalars: Mapping[str, Any]) -> Any:
+def lower_quick(program: Program, batch: Arrays, scalars: Scalars) -> jax.stages.Lowered:
     """The training step for this mesh, traced, to be compiled the quick way: all that runs Python.
     Its `compile` may be called in another thread."""
     jitted = program.jitted_step(quick_options(program.mesh))
@@ -131,7 +134,7 @@ def lower_quick(program: Program, batch: Arrays, scalars: Mapping[str, Any]) -> 
 
 def run(
     program: Program,
-    step: Any,
+    step: jax.stages.Compiled,
     state: TrainState,
     batches: Sequence[Arrays],
     scalars: Sequence[Mapping[str, np.float32]],
@@ -158,10 +161,10 @@ def _record(result: StepResult, state: TrainState, task: Objective) -> StepRecor
     counts: Arrays = {name: np.asarray(added[name]) for name in task.counters if name in added}
     sums: Arrays = {}
     for part in (result.sums.routing, result.sums.traffic):
-        for path, leaf in jax.tree.leaves_with_path(part):
+        for name, leaf in flat(part, ".").items():
             value = np.asarray(leaf)
             kept = counts if np.issubdtype(value.dtype, np.integer) else sums
-            kept[path_name(path, ".")] = value
+            kept[name] = value
     return StepRecord(
         numbers=numbers,
         counts=counts,
@@ -177,6 +180,5 @@ def _losses(task: Objective, added: Sums) -> dict[str, float]:
     return {name: metrics[name] for name in task.losses}
 
 
-def _by_name(tree: Any) -> Arrays:
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+def _by_name(tree: PyTree[Array]) -> Arrays:
+    return {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(tree)).items()}

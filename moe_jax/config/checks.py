@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from moe_jax.config.errors import ConfigError, Problem
 from moe_jax.config.tree import join, settings, type_problems, value_at
 
 
-def check(config: Any) -> list[Problem]:
+def check(config: object) -> list[Problem]:
     """Every wrong type and every broken rule of the tree, with paths and values.
 
     A dataclass's ``check()`` yields (field, rule); a field may be a dotted path below it.
@@ -19,13 +18,13 @@ def check(config: Any) -> list[Problem]:
     return problems + [rule for rule in _own_rules(config, "", wrong) if rule.path not in wrong]
 
 
-def require(config: Any) -> None:
+def require(config: object) -> None:
     """Raises ConfigError with every problem that `check` finds."""
     if problems := check(config):
         raise ConfigError(problems)
 
 
-def _own_rules(config: Any, path: str, wrong: set[str]) -> Iterator[Problem]:
+def _own_rules(config: object, path: str, wrong: set[str]) -> Iterator[Problem]:
     try:
         for name, rule in config.check() if hasattr(config, "check") else ():
             yield Problem(join(path, name), value_at(config, name), rule)

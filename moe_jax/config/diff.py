@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from moe_jax.config.json_files import Json
 from moe_jax.config.tree import join
 
 ABSENT = object()
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def difference(old: Mapping[str, Json], new: Mapping[str, Json], prefix: str = "") -> list[str]:
     """One line for each value that differs between two JSON dicts: ``path: old -> new``.
 
     `prefix` stands before each path. Lists are compared as wholes, tuples count as lists; 1 and
@@ -19,7 +19,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return list(_lines(old, new, prefix))
 
 
-def _lines(old: Any, new: Any, path: str) -> Iterator[str]:
+def _lines(old: object, new: object, path: str) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _lines(old.get(key, ABSENT), new.get(key, ABSENT), join(path, key))
@@ -27,11 +27,11 @@ def _lines(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: {_shown(old)} -> {_shown(new)}"
 
 
-def _same(old: Any, new: Any) -> bool:
+def _same(old: object, new: object) -> bool:
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, bool) == isinstance(new, bool) and old == new
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "(absent)" if value is ABSENT else repr(value)

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from moe_jax.config.json_files import JsonObject
+
 LIBRARIES = (
     "moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
     "tensorflow-datasets", "array_record", "ml_collections", "numpy",
@@ -25,7 +27,7 @@ PROCESS_VARIABLES = {
 VARIABLES = ("JAX_", "LIBTPU_", "NCCL_", "XLA_")  # prefixes of what changes how jax runs
 
 
-def environment(mesh: Any = None) -> dict[str, Any]:
+def environment(mesh: Any = None) -> JsonObject:
     """Python, platform, versions, git revision, devices and `mesh`, ready for JSON.
 
     mesh: a jax Mesh or a mapping of axis to size. Starts jax's backend.
@@ -60,7 +62,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def git_revision(root: Path | None = None) -> dict[str, Any] | None:
+def git_revision(root: Path | None = None) -> JsonObject | None:
     """{"revision", "dirty"} of the checkout whose top is `root`, None where it is none.
 
     root: by default the folder that holds the package. An environment within some other checkout

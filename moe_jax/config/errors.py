@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 class UserError(Exception):
@@ -25,7 +24,7 @@ class Problem:
     """One broken rule: where (dotted config path), what stands there, and what is asked."""
 
     path: str
-    value: Any
+    value: object
     rule: str
 
     def __str__(self) -> str:

@@ -30,7 +30,7 @@ def schedulable(default: float) -> Any:
     return dataclasses.field(default=default, metadata={"schedulable": True})
 
 
-def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:
+def at_least(config: object, minimum: float, *names: str) -> Iterator[Rule]:
     """Rule: each named field is >= `minimum` (None passes: an optional value that is not set)."""
     for name in names:
         value = getattr(config, name)
@@ -38,7 +38,7 @@ def at_least(config: Any, minimum: float, *names: str) -> Iterator[Rule]:
             yield name, f"must be at least {minimum}"
 
 
-def at_most(config: Any, maximum: float, *names: str) -> Iterator[Rule]:
+def at_most(config: object, maximum: float, *names: str) -> Iterator[Rule]:
     """Rule: each named field is <= `maximum` (None passes)."""
     for name in names:
         value = getattr(config, name)
@@ -47,7 +47,7 @@ def at_most(config: Any, maximum: float, *names: str) -> Iterator[Rule]:
 
 
 def one_of(
-    config: Any, choices: Mapping[str, Any] | tuple[str, ...], *names: str
+    config: object, choices: Mapping[str, object] | tuple[str, ...], *names: str
 ) -> Iterator[Rule]:
     """Rule: each named field is one of `choices`."""
     for name in names:

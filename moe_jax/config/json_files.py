@@ -9,8 +9,11 @@ from typing import Any
 
 from moe_jax.config.errors import UserError
 
+Json = Any  # what json.loads gives
+JsonObject = dict[str, Json]
 
-def parsed(text: str | bytes) -> Any:
+
+def parsed(text: str | bytes) -> Json:
     """The value of a JSON text. ValueError for whatever is wrong with it, its depth included. Half
     a surrogate pair, which JSON may hold and no UTF-8 text, becomes a question mark."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -24,7 +27,7 @@ def parsed(text: str | bytes) -> Any:
     return value
 
 
-def read_value(file: Path) -> Any:
+def read_value(file: Path) -> Json:
     """The value that a file holds. FileNotFoundError where there is none; UserError, with the
     path, where it cannot be read or is no JSON."""
     try:
@@ -37,7 +40,7 @@ def read_value(file: Path) -> Any:
         raise UserError(f"{file}: is torn or no JSON ({error})") from error
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> JsonObject:
     """The same of a JSON object."""
     value = read_value(file)
     if not isinstance(value, dict):
@@ -53,7 +56,7 @@ def last_step(file: Path) -> int:
     return max((step for step in steps if type(step) is int), default=0)
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_lines(file: Path) -> Iterator[JsonObject]:
     """The objects of a file of lines; what is torn or none is passed over. OSError."""
     with file.open("rb") as stream:
         for text in stream:

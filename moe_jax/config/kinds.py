@@ -58,7 +58,7 @@ class Kinds:
                 return name
         return f"{cls.__module__}:{cls.__qualname__}"
 
-    def load(self, name: Any) -> type:
+    def load(self, name: object) -> type:
         """The class named so. Raises UserError with what is wrong and what could be meant."""
         if not isinstance(name, str):
             raise UserError(f"kind {name!r}: must be a text, one of {', '.join(self.table)}")
@@ -77,7 +77,7 @@ class Kinds:
             raise UserError(f"kind {name!r} {rule}")
         return cls
 
-    def _broken_rules(self, cls: Any) -> Any:
+    def _broken_rules(self, cls: object) -> Iterator[str]:
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             yield "is not a dataclass"
             return
@@ -101,7 +101,7 @@ class Kinds:
         return sorted(asked - set(dir(cls)) - set(cls.__dataclass_fields__))  # type: ignore[attr-defined]
 
 
-def _is_protocol(type_: Any) -> bool:
+def _is_protocol(type_: object) -> bool:
     return bool(getattr(type_, "_is_protocol", False))
 
 

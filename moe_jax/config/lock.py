@@ -16,10 +16,10 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import parsed
+from moe_jax.config.json_files import JsonObject, parsed
 from moe_jax.config.paths import is_remote, write_whole
 
 FILE = ".lock"
@@ -37,10 +37,10 @@ class FolderLock:
     def __init__(self, folder: Path, what: str):
         self._file, self._folder = folder / FILE, folder
         self._mine = {**this_process(), "what": what, "id": uuid.uuid4().hex}
-        self._stream: Any = None
+        self._stream: TextIO | None = None
         self._end = threading.Event()
         self._renewing: threading.Thread | None = None
-        self._taken: dict[str, Any] | None = None
+        self._taken: JsonObject | None = None
 
     def __enter__(self) -> FolderLock:
         if is_remote(self._folder) or not self._flock():
@@ -131,27 +131,27 @@ class FolderLock:
     def _renew(self) -> None:
         write_whole(self._file, json.dumps({**self._mine, "renewed": time.time()}) + "\n")
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> JsonObject | None:
         try:
             text = self._file.read_bytes().decode("utf-8", "replace")
         except OSError:
             return None
         return holder_of(text) or None
 
-    def _refusal(self, holder: dict[str, Any] | None) -> UserError:
+    def _refusal(self, holder: JsonObject | None) -> UserError:
         return UserError(
             f"{self._folder}: {holder_text(holder or {})} is writing here; wait until it ends, "
             "stop it, or take another folder"
         )
 
 
-def _is_same_file(stream: Any, path: Path) -> bool:
+def _is_same_file(stream: TextIO, path: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     return False
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> JsonObject:
     """Who this is, as the lock's file says it."""
     command = " ".join(sys.argv)[:300]
     return {
@@ -163,7 +163,7 @@ def this_process() -> dict[str, Any]:
     }
 
 
-def is_dead(holder: dict[str, Any]) -> bool:
+def is_dead(holder: JsonObject) -> bool:
     """Whether the holder is known to have ended: a process of this machine that is no more."""
     if holder.get("host") != socket.gethostname():
         return False
@@ -171,7 +171,7 @@ def is_dead(holder: dict[str, Any]) -> bool:
     return not isinstance(pid, int) or _started(pid) != holder.get("started")
 
 
-def _age(holder: dict[str, Any]) -> float:
+def _age(holder: JsonObject) -> float:
     """Seconds since the lease was renewed, by clocks that may differ."""
     renewed = holder.get("renewed")
     return time.time() - renewed if isinstance(renewed, int | float) else LONG_AGO
@@ -195,7 +195,7 @@ def _started(pid: int) -> str | None:
     return text.rpartition(")")[2].split()[19]
 
 
-def holder_of(text: str) -> dict[str, Any]:
+def holder_of(text: str) -> JsonObject:
     """The lock file's content; {} where it cannot be read."""
     try:
         found = parsed(text)
@@ -204,7 +204,7 @@ def holder_of(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def holder_text(holder: dict[str, Any]) -> str:
+def holder_text(holder: JsonObject) -> str:
     """A holder in a message."""
     if "pid" not in holder:
         return "another process"

@@ -28,7 +28,7 @@ from moe_jax.config.tree import KeyPlace, build, from_json_dict, locate, paths, 
 from moe_jax.config.values import InvalidValue, fit, parse, storage_type
 
 T = TypeVar("T")
-Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
+Overrides = Mapping[str, object] | Iterable[tuple[str, object]]
 Check = Callable[[Any], list[Problem]]
 
 
@@ -112,7 +112,7 @@ def _meant(match: str | None, config_dict: ConfigDict, path: str) -> str:
     return f"{at} has {', '.join(node)}"
 
 
-def _typed(value: Any, place: KeyPlace) -> Any:
+def _typed(value: Any, place: KeyPlace) -> object:
     if place.setting is None:  # the name of a kind, which its KindDict checks
         return value
     hint = place.setting.hint

@@ -62,7 +62,7 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text}: folders are local, or {known}")
     from etils import epath
 
-    found: Any = epath.Path(text)
+    found = epath.Path(text)
     try:
         found.exists()
     except ImportError as error:

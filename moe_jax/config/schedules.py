@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,13 @@ from moe_jax.config.tree import join, leaves, settings, value_at
 from moe_jax.config.values import InvalidValue
 
 T = TypeVar("T")
+
+
+class HasSchedules(Protocol):
+    """A config with schedules for its scalars: an `Experiment`."""
+
+    @property
+    def schedules(self) -> tuple[str, ...]: ...
 
 
 class Schedule(Protocol):
@@ -122,7 +129,7 @@ class PiecewiseSchedule:
         return tuple(int(start) for start in self.starts)
 
 
-SCHEDULES: dict[str, Any] = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": ConstantSchedule,
     "linear": LinearSchedule,
     "cosine": CosineSchedule,
@@ -160,12 +167,12 @@ def _parse_entry(entry: str) -> tuple[str, Schedule]:
     return path, kind(*numbers)
 
 
-def schedulable_values(config: Any) -> dict[str, float]:
+def schedulable_values(config: object) -> dict[str, float]:
     """Every scalar of a config that may follow a schedule, by dotted path, and its value there."""
     return {path: value for path, setting, value in leaves(config) if setting.schedulable}
 
 
-def parse_schedules(config: Any) -> dict[str, Schedule]:
+def parse_schedules(config: HasSchedules) -> dict[str, Schedule]:
     """The schedules of ``config.schedules`` by the path of their scalar. Raises ConfigError."""
     found, rules = _read_schedules(config)
     if rules:
@@ -173,13 +180,13 @@ def parse_schedules(config: Any) -> dict[str, Schedule]:
     return found
 
 
-def schedule_rules(config: Any) -> Iterator[Rule]:
+def schedule_rules(config: HasSchedules) -> Iterator[Rule]:
     """The rules that ``config.schedules`` breaks, for the ``check`` of the class that has it."""
     for rule in _read_schedules(config)[1]:
         yield "schedules", rule
 
 
-def _read_schedules(config: Any) -> tuple[dict[str, Schedule], list[str]]:
+def _read_schedules(config: HasSchedules) -> tuple[dict[str, Schedule], list[str]]:
     known = schedulable_values(config)
     found: dict[str, Schedule] = {}
     rules = []
@@ -197,7 +204,7 @@ def _read_schedules(config: Any) -> tuple[dict[str, Schedule], list[str]]:
     return found, rules
 
 
-def _not_schedulable(config: Any, path: str, known: Mapping[str, float]) -> str:
+def _not_schedulable(config: object, path: str, known: Mapping[str, float]) -> str:
     exists = any(path == leaf for leaf, _, _ in leaves(config))
     message = f"{path} cannot follow a schedule" if exists else f"there is no {path}"
     match = nearest_path(path, known)
@@ -226,7 +233,7 @@ class Schedules:
     0 throughout are left out: what they would multiply (noise, a loss) is then not computed.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: HasSchedules):
         schedules = parse_schedules(config)
         self.scheduled = frozenset(schedules)
         self._constant = {
@@ -241,19 +248,19 @@ class Schedules:
         return self._constant | moving
 
 
-def scalars_at(config: Any, step: int) -> dict[str, np.float32]:
+def scalars_at(config: HasSchedules, step: int) -> dict[str, np.float32]:
     """`Schedules` at one step; a loop makes one of these instead."""
     return Schedules(config)(step)
 
 
-def bind(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
+def bind(config: T, values: Mapping[str, object], prefix: str = "") -> T:
     """A copy of a config with `values` in place of its schedulable scalars.
 
     config: the dataclass that stands at the path `prefix` of the whole config. values: by path in
     the whole config; may be traced. Paths outside of `config` and scalars without a value are
     passed over. A bound config with traced values must not be hashed or compared.
     """
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for name, setting in settings(type(config)).items():
         path, old = join(prefix, name), getattr(config, name)
         if setting.subtree:

@@ -17,9 +17,18 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FieldReference
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
+from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.config.kinds import KIND, Kinds, has_default, of_a_file
 from moe_jax.config.nearest import choices
-from moe_jax.config.values import InvalidValue, fit, one_or_more, optional, storage_type, supported
+from moe_jax.config.values import (
+    Hint,
+    InvalidValue,
+    fit,
+    one_or_more,
+    optional,
+    storage_type,
+    supported,
+)
 
 T = TypeVar("T")
 
@@ -29,7 +38,7 @@ class Setting:
     """One field of a config dataclass: a value, or a subtree of settings."""
 
     name: str
-    hint: Any
+    hint: Hint
     kinds: Kinds | None  # the alternatives, where the field is a `kind`
     schedulable: bool
 
@@ -71,12 +80,12 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def value_at(config: Any, path: str) -> Any:
+def value_at(config: object, path: str) -> Any:
     """The value that stands at a dotted path of a config dataclass."""
     return operator.attrgetter(path)(config)
 
 
-def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Setting, Any]]:
+def leaves(config: object, path: str = "") -> Iterator[tuple[str, Setting, Any]]:
     """(dotted path, setting, value) of each value of a config dataclass, in order of the fields."""
     for name, setting in settings(type(config)).items():
         value, at = getattr(config, name), join(path, name)
@@ -92,7 +101,7 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Setting, Any]]:
 class SettingsDict(ConfigDict):
     """A ConfigDict whose refusal of an unknown key is short and names the nearest one."""
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         if self.is_locked and key not in self:
             raise KeyError(f"unknown key {key!r}; {choices(key, self)}")
         super().__setitem__(key, value)
@@ -107,7 +116,7 @@ class KindDict(SettingsDict):
         object.__setattr__(self, "_kinds", kinds)
         super().__init__(*args, **options)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         if key == KIND and self._kinds is not None and self.get(KIND, value) != value:
             chosen = self._kinds.load(value)()
             with self.unlocked():
@@ -125,7 +134,7 @@ class KindDict(SettingsDict):
                 self[KIND] = other[KIND]
         super().update(*others, **more)
 
-    def copy_and_resolve_references(self, visit_map: Any = None) -> ConfigDict:
+    def copy_and_resolve_references(self, visit_map: object = None) -> ConfigDict:
         """As ConfigDict's; the copy knows its kinds too."""
         copy = super().copy_and_resolve_references(visit_map)
         object.__setattr__(copy, "_kinds", self._kinds)
@@ -136,7 +145,7 @@ class KindDict(SettingsDict):
         object.__setattr__(self, "_kinds", state["_kinds"])
 
 
-def to_config_dict(config: Any) -> ConfigDict:
+def to_config_dict(config: object) -> ConfigDict:
     """The config as a locked, type-safe ConfigDict.
 
     The subtree of a `kind` field has the extra first key ``kind``; assigning to it replaces the
@@ -150,7 +159,7 @@ def to_config_dict(config: Any) -> ConfigDict:
     return root.lock()
 
 
-def _fill(node: ConfigDict, config: Any) -> None:
+def _fill(node: ConfigDict, config: object) -> None:
     for name, setting in settings(type(config)).items():
         value = getattr(config, name)
         if setting.kinds is not None:
@@ -169,7 +178,7 @@ def _fill(node: ConfigDict, config: Any) -> None:
             node[name] = fit(value, setting.hint)
 
 
-def type_problems(config: Any, path: str = "") -> list[Problem]:
+def type_problems(config: object, path: str = "") -> list[Problem]:
     """The values of a config dataclass that have not their field's type."""
     problems = []
     for name, setting in settings(type(config)).items():
@@ -185,7 +194,7 @@ def type_problems(config: Any, path: str = "") -> list[Problem]:
     return problems
 
 
-def _wrong_class(value: Any, setting: Setting) -> str | None:
+def _wrong_class(value: object, setting: Setting) -> str | None:
     """The rule that a subtree's object breaks, None if it may stand there."""
     if setting.kinds is None:
         return None if type(value) is setting.hint else f"must be a {setting.hint.__name__}"
@@ -208,9 +217,9 @@ def from_config_dict(config_dict: ConfigDict, cls: type[T]) -> T:
     return config
 
 
-def to_json_dict(config: Any) -> dict[str, Any]:
+def to_json_dict(config: object) -> JsonObject:
     """The config as nested dicts, lists and scalars: what config.json holds."""
-    tree: dict[str, Any] = {}
+    tree: JsonObject = {}
     for name, setting in settings(type(config)).items():
         value = getattr(config, name)
         if setting.kinds is not None:
@@ -222,11 +231,11 @@ def to_json_dict(config: Any) -> dict[str, Any]:
     return tree
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Json:
     return [_listed(element) for element in value] if isinstance(value, tuple) else value
 
 
-def from_json_dict(tree: Mapping[str, Any], cls: type[T], *, own: bool = False) -> T:
+def from_json_dict(tree: Mapping[str, Json], cls: type[T], *, own: bool = False) -> T:
     """The inverse of `to_json_dict`; missing keys keep their defaults. Raises ConfigError.
 
     own: the tree is of the user's own config file, so that the classes that it names are imported;
@@ -239,13 +248,13 @@ def from_json_dict(tree: Mapping[str, Any], cls: type[T], *, own: bool = False) 
     return config
 
 
-def build(tree: Mapping[str, Any], cls: type[T]) -> tuple[T, list[Problem]]:
+def build(tree: Mapping[str, Json], cls: type[T]) -> tuple[T, list[Problem]]:
     """The dataclass of a nested dict, and its problems; what has a problem keeps its default."""
     problems: list[Problem] = []
     return _build(tree, cls(), "", problems), problems
 
 
-def _build(tree: Mapping[str, Any], base: T, path: str, problems: list[Problem]) -> T:
+def _build(tree: Mapping[str, Json], base: T, path: str, problems: list[Problem]) -> T:
     """`base` with the values of `tree` in place of its own."""
     known = settings(type(base))
     values = {}
@@ -265,7 +274,7 @@ def _build(tree: Mapping[str, Any], base: T, path: str, problems: list[Problem])
 
 
 def _build_subtree(
-    tree: Any, base: Any, kinds: Kinds | None, path: str, problems: list[Problem]
+    tree: Json, base: Any, kinds: Kinds | None, path: str, problems: list[Problem]
 ) -> Any:
     if not isinstance(tree, Mapping):
         rule = f"must be a group of settings: {', '.join(settings(type(base)))}"

@@ -23,13 +23,14 @@ PLURALS = {bool: "truth values", int: "integers", float: "numbers", str: "texts"
 PAIRS = {"(": ")", "[": "]"}
 QUOTES = "'\""
 TEXTS = tuple[str, ...]
+Hint = Any  # the type of a field: a class, or what typing makes of several
 
 
 class InvalidValue(ValueError):
     """A value that breaks a rule, which is the message."""
 
 
-def optional(hint: Any) -> tuple[Any, bool]:
+def optional(hint: Hint) -> tuple[Hint, bool]:
     """X, True for X | None; the hint itself, False for every other."""
     if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
         inner = [arg for arg in get_args(hint) if arg is not type(None)]
@@ -37,13 +38,13 @@ def optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def one_or_more(hint: Any) -> bool:
+def one_or_more(hint: Hint) -> bool:
     """Whether it is str | tuple[str, ...], None aside."""
     inner, _ = optional(hint)
     return get_origin(inner) in (Union, types.UnionType) and set(get_args(inner)) == {str, TEXTS}
 
 
-def supported(hint: Any) -> bool:
+def supported(hint: Hint) -> bool:
     """Whether a field of this type can be checked and read from a text."""
     hint, _ = optional(hint)
     if get_origin(hint) is tuple:
@@ -61,7 +62,7 @@ def storage_type(hint: Any) -> type:
     return get_origin(hint) or hint
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Hint) -> str:
     """The type in words, to follow "must be"."""
     hint, may_be_none = optional(hint)
     args = get_args(hint)
@@ -78,7 +79,7 @@ def describe(hint: Any) -> str:
     return text + (" or None" if may_be_none else "")
 
 
-def fit(value: Any, hint: Any) -> Any:
+def fit(value: Any, hint: Hint) -> Any:
     """`value` as the type `hint` wants it: an int becomes a float, a list a tuple, no more.
 
     A bool is no number. Raises InvalidValue.
@@ -109,16 +110,18 @@ def fit(value: Any, hint: Any) -> Any:
     raise InvalidValue(rule)
 
 
-def _is_number(value: Any, kind: type) -> bool:
+def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _hint_at(value: Any, literal: Any) -> str:
+def _hint_at(value: object, literal: Hint) -> str:
     match = nearest(str(value), map(str, get_args(literal)))
     return f"; did you mean {match}?" if match else ""
 
 
-def _fit_elements(values: Any, hint: Any, rule: str, by: Callable[[Any, Any], Any] = fit) -> tuple:
+def _fit_elements(
+    values: object, hint: Hint, rule: str, by: Callable[[Any, Hint], object] = fit
+) -> tuple:
     """Each element by its type; the number of elements where the type says it."""
     if not isinstance(values, list | tuple):
         raise InvalidValue(rule)
@@ -133,7 +136,7 @@ def _fit_elements(values: Any, hint: Any, rule: str, by: Callable[[Any, Any], An
         raise InvalidValue(f"{rule} (an element {invalid})") from None
 
 
-def parse(text: str, hint: Any) -> Any:
+def parse(text: str, hint: Hint) -> Any:
     """The value of type `hint` that `text` stands for on a command line. Raises InvalidValue.
 
     Integers as 1_000, no 1e3; booleans true, false, 1, 0; None as none; tuples as 1,2 or (1, 2),
@@ -214,7 +217,7 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if quoted else text
 
 
-def written(value: Any, hint: Any) -> str:
+def written(value: object, hint: Hint) -> str:
     """The text that `parse` reads as this value of the type `hint`."""
     if isinstance(value, list | tuple):
         texts = [_quoted(element) if isinstance(element, str) else element for element in value]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.faults import DAMAGED, Fault, Item, no_field, not_text
+
+Arrow = Any  # an object of pyarrow, which comes with an extra
 
 ROWS = 256  # made to Python's texts at a time
 BUFFER = 1 << 20  # bytes of a column of Parquet that are read ahead
@@ -77,7 +80,7 @@ def read_arrow(file: Path, field: str) -> Iterator[Item]:
             yield f"batch {number}", _damaged("cannot be read", error)
 
 
-def _batches_of_file(source: Any, options: Any, pa: Any) -> Iterator[Any]:
+def _batches_of_file(source: Arrow, options: Arrow, pa: ModuleType) -> Iterator[Arrow | Exception]:
     """Each batch, or the error in its place."""
     opened = pa.ipc.open_file(source, options=options)
     for number in range(opened.num_record_batches):
@@ -88,7 +91,9 @@ def _batches_of_file(source: Any, options: Any, pa: Any) -> Iterator[Any]:
         yield batch
 
 
-def _batches_of_stream(source: Any, options: Any, pa: Any) -> Iterator[Any]:
+def _batches_of_stream(
+    source: Arrow, options: Arrow, pa: ModuleType
+) -> Iterator[Arrow | Exception]:
     """Each batch up to the first error, which ends a stream."""
     source.seek(0)
     try:
@@ -97,7 +102,7 @@ def _batches_of_stream(source: Any, options: Any, pa: Any) -> Iterator[Any]:
         yield error
 
 
-def _path(schema: Any, field: str, pa: Any) -> tuple[str, ...] | Fault:
+def _path(schema: Arrow, field: str, pa: ModuleType) -> tuple[str, ...] | Fault:
     """The names that lead to the text: one column's, or that of a column of structs and below."""
     path: tuple[str, ...] = (field,)
     if schema.names.count(field) == 1:
@@ -115,14 +120,14 @@ def _path(schema: Any, field: str, pa: Any) -> tuple[str, ...] | Fault:
     return path
 
 
-def _holds_text(kind: Any, pa: Any) -> bool:
+def _holds_text(kind: Arrow, pa: ModuleType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
     return pa.types.is_null(kind) or str(kind) in kinds
 
 
-def _rows(batch: Any, path: tuple[str, ...], first: int, pa: Any) -> Iterator[Item]:
+def _rows(batch: Arrow, path: tuple[str, ...], first: int, pa: ModuleType) -> Iterator[Item]:
     """The texts of a batch; first: number of its first row. A null is an empty text."""
     for start in range(0, len(batch), ROWS):
         values = _values(batch.slice(start, ROWS), path, pa)
@@ -133,7 +138,7 @@ def _rows(batch: Any, path: tuple[str, ...], first: int, pa: Any) -> Iterator[It
                 yield f"row {number}", Fault("not UTF-8", f"not UTF-8 ({error})")
 
 
-def _values(batch: Any, path: tuple[str, ...], pa: Any) -> list[bytes | None]:
+def _values(batch: Arrow, path: tuple[str, ...], pa: ModuleType) -> list[bytes | None]:
     """Nothing in a batch of IPC was looked at yet: a damaged offset would end the process."""
     column = batch.column(batch.schema.get_field_index(path[0]))
     column.validate()
@@ -161,12 +166,12 @@ def _damaged(what: str, error: Exception) -> Fault:
     return Fault(DAMAGED, f"{what} ({message[:200] or type(error).__name__})")
 
 
-def _damage(pa: Any) -> tuple[type[Exception], ...]:
+def _damage(pa: ModuleType) -> tuple[type[Exception], ...]:
     """What pyarrow raises of a file that is damaged."""
     return (pa.ArrowException, OSError, EOFError, ValueError, TypeError, LookupError)
 
 
-def _pyarrow(file: Path) -> Any:
+def _pyarrow(file: Path) -> ModuleType:
     try:
         import pyarrow
         import pyarrow.ipc

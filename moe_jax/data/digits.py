@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.images import Augmentation, ImageDataset
 
 SIDE, GREYS = 8, 16  # pixels; the darkest
@@ -55,7 +56,7 @@ class Digits(ImageDataset):
     def classes(self) -> tuple[str, ...]:
         return self.class_names()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         images, labels = _load()
         content = images.astype("<f4").tobytes() + labels.astype("<i4").tobytes()
         return {"every": EVERY, "sha256": hashlib.sha256(content).hexdigest()}
@@ -74,5 +75,5 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         message = 'data.kind = digits needs scikit-learn: pip install "moe_jax[vision]"'
         raise UserError(message) from error
-    found: Any = load_digits()
+    found = load_digits()
     return (found.images[..., None] / GREYS).astype(np.float32), found.target.astype(np.int32)

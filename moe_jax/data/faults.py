@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json, JsonObject
 
 DAMAGED, NO_FIELD, NO_TEXT = "damaged files", "no such field", "field without text"
 EMPTY_TEXT, EMPTY_FILE = "empty texts", "empty files"
@@ -44,7 +44,7 @@ class Tally:
     files: int = 0
     documents: int = 0
     bytes: int = 0
-    passed_over: dict[str, list[Any]] = field(default_factory=dict)  # reason: [count, place]
+    passed_over: dict[str, list[Json]] = field(default_factory=dict)  # reason: [count, place]
 
     def add(self, text: str) -> None:
         self.documents += 1
@@ -63,7 +63,7 @@ class Tally:
             raise UserError(f"{at}: {fault.what}\n  {hint}")
         self.pass_over(fault.reason, f"{at}: {fault.what}")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """JSON, of which `Tally(**...)` makes the tally again."""
         return dict(vars(self))
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.files import as_tuple, files_of, same_file
 from moe_jax.data.readers import READERS, read_file
@@ -73,7 +74,7 @@ class Folder(TextDataset):
         choice = less if split == "train" else more
         return f"it takes more text, {choice}, or data.validation=PATH, a set of its own"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Files by path, size and time of change: a changed folder is tokenised anew."""
         splits = []
         for split in SPLITS:

@@ -6,21 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.paths import expanded
 from moe_jax.data.images import ImageDataset
+from moe_jax.data.rand_augment import PillowImage
 from moe_jax.data.store import digest, in_share, resolve_data_dir
-from moe_jax.data.tfds_set import PreparedSet
+from moe_jax.data.tfds_set import Examples, PreparedSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
-def library() -> Any:
+def library() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
@@ -29,7 +32,7 @@ def library() -> Any:
     return Image
 
 
-def fitted(image: Any, height: int, width: int, channels: int) -> np.ndarray:
+def fitted(image: PillowImage, height: int, width: int, channels: int) -> np.ndarray:
     """uint8 (height, width, channels) of a Pillow image: its middle, in the shape that is wanted,
     scaled with antialiasing."""
     from PIL import ImageOps
@@ -93,7 +96,7 @@ class ImageFolder(ImageDataset):
     def classes(self) -> tuple[str, ...]:
         return self._names
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         stats = [
             (str(file.relative_to(root)), file.stat().st_size)
             for root in self._roots()
@@ -132,7 +135,7 @@ class ImageFolder(ImageDataset):
 class SetPictures:
     """Images of a prepared TFDS set."""
 
-    def __init__(self, dataset: TfdsImages, source: Any):
+    def __init__(self, dataset: TfdsImages, source: Examples):
         self._dataset, self._source = dataset, source
         self.labels = [int(source[i][dataset.label]) for i in range(len(source))]
 
@@ -177,7 +180,7 @@ class TfdsImages(ImageDataset):
         found.require("Image", self.feature, "image (data.feature)")
         return tuple(found.class_names(self.label))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {**self._set().identity(), "splits": [self.train, self.validation]}
 
     def pictures(self, split: str) -> SetPictures:

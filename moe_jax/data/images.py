@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, at_most
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.order import scattered
 from moe_jax.data.rand_augment import STRONGEST, rand_augment
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
@@ -67,7 +68,8 @@ class Augmentation:
 class Pictures(Protocol):
     """The images of a split as they are stored. labels: a number for each."""
 
-    labels: Any
+    @property
+    def labels(self) -> Sequence[int] | np.ndarray: ...
 
     def __getitem__(self, index: int) -> np.ndarray:
         """uint8 (H, W, C), or what is scaled as it is."""
@@ -107,7 +109,7 @@ class ImageDataset:
     def classes(self) -> tuple[str, ...]:
         raise NotImplementedError
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """JSON that changes when the images do."""
         raise NotImplementedError
 
@@ -142,7 +144,7 @@ class ImageRows:
         self.domains = (dataset.kind_name,)
         sizes = [dataset.height, dataset.width, dataset.channels, dataset.mean, dataset.deviation]
         labels = np.asarray(pictures.labels, "<i4")
-        self.fingerprint: Mapping[str, Any] = {
+        self.fingerprint: JsonObject = {
             "kind": dataset.kind_name,
             "split": split,
             "image": sizes,

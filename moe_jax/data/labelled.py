@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_object
+from moe_jax.config.json_files import Json, read_object
 from moe_jax.config.paths import write_whole
 from moe_jax.data.faults import Tally
 from moe_jax.data.order import scattered
@@ -68,7 +68,7 @@ class LabelledText(TextDataset):
             **{name: ArraySpec(dtype="float32") for name in self.numbers},
         }
 
-    def write(self, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> None:
+    def write(self, folder: Path, identity: Mapping[str, Json], reporter: Reporter) -> None:
         found: dict[str, list[Example]] = {split: [] for split in SPLITS}
 
         def tallied(split: str, tally: Tally) -> Iterator[str]:

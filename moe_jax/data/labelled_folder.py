@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.folder import Folder
 from moe_jax.data.labelled import Example, LabelledText
@@ -39,7 +40,7 @@ class LabelledFolder(LabelledText, Folder):
         if not self.label:
             yield "label", "must name the field of the class"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {**super().identity(), "label": self.label, "domain": self.domain}
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
@@ -83,7 +84,7 @@ class LabelledTfds(LabelledText, Tfds):
     validation: str = "test"
     label: str = "label"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {**super().identity(), "label": self.label}
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:

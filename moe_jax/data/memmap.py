@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.files import as_tuple, files_of
 from moe_jax.data.packing import PackedRows, packed_rows, require_ids
 from moe_jax.data.tokenizer import TOKENIZERS, Bpe, Ids, TokenizerConfig
@@ -64,7 +65,7 @@ class Memmap:
             )
         samples = [sampled_sha256(file) for file in files]
         stream = streams[0] if len(streams) == 1 else Joined(streams)
-        content: dict[str, Any] = {"tokens": len(stream), "dtype": stream.dtype.name}
+        content: JsonObject = {"tokens": len(stream), "dtype": stream.dtype.name}
         content |= samples[0] if len(samples) == 1 else {"files": samples}
         return packed_rows(
             stream,
@@ -146,7 +147,7 @@ def _starts(size: int, limit: int = BLOCKS) -> list[int]:
     return np.linspace(0, size - BLOCK, limit).astype(int).tolist()
 
 
-def sampled_sha256(path: Path) -> dict[str, Any]:
+def sampled_sha256(path: Path) -> JsonObject:
     """{"bytes_on_disk", "sampled_sha256"}: of the whole file up to 32 MiB, of 512 blocks spread
     evenly over a larger one, which nobody wants to read through at each start."""
     size = path.stat().st_size

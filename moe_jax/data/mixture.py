@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.kinds import Kinds
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.tree import settings as fields_of
@@ -22,7 +23,7 @@ from moe_jax.config.values import one_or_more, split_elements
 from moe_jax.data.order import scattered
 from moe_jax.data.progress import Reporter
 from moe_jax.data.sources import PARTS
-from moe_jax.data.types import Dataset, Rows, require_split
+from moe_jax.data.types import Dataset, Rows, described, require_split
 
 PART = re.compile(
     r"""\s* (?: (?P<label>[\w.-]+) \s*=\s* )?
@@ -96,6 +97,8 @@ class Mixture:
 
     def _dataset(self, kind: str, settings: str) -> Dataset:
         cls = Kinds(PARTS, Dataset).load(kind)
+        if "sequence_length" not in {f.name for f in dataclasses.fields(cls)}:
+            raise UserError(f"{kind} has no sequence_length: parts are rows of so many tokens")
         # Where several may stand, quotes say that a comma is part of one.
         lists = [name for name, field in fields_of(cls).items() if one_or_more(field.hint)]
         pairs = []
@@ -116,13 +119,13 @@ class Mixture:
         require_split(split)
         parts = self.parsed()
         opened = [part.dataset.open(split) for part in parts]
-        known = opened[0].tokenizer.describe()
+        known = described(opened[0])
         for part, rows in zip(parts, opened, strict=True):
-            if rows.tokenizer.describe() != known:
+            if (found := described(rows)) != known or found is None:
                 raise UserError(
-                    f"the parts of a mixture need one tokenizer: {parts[0].label} has {known}, "
-                    f"{part.label} has {rows.tokenizer.describe()} (a trained one is shared by "
-                    "tokenizer.kind=bpe, tokenizer.file=.../tokenizer.json)"
+                    f"the parts of a mixture need one tokenizer: {parts[0].label} has "
+                    f"{known or 'none'}, {part.label} has {found or 'none'} (a trained one is "
+                    "shared by tokenizer.kind=bpe, tokenizer.file=.../tokenizer.json)"
                 )
         return MixedRows(
             opened,
@@ -169,7 +172,7 @@ class MixedRows:
         self.domains = tuple(labels)
         self.mixture = tuple((len(part), w) for part, w in zip(parts, weights, strict=True))
         self.tokenizer = parts[0].tokenizer
-        self.fingerprint: Mapping[str, Any] = {
+        self.fingerprint: JsonObject = {
             "kind": Mixture.kind_name,
             "weights": list(weights),
             "parts": [dict(part.fingerprint) for part in parts],

@@ -16,11 +16,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.data.order import scattered
 from moe_jax.data.types import Tokenizer
 
@@ -40,7 +41,7 @@ class StreamInfo:
     dtype: str
     sha256: str
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         return asdict(self)
 
 
@@ -84,6 +85,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
+class Stream(Protocol):
+    """An array of ids, or what can be sliced as one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """A stream as rows (see the module). `Rows` of types.py.
@@ -93,10 +102,10 @@ class PackedRows:
     make it, in a few words, where that is known.
     """
 
-    stream: Any  # an array of ids, or what can be sliced as one
+    stream: Stream
     sequence_length: int
     tokenizer: Tokenizer
-    fingerprint: Mapping[str, Any]
+    fingerprint: JsonObject
     name: str
     scatter: bool
     source: str
@@ -143,13 +152,13 @@ def segments_of(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
 
 
 def packed_rows(
-    stream: Any,
+    stream: Stream,
     *,
     sequence_length: int,
     tokenizer: Tokenizer,
     split: str,
     kind: str,
-    content: Mapping[str, Any],
+    content: Mapping[str, Json],
     source: str,
     read: str = "",
     remedy: str | None = None,

@@ -17,7 +17,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -116,7 +116,9 @@ class Process:
             belief_BK = seen_BK / probability_B[:, None]
         return nats / tokens_BS[:, 1:].size
 
-    def sample(self, rows: int, length: int, random: np.random.Generator) -> tuple[Any, Any]:
+    def sample(
+        self, rows: int, length: int, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, sources), both int32 (rows, length)."""
         V = self.transition_KVV.shape[1]
         start_KV = _cumulative(self.stationary_KV.ravel())

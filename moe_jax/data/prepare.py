@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -91,7 +90,7 @@ class Preparation:
 
 
 def chosen(
-    dataset: str | None, config: str | None, overrides: Iterable[tuple[str, Any]]
+    dataset: str | None, config: str | None, overrides: Iterable[tuple[str, object]]
 ) -> Dataset:
     """The dataset that the flags name; overrides as "data.x". Raises UserError."""
     if (dataset is None) == (config is None):

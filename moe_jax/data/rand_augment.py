@@ -12,9 +12,12 @@ from moe_jax.config.errors import UserError
 
 STRONGEST = 30  # of `magnitude`; what each operation does there is in OPERATIONS
 
+PillowImage = Any  # Pillow comes with an extra
+Colour = int | tuple[int, int, int]
+
 # Of an image, the strength in [-1, 1] and the colour of what comes in from beyond the edge. Those
 # that have no direction get it from [0, 1].
-Operation = Callable[[Any, float, Any], Any]
+Operation = Callable[[PillowImage, float, Colour], PillowImage]
 
 
 def rand_augment(
@@ -51,7 +54,9 @@ def rand_augment(
     return found[:, :, None] if grey else found
 
 
-def _affine(image: Any, rows: tuple[float, float, float, float, float, float], colour: Any) -> Any:
+def _affine(
+    image: PillowImage, rows: tuple[float, float, float, float, float, float], colour: Colour
+) -> PillowImage:
     """Each pixel (x, y) becomes the one nearest to (a x + b y + c, d x + e y + f)."""
     from PIL import Image
 
@@ -59,28 +64,28 @@ def _affine(image: Any, rows: tuple[float, float, float, float, float, float], c
     return image.transform(image.size, transform, rows, nearest, fillcolor=colour)
 
 
-def _shear_x(image: Any, strength: float, colour: Any) -> Any:
+def _shear_x(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     return _affine(image, (1, 0.3 * strength, 0, 0, 1, 0), colour)
 
 
-def _shear_y(image: Any, strength: float, colour: Any) -> Any:
+def _shear_y(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     return _affine(image, (1, 0, 0, 0.3 * strength, 1, 0), colour)
 
 
-def _translate_x(image: Any, strength: float, colour: Any) -> Any:
+def _translate_x(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     return _affine(image, (1, 0, int(150 / 331 * strength * image.width), 0, 1, 0), colour)
 
 
-def _translate_y(image: Any, strength: float, colour: Any) -> Any:
+def _translate_y(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     return _affine(image, (1, 0, 0, 0, 1, int(150 / 331 * strength * image.height)), colour)
 
 
-def _rotate(image: Any, strength: float, colour: Any) -> Any:
+def _rotate(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     return image.rotate(30 * strength, fillcolor=colour)
 
 
 def _enhance(name: str) -> Operation:
-    def enhance(image: Any, strength: float, colour: Any) -> Any:
+    def enhance(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
         from PIL import ImageEnhance
 
         return getattr(ImageEnhance, name)(image).enhance(1 + 0.9 * strength)
@@ -88,20 +93,20 @@ def _enhance(name: str) -> Operation:
     return enhance
 
 
-def _posterize(image: Any, strength: float, colour: Any) -> Any:
+def _posterize(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     from PIL import ImageOps
 
     return ImageOps.posterize(image, 8 - round(4 * strength))
 
 
-def _solarize(image: Any, strength: float, colour: Any) -> Any:
+def _solarize(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
     from PIL import ImageOps
 
     return ImageOps.solarize(image, math.ceil(255 * (1 - strength)))
 
 
 def _stretch(name: str) -> Operation:
-    def stretch(image: Any, strength: float, colour: Any) -> Any:
+    def stretch(image: PillowImage, strength: float, colour: Colour) -> PillowImage:
         from PIL import ImageOps
 
         return getattr(ImageOps, name)(image)

@@ -15,10 +15,11 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, TextIO, cast
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import parsed
+from moe_jax.config.json_files import Json, parsed
 from moe_jax.data.columns import read_arrow, read_parquet
 from moe_jax.data.faults import DAMAGED, Fault, Item, no_field, not_text
 
@@ -119,7 +120,7 @@ def _read_array(file: Path, field: str) -> Iterator[Item]:
         yield f"element {number + 1}", Fault(NOT_JSON, f"not JSON ({error})")
 
 
-def array_elements(text: TextIO) -> Iterator[Any]:
+def array_elements(text: TextIO) -> Iterator[Json]:
     """The elements of one array of JSON, of which a few are held at a time. ValueError."""
     decode = json.JSONDecoder().raw_decode
     window = _Window(text)
@@ -156,7 +157,7 @@ class _Window:
             raise ValueError(f"{wanted!r} is missing where {found or 'the end'!r} is")
         self._at += 1
 
-    def value(self, decode: Callable[[str, int], tuple[Any, int]]) -> Any:
+    def value(self, decode: Callable[[str, int], tuple[Json, int]]) -> Json:
         self.next_character()
         while True:
             try:
@@ -176,7 +177,7 @@ class _Window:
         return bool(more)
 
 
-def text_in(content: Any, field: str) -> str | Fault:
+def text_in(content: Json, field: str) -> str | Fault:
     """The text of an object: a key of this name, else a path of keys; null is an empty text."""
     value = _value_in(content, field)
     if value is ABSENT:
@@ -190,7 +191,7 @@ def text_in(content: Any, field: str) -> str | Fault:
     return value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate
 
 
-def _value_in(content: Any, field: str) -> Any:
+def _value_in(content: Json, field: str) -> Json:
     if isinstance(content, dict) and field in content:
         return content[field]
     for name in field.split("."):
@@ -229,7 +230,7 @@ def _read_rows(file: Path, field: str, dialect: type[csv.Dialect]) -> Iterator[I
                 yield f"line {rows.line_num}", _text_of_row(row, column, len(header))
 
 
-def _row(rows: Any) -> list[str] | Fault | None:
+def _row(rows: Iterator[list[str]]) -> list[str] | Fault | None:
     """The next row; None at the end."""
     try:
         return next(rows, None)
@@ -303,15 +304,15 @@ class _Zstd(io.RawIOBase):
     """The frames of a .zst, one after the other. The library's own stream takes a file that is cut
     off for one that ends there."""
 
-    def __init__(self, raw: BinaryIO, library: Any):
+    def __init__(self, raw: BinaryIO, library: ModuleType):
         self._raw, self._library = raw, library
-        self._frame: Any = None
+        self._frame: Any = None  # zstandard's
         self._packed, self._held = memoryview(b""), memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, into: Any) -> int:
+    def readinto(self, into: Any) -> int:  # a buffer, as io has no name for it before 3.12
         while not self._held:
             self._packed = self._packed or memoryview(self._raw.read(CHUNK))
             if not self._packed:

@@ -10,10 +10,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_TEXT, Tally
 from moe_jax.data.labelled import Example, LabelledText
 from moe_jax.data.packages import Package, fetched
@@ -70,7 +71,7 @@ class Sentiment(LabelledText):
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {
             "reading": READING,
             "sha256": PACKAGE.sha256,

@@ -41,7 +41,7 @@ class StdlibTextBuilder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(columns=["path", "bytes", "sha256"], files=files),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[str, dict]]]:
         return {split: self._generate_examples(files) for split, files in self._documents.items()}
 
     def _generate_examples(self, files: Sequence[Document]) -> Iterator[tuple[str, dict]]:

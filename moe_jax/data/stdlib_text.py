@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.progress import Reporter
 from moe_jax.data.stdlib_documents import (
     CONFIG,
@@ -17,6 +18,7 @@ from moe_jax.data.stdlib_documents import (
 )
 from moe_jax.data.store import build_once, resolve_data_dir
 from moe_jax.data.text import TextDataset
+from moe_jax.data.tfds_set import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class StdlibText(TextDataset):
 
     kind_name: ClassVar[str] = "stdlib_text"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {"tfds": f"{NAME}/{CONFIG}/{VERSION}"}
 
     def documents(self, split: str) -> Iterator[str]:
@@ -54,7 +56,7 @@ class StdlibText(TextDataset):
     def stored_in(self) -> tuple[Path, ...]:
         return (self._tfds_folder(), *super().stored_in())
 
-    def _source(self, split: str) -> Any:
+    def _source(self, split: str) -> Examples:
         import tensorflow_datasets as tfds  # here: other datasets and --help do without
 
         return tfds.builder_from_directory(self._tfds_folder()).as_data_source(split)

@@ -12,12 +12,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_object
+from moe_jax.config.json_files import Json, read_object
 from moe_jax.config.paths import expanded, home_cache, write_whole
 from moe_jax.data.faults import Tally
 from moe_jax.data.packing import StreamInfo, write_stream
@@ -38,7 +37,7 @@ def resolve_data_dir(data_dir: str | None) -> Path:
     return expanded(chosen).absolute()
 
 
-def digest(content: Any) -> str:
+def digest(content: Json) -> str:
     """sha256 of JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
@@ -162,7 +161,7 @@ def _stream_path(folder: Path, split: str) -> Path:
 
 def write_tokens(
     folder: Path,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Json],
     make_tokenizer: Callable[[], Tokenizer],
     documents: Callable[[str, Tally], Iterator[str]],
     count: Callable[[str], int | None],

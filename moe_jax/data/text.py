@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.config.tree import leaves, to_json_dict
 from moe_jax.config.values import written
 from moe_jax.data.faults import EMPTY_TEXT, Tally
@@ -27,7 +28,7 @@ from moe_jax.data.store import (
     write_tokens,
 )
 from moe_jax.data.tokenizer import TOKENIZERS, Bytes, TokenizerConfig
-from moe_jax.data.types import Tokenizer, require_split
+from moe_jax.data.types import Rows, Tokenizer, require_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class TextDataset:
 
     # What a subclass says
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """JSON that changes when the documents do; cheap, for it is asked at each start.
 
         Raises UserError where the documents are not there.
@@ -87,7 +88,7 @@ class TextDataset:
 
     # What all have
 
-    def open(self, split: str) -> Any:
+    def open(self, split: str) -> Rows:
         tokens = self.opened(split)
         return packed_rows(
             tokens.stream(split),
@@ -146,14 +147,14 @@ class TextDataset:
         identity = self.identity()
         build_once(self._tokens_folder(), lambda folder: self.write(folder, identity, reporter))
 
-    def write(self, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> None:
+    def write(self, folder: Path, identity: Mapping[str, Json], reporter: Reporter) -> None:
         """Fills the folder of tokens."""
         self.write_documents(folder, identity, self.tallied, reporter)
 
     def write_documents(
         self,
         folder: Path,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Json],
         tallied: Callable[[str, Tally], Iterator[str]],
         reporter: Reporter,
     ) -> None:
@@ -179,7 +180,7 @@ class TextDataset:
         return resolve_data_dir(self.data_dir) / TOKENS / f"{self.kind_name}-{key}"
 
 
-def prepare_command(dataset: Any) -> str:
+def prepare_command(dataset: TextDataset) -> str:
     """The command line that prepares a dataset with these settings."""
     usual = _flat(to_json_dict(type(dataset)()))
     settings = {
@@ -194,9 +195,9 @@ def prepare_command(dataset: Any) -> str:
     return shlex.join(["python", "-m", "moe_jax.data.prepare", *flags])
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Json], prefix: str = "") -> JsonObject:
     """{"a.b": value}"""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

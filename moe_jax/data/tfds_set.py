@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject
+
+Examples = Sequence[Mapping[str, Any]]  # of TFDS: the features by name
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class PreparedSet:
         except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
             raise UserError(self._unprepared("is not prepared") + self._there_is()) from error
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         info = (Path(self.builder.data_path) / "dataset_info.json").read_bytes()
         return {
             "tfds": self.builder.info.full_name,
@@ -63,7 +66,7 @@ class PreparedSet:
         self.require("ClassLabel", label, "label (data.label)")
         return list(self.builder.info.features[label].names)
 
-    def source(self, split: str, keep: Collection[str]) -> Any:
+    def source(self, split: str, keep: Collection[str]) -> Examples:
         """The examples of a split, with these features."""
         import tensorflow_datasets as tfds
 

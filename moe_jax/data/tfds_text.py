@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from moe_jax.config.fields import Rule
+from moe_jax.config.json_files import JsonObject
 from moe_jax.data.store import resolve_data_dir
 from moe_jax.data.text import TextDataset
-from moe_jax.data.tfds_set import PreparedSet
+from moe_jax.data.tfds_set import Examples, PreparedSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Tfds(TextDataset):
     def description(self) -> str:
         return f"TFDS set {self.name}"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return {
             **self.set().identity(),
             "feature": self.feature,
@@ -52,7 +53,7 @@ class Tfds(TextDataset):
     def count(self, split: str) -> int:
         return len(self.source(split))
 
-    def source(self, split: str, keep: tuple[str, ...] = ()) -> Any:
+    def source(self, split: str, keep: tuple[str, ...] = ()) -> Examples:
         """The examples with the text and the features to `keep`."""
         return self.set().source(getattr(self, split), (self.feature, *keep))
 

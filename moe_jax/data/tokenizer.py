@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from types import ModuleType
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.config.json_files import read_object
+from moe_jax.config.json_files import JsonObject, read_object
 from moe_jax.config.paths import expanded, write_whole
 from moe_jax.data.types import Tokenizer
 
@@ -42,7 +43,7 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         return {"kind": "bytes", "vocab_size": self.vocab_size}
 
 
@@ -78,7 +79,7 @@ class IdTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(str(int(i)) for i in ids if i not in self.special_ids)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         return {"kind": "ids", "vocab_size": self.vocab_size, "eos_id": self.eos_id}
 
 
@@ -150,14 +151,14 @@ class BpeTokenizer:
         kept = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return self._bpe.decode(kept, skip_special_tokens=True)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         return {"kind": "bpe", "vocab_size": self.vocab_size, "sha256": _sha256(self.content)}
 
     def save(self, folder: Path) -> None:
         (folder / BPE_FILE).write_text(self.content, "utf-8")
 
 
-def _tokenizers() -> Any:
+def _tokenizers() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:
@@ -212,7 +213,7 @@ class TokenizerConfig(Protocol):
 
     def make(self, texts: Iterable[str]) -> Tokenizer: ...
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """JSON: with the texts, it decides what `make` gives."""
         ...
 
@@ -224,7 +225,7 @@ class Bytes:
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return ByteTokenizer().describe()
 
 
@@ -243,7 +244,7 @@ class Bpe:
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return train_bpe(texts, self.vocab_size) if self.file is None else load_bpe(self.file)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         if self.file is not None:
             return load_bpe(self.file).describe()
         return {"kind": "bpe", "vocab_size": self.vocab_size}
@@ -264,7 +265,7 @@ class Ids:
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return IdTokenizer(self.vocab_size, eos_id=self.eos_id)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return IdTokenizer(self.vocab_size, eos_id=self.eos_id).describe()
 
 
@@ -278,7 +279,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer.save(folder)
 
 
-def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
+def load_tokenizer(folder: Path, description: JsonObject) -> Tokenizer:
     """The tokenizer that was saved in a folder. UserError where the file was changed."""
     if description == (plain := ByteTokenizer()).describe():
         return plain
@@ -294,7 +295,7 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
 def carry_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a tokenizer of this package into a folder of its own. One from outside is only
     described: it comes with its dataset."""
-    content: dict[str, Any] = {"description": tokenizer.describe()}
+    content: JsonObject = {"description": tokenizer.describe()}
     if isinstance(tokenizer, IdTokenizer):
         content["bytes_per_id"] = tokenizer.bytes_per_id
     folder.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json, JsonObject
 
 SPLITS = ("train", "validation")
 NO_LABEL = -1  # the class of rows that nothing counts
@@ -42,7 +43,7 @@ class Tokenizer(Protocol):
         """The text of ids; specials give nothing, broken UTF-8 gives replacement characters."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """JSON that names the tokenizer: two with the same description give the same ids."""
         ...
 
@@ -103,6 +104,12 @@ class DataInfo:
         return cls(tokenizer=rows)
 
 
+def described(rows: Rows) -> JsonObject | None:
+    """The tokenizer of an opened split, as a fingerprint has it; None where it has none."""
+    tokenizer = DataInfo.of(rows).tokenizer
+    return None if tokenizer is None else tokenizer.describe()
+
+
 class Rows(Protocol):
     """An opened split: fixed rows with random access.
 
@@ -116,9 +123,18 @@ class Rows(Protocol):
     which lie one after the other; `Pipeline` draws from them by weight.
     """
 
-    tokenizer: Any  # a Tokenizer; None where there is no text
-    fingerprint: Mapping[str, Any]  # JSON: what must not change between a run and its resumption
-    domains: tuple[str, ...]
+    @property
+    def tokenizer(self) -> Any:
+        """A `Tokenizer`; None where there is no text."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, Json]:
+        """What must not change between a run and its resumption."""
+        ...
+
+    @property
+    def domains(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from moe_jax.experts.types import View
 from moe_jax.ops.expert_ffn import FUSED, row_backend
 from moe_jax.ops.grouped_matmul import BACKENDS, grouped_matmul
 from moe_jax.ops.precision import accumulator, dot_upcast, upcast
 
 
 class Formula(Protocol):
-    def apply(self, x: Array, view: Any) -> Array: ...
+    def apply(self, x: Array, view: View) -> Array: ...
 
 
 @jax.tree_util.register_dataclass

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
 
 from moe_jax.models.layout import Layout
-from moe_jax.models.network import path_name
+from moe_jax.models.network import flat, path_name
 
+Leaf = TypeVar("Leaf", Array, np.ndarray)
 # The layers of each stack, by its name: the number of the first.
 Stacks = Mapping[str, tuple[int, ...]]
 # What stands before the number of a stack; optimizers have trees of their own that end in these.
@@ -32,24 +35,25 @@ def layer_names(name: str, stacks: Stacks) -> tuple[str, ...]:
     return tuple(f"{found[1]}{layer:02d}{found[3]}" for layer in layers) if found else ()
 
 
-def unstack(params: Any, layout: Layout) -> dict[str, Any]:
+def unstack(params: PyTree[Array], layout: Layout) -> dict[str, Any]:
     """The arrays of a tree such as the parameters' or their gradients', one a layer:
     {"embedding": (V, D), "layers/07/moe/experts/w_up": (E, D, F), ...}, numpy or jax as they are.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return unstacked({path_name(path): leaf for path, leaf in leaves}, layout.layers_by_name)
+    return unstacked(flat(params), layout.layers_by_name)
 
 
-def unstacked(arrays: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
+def unstacked(arrays: Mapping[str, Leaf], stacks: Stacks) -> dict[str, Leaf]:
     """`unstack` of arrays that have names already."""
-    found: dict[str, Any] = {}
+    found: dict[str, Leaf] = {}
     for name, array in arrays.items():
         names = layer_names(name, stacks)
         found |= zip(names, array, strict=True) if names else {name: array}
     return found
 
 
-def stack(arrays: Mapping[str, Any], layout: Layout, like: Any) -> Any:
+def stack(
+    arrays: Mapping[str, Array | np.ndarray], layout: Layout, like: PyTree[jax.ShapeDtypeStruct]
+) -> PyTree[Array]:
     """The inverse of `unstack`: the tree as a model of that layout runs it.
 
     like: a tree of that structure, of arrays or ShapeDtypeStructs: values get its dtypes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from moe_jax.models.layout import Layout
 from moe_jax.models.transformer import TransformerConfig
@@ -75,11 +74,10 @@ def _dense_dim(config: TransformerConfig, moe: MoEConfig, S: int) -> int:
     """The hidden width at which a dense layer multiplies as much as the sparse one's experts."""
     of_layer = moe.cost(config.model_dim, config.activation, S)
     a_column = (3 if config.activation in GATED else 2) * config.model_dim
-    rounded = of_layer.multiplied - of_layer.router - round(of_layer.routed)
-    return round((of_layer.routed + rounded) / a_column)
+    return round((of_layer.multiplied - of_layer.router) / a_column)
 
 
-def summary(counts: Counts) -> dict[str, Any]:
+def summary(counts: Counts) -> dict[str, str]:
     """The lines printed at the start of a run."""
     return {
         "parameters": f"{counts.total:,} total, {counts.active:,} active per token, "

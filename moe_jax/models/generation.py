@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, Key
 
-from moe_jax.models.network import Network
+from moe_jax.models.network import Network, Params
+from moe_jax.models.types import Cache, RouterStates
 from moe_jax.nn.context import Context, Routes, TokenBatch
+from moe_jax.routing.types import Router
 
 
 def sample(
@@ -46,19 +48,20 @@ class Token:
 class Generator:
     """Generates from one prompt at a time. Routing is dropless and without noise.
 
-    usable_V: True for ids that may be generated (the tokenizer's, without padding).
+    usable_V: True for ids that may be generated (the tokenizer's, without padding). router: with
+    the scalars of the run's step; None: as the model was made.
     """
 
     network: Network
-    params: Mapping[str, Any]
-    router_state: Mapping[str, Any]
-    scalars: Mapping[str, Any]
+    params: Params
+    router_state: RouterStates
     usable_V: np.ndarray
     capture: bool = False
+    router: Router | None = None
 
     @cached_property
-    def _step(self) -> Any:
-        def step(params, router_state, scalars, cache, token_BS, start):
+    def _step(self) -> Wrapped:
+        def step(params, router_state, router, cache, token_BS, start):
             B, S = token_BS.shape
             position_S = start + jnp.arange(S, dtype=jnp.int32)
             batch = TokenBatch(
@@ -67,19 +70,19 @@ class Generator:
                 segment_BS=jnp.ones((B, S), jnp.int32),
                 row_B=jnp.arange(B, dtype=jnp.int32),
             )
-            context = Context(scalars=scalars, whole_rows=True, capture=self.capture)
+            context = Context(router=router, whole_rows=True, capture=self.capture)
             output = self.network.apply(params, batch, context, router_state, cache)
             routes = output.report.routes if output.report is not None else None
             return output.logits_BSV[:, -1], output.cache, routes
 
         return jax.jit(step, donate_argnums=3)
 
-    def logits(self, prompt: list[int], length: int) -> tuple[Array, Any, Routes | None]:
+    def logits(self, prompt: list[int], length: int) -> tuple[Array, Cache, Routes | None]:
         """The next token's logits after the prompt, the cache (room for `length` positions), and
         the routes of the prompt."""
         cache = self.network.module(self.params).make_cache(1, length)
         tokens = jnp.asarray([prompt], jnp.int32)
-        return self._step(self.params, self.router_state, self.scalars, cache, tokens, 0)
+        return self._step(self.params, self.router_state, self.router, cache, tokens, 0)
 
     def __call__(
         self,
@@ -108,7 +111,7 @@ class Generator:
             logits, cache, routes = self._step(
                 self.params,
                 self.router_state,
-                self.scalars,
+                self.router,
                 cache,
                 jnp.asarray([[token]], jnp.int32),
                 len(prompt) + i,

@@ -7,10 +7,10 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.ensemble import Ensemble
@@ -103,8 +103,8 @@ class Layout:
         return tuple(sorted(layer for stack in self.depth_stacks for layer in stack.layers))
 
     def in_layer_order(
-        self, by_stack: Mapping[str, Any], stacks: tuple[Stack, ...] | None = None
-    ) -> Any:
+        self, by_stack: Mapping[str, PyTree[Array]], stacks: tuple[Stack, ...] | None = None
+    ) -> PyTree[Array]:
         """Trees of the stacks (None: the sparse ones), leaves (count, ...), as one with leaves
         (L, ...)."""
         stacks = self.moe_stacks if stacks is None else stacks
@@ -115,7 +115,7 @@ class Layout:
             *[by_stack[stack.name] for stack in stacks],
         )
 
-    def by_stack(self, tree: Any) -> dict[str, Any]:
+    def by_stack(self, tree: PyTree[Array]) -> dict[str, PyTree[Array]]:
         """The inverse of `in_layer_order`."""
         rows = {layer: row for row, layer in enumerate(self.moe_layers)}
         parts = {}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import KeyPath
+from jaxtyping import Array, PyTree
 
 from moe_jax.nn.param import axes_of, forms_of
 from moe_jax.parallel.rules import sharding
 
-Params = dict[str, Any]  # nested; leaves are arrays
+Params = dict[str, PyTree[Array]]  # nested
 
 
 class Network:
@@ -49,7 +51,7 @@ class Network:
 
         return jax.jit(create, out_shardings=self.shardings)(key)
 
-    def module(self, params: Mapping[str, Any]) -> Any:
+    def module(self, params: Params) -> Any:
         """The module with these parameters in it."""
         values = nnx.traversals.flatten_mapping(params)
         variables = {
@@ -58,16 +60,22 @@ class Network:
         }
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
-    def apply(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         return self.module(params)(*args, **kwargs)
 
 
-def path_name(path: tuple[Any, ...], separator: str = "/") -> str:
+def path_name(path: KeyPath, separator: str = "/") -> str:
     """A pytree path as "layers/00/moe/router/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
-def abstract_with(tree: Any, shardings: Any) -> Any:
+def flat(tree: PyTree, separator: str = "/") -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path, separator): leaf for path, leaf in leaves}
+
+
+def abstract_with(tree: PyTree, shardings: PyTree[NamedSharding]) -> PyTree[jax.ShapeDtypeStruct]:
     """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

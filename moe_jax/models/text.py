@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,15 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Ends, Output, RouterState
+from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead
+from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import parameter
 from moe_jax.nn.predictions import ClassLogits, Predictions, chunks_of
 from moe_jax.ops.embedding import rows_of_table
-from moe_jax.ops.initializers import fan_in
+from moe_jax.ops.initializers import Initializer, fan_in
 from moe_jax.parallel.rules import RULES, mesh_size, sharding
 
 
@@ -82,7 +82,13 @@ class TextModel(Transformer):
     config: TextConfig
 
     def __init__(
-        self, config: TextConfig, moe: Any, mesh: Mesh, *, rngs: nnx.Rngs, io: IO | None = None
+        self,
+        config: TextConfig,
+        moe: MoEConfig,
+        mesh: Mesh,
+        *,
+        rngs: nnx.Rngs,
+        io: IO | None = None,
     ):
         super().__init__(config, moe, mesh, rngs=rngs)
         D, V = config.model_dim, config.vocab_size
@@ -104,11 +110,13 @@ class TextModel(Transformer):
         init = jax.nn.initializers.normal(D**-0.5)
         self.embedding = self._table(rngs, init, (V, D), ("vocab", "embed"))
 
-    def _table(self, rngs: nnx.Rngs, init: Any, shape: tuple[int, int], axes: Any) -> nnx.Param:
+    def _table(
+        self, rngs: nnx.Rngs, init: Initializer, shape: tuple[int, int], axes: tuple[str, str]
+    ) -> nnx.Param:
         weights = partial(parameter, rngs, dtype=self.param_dtype, matrix=((0,), (1,)), decays=True)
         return weights(init, shape, axes)
 
-    def make_cache(self, B: int, P: int) -> dict[str, Any]:
+    def make_cache(self, B: int, P: int) -> Cache:
         """An empty cache for B rows of up to P positions. ValueError where the mixer has none."""
         config, members = self.config, self.layout.ensemble.members
         caches = {}
@@ -126,8 +134,8 @@ class TextModel(Transformer):
         self,
         batch: TokenBatch,
         context: Context,
-        router_state: RouterState,
-        cache: Mapping[str, Any] | None = None,
+        router_state: RouterStates,
+        cache: Cache | None = None,
     ) -> Output:
         x_BSD = rows_of_table(self._embedding_table(), jnp.asarray(batch.token_BS), self.dtype)
         # Embedding rows have norm 1; the blocks expect elements of variance 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.config.fields import Rule, at_least, kind, one_of
 from moe_jax.experts.types import sizes_of
 from moe_jax.models.layout import Layout, Stack, layout_of
-from moe_jax.models.types import IO, Ends, Output, RouterState
+from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
 from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
@@ -34,7 +34,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 UNROLLED_ON_CPU = 8
 
 # What the backward pass keeps instead of computing again.
-REMAT_POLICIES: dict[str, Any] = {
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,  # keep everything: no recomputation
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -237,14 +237,14 @@ class Transformer(nnx.Module):
         x_BSD: Float[Array, "B S D"],
         batch: TokenBatch,
         context: Context,
-        router_state: RouterState,
-        cache: Mapping[str, Any] | None = None,
+        router_state: RouterStates,
+        cache: Cache | None = None,
     ) -> tuple[Float[Array, "N S D"], Output]:
         """What the layers and the last norm make of the tokens, a row for each copy in an ensemble;
         and all of the output but its predictions."""
         reports: dict[str, LayerReport] = {}
         depths: dict[str, DepthReport] = {}
-        caches: dict[str, Any] = {}
+        caches: dict[str, PyTree[Array]] = {}
         x_BSD, ensemble = self.constrain(x_BSD), self.layout.ensemble
         entered = ensemble.members == 1
         for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
@@ -279,9 +279,9 @@ class Transformer(nnx.Module):
         x_BSD: Array,
         batch: TokenBatch,
         context: Context,
-        router_state: RouterState,
-        cache: Mapping[str, Any] | None,
-    ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], dict[str, Any]]]:
+        router_state: RouterStates,
+        cache: Cache | None,
+    ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], Cache]]:
         """Scans over the repeats of a pattern whose places are `stacks`: the activations, and by
         stack what was reported of sparse layers, of depths, and the caches."""
         if not stacks:
@@ -298,10 +298,10 @@ class Transformer(nnx.Module):
             for stack in stacks
         }
 
-        def body(x_BSD: Array, layers: dict[str, Any]) -> tuple[Array, Any]:
+        def body(x_BSD: Array, layers: dict[str, PyTree]) -> tuple[Array, PyTree]:
             reports: dict[str, LayerReport] = {}
             depths: dict[str, DepthReport] = {}
-            caches: dict[str, Any] = {}
+            caches: dict[str, PyTree[Array]] = {}
             for name, layer in layers.items():
                 block = nnx.merge(graphs[name], layer["params"])
                 x_BSD, report, new_cache = block(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.nn.context import LayerReport
 from moe_jax.nn.depth import DepthReport
+from moe_jax.nn.ensemble import AnyPredictions
+from moe_jax.nn.predictions import GivenLogits, Predictions
+from moe_jax.routing.types import RouterState
+
+Cache = Mapping[str, PyTree[Array]]  # of the mixers, by stack, leaves (layers of the stack, ...)
+RouterStates = Mapping[str, RouterState]  # by stack too, with the same leading axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +45,19 @@ class Ends:
 class Output:
     """What a model gives for a batch.
 
-    predictions: as the task wants them (nn/predictions.py). report: leaves (L, G, ...) over the
-    sparse layers; None in a dense model. depth: leaves (L, B) over the layers in which some tokens
-    take part; None without any. cache: of a model that is asked token by token.
+    predictions: as the task wants them (nn/predictions.py); None: before they are made. report:
+    leaves (L, G, ...) over the sparse layers; None in a dense model. depth: leaves (L, B) over the
+    layers in which some tokens take part; None without any. cache: of a model that is asked token
+    by token.
     """
 
-    predictions: Any
+    predictions: AnyPredictions | None
     report: LayerReport | None
     depth: DepthReport | None = None
-    cache: dict[str, Any] | None = None
+    cache: Cache | None = None
 
     @property
     def logits_BSV(self) -> Float[Array, "B S V"]:
         """All logits over the vocabulary, float32."""
+        assert isinstance(self.predictions, Predictions | GivenLogits), "of a token's next one"
         return self.predictions.logits_BSV
-
-
-RouterState = Mapping[str, Mapping[str, Array]]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Ends, Output, RouterState
+from moe_jax.models.types import IO, Ends, Output, RouterStates
 from moe_jax.nn.context import Context, ImageBatch, TokenBatch
 from moe_jax.nn.head import POOLINGS, ClassHead
 from moe_jax.nn.moe_layer import MoEConfig
@@ -120,7 +120,7 @@ class VisionTransformer(Transformer):
         self.class_token = parameter(rngs, zeros, (1, D), **form) if config.class_token else None
 
     def __call__(
-        self, images: ImageBatch, context: Context, router_state: RouterState, cache: None = None
+        self, images: ImageBatch, context: Context, router_state: RouterStates, cache: None = None
     ) -> Output:
         x_BSD = self._tokens(jnp.asarray(images.image_BHWC))
         B, S = x_BSD.shape[:2]

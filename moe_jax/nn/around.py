@@ -81,11 +81,8 @@ class BaseAround:
         return None
 
     def cost(self, D: int) -> Cost:
-        found = Cost()
-        for spec in self.params(D, 1.0).values():
-            size = math.prod(spec.shape)
-            found += Cost.of_vectors(size) if spec.matrix is None else Cost.of_matrices(size)
-        return found
+        specs = self.params(D, 1.0).values()
+        return Cost.of_parameters((math.prod(s.shape), s.matrix is not None) for s in specs)
 
     def planned(self, D: int, here: Here) -> Planned:
         return Planned()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +125,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         """span: a bound of the positions; None: the length of the rows or of the cache."""
 
-        def project(weight: nnx.Param[Any]) -> Array:
+        def project(weight: nnx.Param[Array]) -> Array:
             w_DNH = weight[...]
             y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
             return y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])
@@ -209,7 +208,7 @@ class GroupedQuery(BaseMixer):
             exchanged=here.tokens * width * here.bytes,
         )
 
-    def cache(self, sizes: RowSizes, B: int, P: int, dtype: Any) -> KeyValueCache:
+    def cache(self, sizes: RowSizes, B: int, P: int, dtype: DTypeLike) -> KeyValueCache:
         zeros = jnp.zeros((B, P, sizes.num_kv_heads, sizes.head_dim), dtype)
         return KeyValueCache(key_BPMH=zeros, value_BPMH=zeros, length=jnp.zeros((), jnp.int32))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
 from moe_jax.nn.depth import DepthReport, DepthRouter
@@ -60,8 +60,8 @@ class Block(nnx.Module):
         context: Context,
         router_state: Mapping[str, Array],
         layer: Int[Array, ""],
-        cache: Any = None,
-    ) -> tuple[Float[Array, "B S D"], BlockReport, Any]:
+        cache: PyTree[Array] | None = None,
+    ) -> tuple[Float[Array, "B S D"], BlockReport, PyTree[Array] | None]:
         if self.router is None:
             h_BSD, y_BSD, report, cache = self._parts(
                 x_BSD, batch, context, router_state, layer, cache
@@ -70,7 +70,9 @@ class Block(nnx.Module):
         if cache is not None:
             raise ValueError("a mixture of depths looks at later tokens: it cannot decode")
 
-        def parts(x_BCD: Array, batch: TokenBatch, context: Context, span: int) -> Any:
+        def parts(
+            x_BCD: Array, batch: TokenBatch, context: Context, span: int
+        ) -> tuple[Array, Array, LayerReport | None]:
             return self._parts(x_BCD, batch, context, router_state, layer, None, span)[:3]
 
         x_BSD, report, depth = self.router.around(parts, x_BSD, batch, context)
@@ -83,11 +85,11 @@ class Block(nnx.Module):
         context: Context,
         router_state: Mapping[str, Array],
         layer: Int[Array, ""],
-        cache: Any,
+        cache: PyTree[Array] | None,
         span: int | None = None,
-    ) -> tuple[Array, Array, LayerReport | None, Any]:
+    ) -> tuple[Array, Array, LayerReport | None, PyTree[Array] | None]:
         """What the mixer and what the feed-forward layer add to x."""
-        mix: Any = self.attention
+        mix: Any = self.attention  # called as `Mixes`
         h_BSD, cache = mix(
             self.attention_norm(x_BSD), batch.position_BS, batch.segment_BS, cache, span
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from moe_jax.routing.counterfactual import Counterfactual
-from moe_jax.routing.types import Recorded, Sums, Traffic
+from moe_jax.routing.types import Recorded, Router, Sums, Traffic
 
 
 def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -84,17 +83,18 @@ class Switches:
 class Context:
     """How the network is called: a function of (seed, step), never of a device.
 
-    key: routing key of this step, None for no noise. scalars: scheduled values by config path.
+    key: routing key of this step, None for no noise. router: with this step's values of its
+    scheduled scalars (`routing.scalars.as_pytree`); None: the layer's own.
     capacity_factor: in place of the config's, for evaluation; None: dropless.
     whole_rows: every row is one routing group whatever its length (generation).
     capture: also return the routes of every MoE layer.
     counterfactual: in place of the router. recorded: the routes that it replays, leaves
     (num_layers, B, S, K), dense layers included.
-    apart: the predictions of an ensemble's members each for itself, rows (B M, ...).
+    per_member: the predictions of an ensemble's members each for itself, rows (B M, ...).
     """
 
     key: Key[Array, ""] | None = None
-    scalars: Mapping[str, Float[Array, ""]] = field(default_factory=dict)
+    router: Router | None = None
     recorded: Recorded | None = None
     train: bool = field(default=False, metadata={"static": True})
     capacity_factor: float | None = field(default=None, metadata={"static": True})

@@ -47,6 +47,14 @@ class Cost(_Additive):
         """Of scales and biases."""
         return cls(parameters=size, active=size)
 
+    @classmethod
+    def of_parameters(cls, parameters: Iterable[tuple[int, bool]]) -> Cost:
+        """Of (size, whether it holds matrices) of each."""
+        return total(
+            cls.of_matrices(size) if is_matrix else cls.of_vectors(size)
+            for size, is_matrix in parameters
+        )
+
     def of_some(self, share: float) -> Cost:
         """Where only that share of the tokens takes part."""
         return dataclasses.replace(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
@@ -232,7 +232,10 @@ class DepthRouter(nnx.Module):
         return x_bcD, batch, Chosen(place_BC=place_bc, weight_BC=weight_bc), report
 
     def _on_rows(
-        self, function: Callable[..., T], *by_row: Any, replicated: tuple[Any, ...] = ()
+        self,
+        function: Callable[..., T],
+        *by_row: PyTree[Array],
+        replicated: tuple[PyTree[Array], ...] = (),
     ) -> T:
         """function(*replicated, *by_row) on each device's own rows."""
         specs = tuple(PartitionSpec() for _ in replicated) + tuple(ROWS for _ in by_row)

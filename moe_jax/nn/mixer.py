@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.config.fields import Rule
 from moe_jax.nn.cost import Cost, Division, Here, Planned
@@ -40,9 +41,9 @@ class Mixes(Protocol):
         x_BSD: Float[Array, "B S D"],
         position_BS: Int[Array, "B S"],
         segment_BS: Int[Array, "B S"],
-        cache: Any = None,
+        cache: PyTree[Array] | None = None,
         span: int | None = None,
-    ) -> tuple[Float[Array, "B S D"], Any]:
+    ) -> tuple[Float[Array, "B S D"], PyTree[Array] | None]:
         """segment 0 is padding; no token sees another segment's. span: a bound of the positions;
         None: the length of the rows, or of the cache. Returns the output and the next cache."""
         ...
@@ -67,7 +68,7 @@ class Mixer(Protocol):
 
     def planned(self, sizes: RowSizes, here: Here) -> Planned: ...
 
-    def cache(self, sizes: RowSizes, B: int, P: int, dtype: Any) -> Any:
+    def cache(self, sizes: RowSizes, B: int, P: int, dtype: DTypeLike) -> PyTree[Array] | None:
         """An empty cache, a pytree, for B rows of up to P positions; None: there is none, and such
         a model cannot generate."""
         ...
@@ -88,11 +89,8 @@ class BaseMixer:
         raise NotImplementedError
 
     def cost(self, sizes: RowSizes, S: int) -> Cost:
-        found = Cost()
         mesh: Any = None  # nothing is laid out
-        for leaf, form in _shapes(self, sizes, mesh):
-            found += Cost.of_matrices(leaf) if form.is_matrix else Cost.of_vectors(leaf)
-        return found
+        return Cost.of_parameters(_parameters(self, sizes, mesh))
 
     def planned(self, sizes: RowSizes, here: Here) -> Planned:
         """As if each of its products had the model's width."""
@@ -100,18 +98,18 @@ class BaseMixer:
         matrices = self.cost(sizes, here.row).multiplied / sizes.model_dim**2
         return Planned(kept=matrices * one, products=matrices * one)
 
-    def cache(self, sizes: RowSizes, B: int, P: int, dtype: Any) -> Any:
+    def cache(self, sizes: RowSizes, B: int, P: int, dtype: DTypeLike) -> PyTree[Array] | None:
         return None
 
     def divisions(self, sizes: RowSizes, mesh: Mapping[str, int]) -> Iterator[Division]:
         yield from ()
 
 
-def _shapes(mixer: BaseMixer, sizes: RowSizes, mesh: Any) -> list[tuple[int, Any]]:
-    """(size, form) of each parameter of a mixer's module."""
+def _parameters(mixer: BaseMixer, sizes: RowSizes, mesh: Mesh) -> list[tuple[int, bool]]:
+    """(size, whether it holds matrices) of each parameter of a mixer's module."""
 
-    def make(key: Array) -> nnx.State[Any, Any]:
+    def make(key: Array) -> nnx.State[str, PyTree]:
         return nnx.state(mixer.make(sizes, mesh, nnx.Rngs(params=key)), nnx.Param)
 
     state = nnx.to_flat_state(nnx.eval_shape(make, jax.random.key(0)))
-    return [(variable.get_value().size, variable.get_metadata("form")) for _, variable in state]
+    return [(v.get_value().size, v.get_metadata("form").is_matrix) for _, v in state]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.config.checks import check
 from moe_jax.experts import Expert, FeedForward
@@ -27,13 +27,14 @@ from moe_jax.routing import Mixtral
 from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.losses import SCOPES, LoadBalance, RoutingLosses, scoped_loss
 from moe_jax.routing.plan import reduce_sums
+from moe_jax.routing.scalars import as_pytree
 from moe_jax.routing.types import Router, Sums, Traffic
 
 State = Mapping[str, Array]
 USUAL_LOSSES = RoutingLosses(load_balance=LoadBalance(coefficient=0.01))
 
 
-class RouterState(nnx.Variable[Any]):
+class RouterState(nnx.Variable[Array]):
     """What a router keeps between steps and no optimizer sees: a balancing bias, say."""
 
 
@@ -49,7 +50,7 @@ class Report(flax.struct.PyTreeNode):
     sums: Sums
     traffic: Traffic
     state: State
-    router: Router = flax.struct.field(pytree_node=False)
+    router: Router
     routes: Routes | None = None
 
     def metrics(self) -> dict[str, Float[Array, ""]]:
@@ -147,13 +148,16 @@ class MoE(nnx.Module):
         key: Array | None = None,
         train: bool = False,
         routes: bool = False,
+        router: Router | None = None,
     ) -> tuple[Float[Array, "*rows D"], Report]:
         """The layer's output, of x's shape and type, and what it did.
 
         x (..., S, D): rows of S tokens, or (T, D). valid: x's shape without D, False: padding,
         which is not routed (its output is that of the shared experts) and not counted. ids: the
         tokens' ids, for routers that choose by them. key: of the routing noise. train: the noise
-        and the capacity of training. routes: report where each token went. ValueError where the
+        and the capacity of training. routes: report where each token went. router: the layer's own
+        with other scalars, which may be traced: `replace(layer.router, noise_std=value)`, with
+        dataclasses.replace, follows a schedule without a new compilation. ValueError where the
         sizes do not fit.
         """
         context = Context(
@@ -161,6 +165,7 @@ class MoE(nnx.Module):
             train=train,
             capacity_factor=(self.config.capacity_factor if train else self.eval_capacity_factor),
             capture=routes,
+            router=as_pytree(router or self.router),
         )
         mesh = self._mesh()
         explicit = _explicit(mesh)
@@ -169,7 +174,13 @@ class MoE(nnx.Module):
         # On a mesh of Explicit axes the layer runs in a region of the program with Auto axes.
         graph, state = nnx.split(self)
 
-        def run(state: Any, x: Array, valid: Any, ids: Any, context: Context) -> Any:
+        def run(
+            state: PyTree[Array],
+            x: Array,
+            valid: Array | None,
+            ids: Array | None,
+            context: Context,
+        ) -> tuple[Array, Report]:
             return nnx.merge(graph, state)._run(x, valid, ids, context)
 
         out_sharding = (jax.typeof(x).sharding.spec, PartitionSpec())
@@ -192,7 +203,12 @@ class MoE(nnx.Module):
         y_BSD, report = self.layer(
             x.reshape(rows, S, self.dim), batch, context, state, jnp.int32(0), place
         )
-        return y_BSD.reshape(x.shape), self._report(report, state, S)
+        return y_BSD.reshape(x.shape), self._report(report, state, S, context.router or self.router)
+
+    @property
+    def router(self) -> Router:
+        """How tokens choose: a pytree whose leaves are the scalars that may follow a schedule."""
+        return as_pytree(self.config.router)
 
     def update(self, report: Report) -> None:
         """Takes the router's state on, from the report of a call over the whole batch; once a step.
@@ -200,9 +216,9 @@ class MoE(nnx.Module):
         for name, value in updated(report).items():
             self.state[name][...] = value
 
-    def _report(self, report: LayerReport, state: State, S: int) -> Report:
+    def _report(self, report: LayerReport, state: State, S: int, router: Router) -> Report:
         pieces = Grouping.of(self.config.group_size, S).pieces
-        router, losses = self.config.router, self.config.losses
+        losses = self.config.losses
         one_layer = jax.tree.map(lambda leaf: leaf[None], report.sums)
         return Report(
             loss=jnp.asarray(scoped_loss(losses, router, one_layer, SCOPES, pieces), jnp.float32),

@@ -129,8 +129,8 @@ class MoEConfig:
         found = Cost(parameters=router, active=router, multiplied=router, router=router)
         found += Cost(
             parameters=self.num_experts * one,
-            active=round(k * one),
-            multiplied=round(multiplied),
+            active=k * one,
+            multiplied=multiplied,
             routed=multiplied,
         )
         widths = self.widths(model_dim)

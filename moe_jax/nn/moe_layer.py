@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
 from moe_jax.nn.moe_config import Grouping, MoEConfig, fine_grained
@@ -19,6 +18,7 @@ from moe_jax.nn.moe_shard import ShardArguments, ShardBody, ShardOutputs
 from moe_jax.nn.param import Parameters
 from moe_jax.parallel.axes import OURS, MeshAxes, Place
 from moe_jax.parallel.mesh import with_trivial_axes
+from moe_jax.routing.scalars import as_pytree
 
 __all__ = ["Grouping", "MoEConfig", "MoELayer", "fine_grained"]
 
@@ -78,9 +78,9 @@ class MoELayer(nnx.Module):
             batch=batch,
             group_BP=_group_ids(batch.row_B, grouping),
             experts=self.experts.arrays(),
-            router=self.router.arrays(),
+            router=as_pytree(context.router or self.config.router),
+            params=self.router.arrays(),
             state=dict(router_state),
-            scalars=dict(context.scalars),
             key=None if context.key is None else jax.random.fold_in(context.key, layer),
             recorded=jax.tree.map(lambda leaf: leaf[layer], context.recorded),
         )
@@ -140,7 +140,7 @@ def _group_ids(row_B: Int[Array, "B"], grouping: Grouping) -> Int[Array, "U P"]:
 def _flatten_groups(report: LayerReport) -> LayerReport:
     """Statistics leave the shard_map as (units, pieces, ...); one leading G from here on."""
 
-    def flat(tree: Any) -> Any:
+    def flat(tree: PyTree[Array]) -> PyTree[Array]:
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
 
     return dataclasses.replace(report, sums=flat(report.sums), traffic=flat(report.traffic))

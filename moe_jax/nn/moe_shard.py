@@ -10,14 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from moe_jax.config.schedules import bind
 from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
@@ -31,6 +29,7 @@ from moe_jax.routing.types import (
     Assignments,
     Plan,
     Recorded,
+    Router,
     RouterInputs,
     SoftPlan,
     Sums,
@@ -43,7 +42,8 @@ from moe_jax.routing.types import (
 class ShardArguments:
     """The arrays of one call: whole ones outside of the shard_map, this device's part inside.
 
-    x: what routers and undispatched experts see; z: what the matrix experts see.
+    x: what routers and undispatched experts see; z: what the matrix experts see. router: the rule,
+    with the scalars of this step; params, state: its own.
     """
 
     x_BSD: Float[Array, "B S D"]
@@ -51,17 +51,17 @@ class ShardArguments:
     batch: TokenBatch
     group_BP: Int[Array, "B P"]  # numbers of the routing groups
     experts: Mapping[str, Array]
-    router: Mapping[str, Array]
+    router: Router
+    params: Mapping[str, Array]
     state: Mapping[str, Array]
-    scalars: Mapping[str, Array]
     key: Key[Array, ""] | None
     recorded: Recorded | None
 
     @staticmethod
-    def specs(axes: MeshAxes, experts: Mapping[str, PartitionSpec]) -> Any:
+    def specs(axes: MeshAxes, experts: Mapping[str, PartitionSpec]) -> ShardArguments:
         """How each of them lies on the mesh."""
         replicated = PartitionSpec()
-        batch: Any = TokenBatch(  # specs in the places of the arrays
+        batch = TokenBatch(  # specs in the places of the arrays
             token_BS=axes.tokens,  # type: ignore[arg-type]
             position_BS=axes.tokens,  # type: ignore[arg-type]
             segment_BS=axes.tokens,  # type: ignore[arg-type]
@@ -76,8 +76,8 @@ class ShardArguments:
             group_BP=axes.tokens,  # type: ignore[arg-type]
             experts=dict(experts),  # type: ignore[arg-type]
             router=replicated,  # type: ignore[arg-type]
+            params=replicated,  # type: ignore[arg-type]
             state=replicated,  # type: ignore[arg-type]
-            scalars=replicated,  # type: ignore[arg-type]
             key=replicated,  # type: ignore[arg-type]
             recorded=axes.tokens,  # type: ignore[arg-type]
         )
@@ -119,34 +119,28 @@ class ShardBody:
     platform: str | None = None
 
     def __call__(self, a: ShardArguments) -> ShardOutputs:
-        config = self._config(a.scalars)
-        inputs = self._inputs(config, a)
-        routed = jax.vmap(lambda inputs: self._route(config, a.router, a.state, inputs))(inputs)
-        y_gTL, overflow_g = self._through_experts(config, a, routed.plan)
+        router = rerouted(a.router, self.switches.counterfactual)
+        inputs = self._inputs(a)
+        routed = jax.vmap(lambda inputs: self._route(router, a.params, a.state, inputs))(inputs)
+        y_gTL, overflow_g = self._through_experts(a, routed.plan)
         undispatched_bsD = None
         if routed.undispatched_TD is not None:
             undispatched_bsD = routed.undispatched_TD.astype(a.x_BSD.dtype).reshape(a.x_BSD.shape)
         traffic_g = routed.traffic
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
-        routes = self._routes(config, a, inputs, routed.plan) if self.switches.capture else None
+        routes = self._routes(router, a, inputs, routed.plan) if self.switches.capture else None
         report = LayerReport(sums=routed.sums, traffic=traffic_g)
         report = jax.tree.map(lambda leaf: leaf.reshape(*a.group_BP.shape, *leaf.shape[1:]), report)
-        sums = pool(report.sums, config.router.pooled)
+        sums = pool(report.sums, router.pooled)
         return ShardOutputs(
             y_BSL=y_gTL.reshape(a.z_BSL.shape),
             undispatched_BSD=undispatched_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
 
-    def _config(self, scalars: Mapping[str, Array]) -> MoEConfig:
-        """With the values of this step, and in evaluation perhaps other routes."""
-        config = bind(self.config, scalars, prefix="moe")
-        router = rerouted(config.router, self.switches.counterfactual)
-        return config if router is config.router else dataclasses.replace(config, router=router)
-
-    def _inputs(self, config: MoEConfig, a: ShardArguments) -> RouterInputs:
+    def _inputs(self, a: ShardArguments) -> RouterInputs:
         """What routers see of each group, leaves (g, T, ...)."""
-        batch, cut, keys_g = a.batch, self.grouping.cut, None
+        config, batch, cut, keys_g = self.config, a.batch, self.grouping.cut, None
         if a.key is not None:
             key = a.key
             groups = a.group_BP.reshape(-1)
@@ -173,13 +167,13 @@ class ShardBody:
 
     def _route(
         self,
-        config: MoEConfig,
+        router: Router,
         params: Mapping[str, Array],
         state: Mapping[str, Array],
         inputs: RouterInputs,
     ) -> Routed:
         """One group: router, capacity, statistics, and what is undispatched."""
-        router, T, undispatched_TD = config.router, inputs.x_TD.shape[0], None
+        config, T, undispatched_TD = self.config, inputs.x_TD.shape[0], None
         decision, sums = router.route(params, state, inputs)
         plan: Plan | SoftPlan
         if isinstance(decision, Assignments):
@@ -201,9 +195,10 @@ class ShardBody:
         return Routed(plan=plan, sums=sums, traffic=traffic, undispatched_TD=undispatched_TD)
 
     def _through_experts(
-        self, config: MoEConfig, a: ShardArguments, plan_g: Plan | SoftPlan
+        self, a: ShardArguments, plan_g: Plan | SoftPlan
     ) -> tuple[Float[Array, "g T L"], Int[Array, "g"]]:
         """The weighted outputs of each token's experts; per group, the rows without room."""
+        config = self.config
         dispatch = partial(
             sharded_dispatch,
             experts=self._networks(a.experts, a.z_BSL.dtype),
@@ -226,12 +221,12 @@ class ShardBody:
         return expert.networks(weights, config.matmul, self.platform, axes.tensor)
 
     def _routes(
-        self, config: MoEConfig, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
+        self, router: Router, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
     ) -> Routes:
-        prob_gTE = jax.vmap(
-            lambda inputs: token_probabilities(config.router, a.router, a.state, inputs)
-        )(inputs)
-        most = config.router.choices(config.num_experts)
+        prob_gTE = jax.vmap(lambda inputs: token_probabilities(router, a.params, a.state, inputs))(
+            inputs
+        )
+        most = router.choices(self.config.num_experts)
         b, s = a.x_BSD.shape[:2]
         return _routes(plan_g, prob_gTE, (b, s), most)
 

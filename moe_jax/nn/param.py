@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from moe_jax.ops.initializers import Initializer
 from moe_jax.parallel.axes import MeshAxes
@@ -67,11 +68,11 @@ def parameter(
     init: Initializer,
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     matrix: Matrix | None,
     decays: bool,
-) -> nnx.Param[Any]:
+) -> nnx.Param[Array]:
     """A Param whose metadata `axes` names each dimension for `parallel.rules`, and whose metadata
     `form` says what optimizers take it for.
 
@@ -109,13 +110,13 @@ class Parameters(nnx.Module):
         }
 
 
-def axes_of(state: nnx.State[Any, Any]) -> dict[str, Any]:
+def axes_of(state: nnx.State[str, PyTree]) -> dict[str, PyTree[tuple[str | None, ...]]]:
     """The logical axes of every parameter of a state, as nested plain dicts.
 
     A parameter with one more dimension than names is stacked over layers: "layers" leads.
     """
 
-    def axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
+    def axes(variable: nnx.Variable[Array]) -> tuple[str | None, ...]:
         names = tuple(variable.get_metadata("axes"))
         stacked = len(variable.get_value().shape) - len(names)
         return ("layers",) * stacked + names
@@ -124,7 +125,7 @@ def axes_of(state: nnx.State[Any, Any]) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(flat)
 
 
-def forms_of(state: nnx.State[Any, Any]) -> dict[str, Any]:
+def forms_of(state: nnx.State[str, PyTree]) -> dict[str, PyTree[Form]]:
     """The form of every parameter of a state, as nested plain dicts."""
     flat = {path: variable.get_metadata("form") for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(flat)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from moe_jax.ops.precision import accumulator, upcast
 
@@ -146,7 +145,7 @@ def _by_blocks(
 
 def _forward(
     Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
-) -> tuple[Blocks, tuple[Any, ...]]:
+) -> tuple[Blocks, tuple[PyTree, ...]]:
     outs, logs = [], []
     for i, query_BMRH in enumerate(queries):
         n = i + 1 if causal else len(keys)
@@ -157,7 +156,9 @@ def _forward(
     return outs, (queries, keys, values, segments, outs, logs)
 
 
-def _backward(Q: int, causal: bool, residuals: tuple[Any, ...], douts: Blocks) -> tuple[Any, ...]:
+def _backward(
+    Q: int, causal: bool, residuals: tuple[PyTree, ...], douts: Blocks
+) -> tuple[PyTree, ...]:
     """With p = exp(l - log), d = p * (<dout, v> - <dout, out>): dq = d k, dk = d q, dv = p dout.
 
     Here the keys are the rows of l, p and d, the queries their columns: so no large matrix has to

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.linear import linear
+
+# By place: the largest logit, the sum of their exponentials over its, the target's, the best id.
+Seen = tuple[Array, Array, Array, Array]
 
 
 def logits_of(x_BSD: Float[Array, "B S D"], w_DV: Float[Array, "D V"]) -> Float[Array, "B S V"]:
@@ -94,7 +96,7 @@ def _scan_forward(
 ) -> tuple[Array, Array, Array]:
     w_Dtnv = cut.split(w_DV)
 
-    def body(carry: Any, i: Array) -> tuple[Any, None]:
+    def body(carry: Seen, i: Array) -> tuple[Seen, None]:
         max_BS, sum_BS, hit_BS, best_BS = carry
         logits_BSV = logits_of(x_BSD, cut.columns(w_Dtnv, i))
         new_BS = jnp.max(logits_BSV, axis=-1)
@@ -116,12 +118,16 @@ def _scan_forward(
     return max_BS + jnp.log(sum_BS), hit_BS, best_BS
 
 
-def _forward(cut: Cut, x_BSD: Array, w_DV: Array, target_BS: Array) -> tuple[Any, Any]:
+def _forward(
+    cut: Cut, x_BSD: Array, w_DV: Array, target_BS: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     lse_BS, hit_BS, best_BS = _scan_forward(cut, x_BSD, w_DV, target_BS)
     return (lse_BS - hit_BS, best_BS), (x_BSD, w_DV, target_BS, lse_BS)
 
 
-def _backward(cut: Cut, residuals: tuple[Array, ...], cotangents: tuple[Array, Any]) -> Any:
+def _backward(
+    cut: Cut, residuals: tuple[Array, ...], cotangents: tuple[Array, object]
+) -> tuple[Array, Array, np.ndarray]:
     x_BSD, w_DV, target_BS, lse_BS = residuals
     slope_BS = cotangents[0]
     w_Dtnv = cut.split(w_DV)

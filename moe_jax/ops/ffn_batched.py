@@ -12,14 +12,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from moe_jax.ops.ffn_blocks import (
+    Gradients,
     Hidden,
     Matrices,
     add_products,
@@ -166,7 +166,7 @@ def _batched_gradients(
     batch: Batched,
     kept: list[Array],
     dy_RD: Array,
-) -> tuple[Array, list[Array], Array]:
+) -> Gradients:
     R, dtype, F = x_RD.shape[0], accumulator(x_RD.dtype), w_down_EFD.shape[1]
     dy_ECD = batch.slots(dy_RD)
     h_ECF, vjp = jax.vjp(hidden, *(a.reshape(*batch.row_EC.shape, F).astype(dtype) for a in kept))
@@ -177,7 +177,9 @@ def _batched_gradients(
     terms = [_batched(a_ECF, w_EDF, 2) for a_ECF, w_EDF in zip(d_in, w_in, strict=True)]
     dx_RD = batch.rows(functools.reduce(jnp.add, terms).astype(x_RD.dtype))
 
-    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(
+        block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Gradients
+    ) -> Gradients:
         dx_RD, dw_in, dw_down_EFD = carry
         x_BD, dy_BD = block.load(x_RD), block.load(dy_RD)
         products = [dot(x_BD, w_DF) for w_DF in own[:-1]]
@@ -214,23 +216,22 @@ def _ffn(static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E
 
 def _forward(
     static: Static, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, tuple[PyTree, ...]]:
     y_RD, kept = _run(static, True, x_RD, w_in, w_down_EFD, sizes_E)
     kept = [checkpoint_name(a, "expert_hidden") for a in kept]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
 
 
-def _backward(static: Static, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+def _backward(static: Static, residuals: tuple[PyTree, ...], dy_RD: Array) -> tuple[PyTree, ...]:
     x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
     hidden, C = static
     batch = Batched.of(sizes_E, x_RD.shape[0], C)
-    Gradients = tuple[Array, list[Array], Array]
 
-    def batched(*arrays: Any) -> Gradients:
+    def batched(*arrays: PyTree) -> Gradients:
         x_RD, w_in, w_down_EFD, kept, dy_RD = arrays
         return _batched_gradients(hidden, x_RD, w_in, w_down_EFD, batch, kept, dy_RD)
 
-    def loop(*arrays: Any) -> Gradients:
+    def loop(*arrays: PyTree) -> Gradients:
         x_RD, w_in, w_down_EFD, kept, dy_RD = arrays
         return blocks_gradients(hidden, x_RD, w_in, w_down_EFD, sizes_E, kept, dy_RD)
 

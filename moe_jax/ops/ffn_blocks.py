@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.ops.grouped_matmul.blocks import add_to_group, dot
 from moe_jax.ops.grouped_matmul.tiling import RowBlock, for_each_block, own_rows
@@ -27,6 +26,7 @@ TRANSPOSED_FROM = 512  # rows for each expert
 
 Hidden = Callable[..., Array]
 Matrices = tuple[Array, ...]
+Gradients = tuple[Array, list[Array], Array]  # of x, w_in and w_down
 
 
 def ffn_blocks(
@@ -56,7 +56,13 @@ def run_blocks(
     """The output and the products before the activation, in arrays of `keep` rows (0: none)."""
     R, F = x_RD.shape[0], w_down_EFD.shape[1]
 
-    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(
+        block: RowBlock,
+        e: Array,
+        is_first: bool,
+        own: list[Array],
+        carry: tuple[Array, list[Array]],
+    ) -> tuple[Array, list[Array]]:
         y_RD, kept = carry
         products = [dot(block.read(y_RD), w_DF) for w_DF in own[:-1]]
         h_BF = hidden(*products).astype(x_RD.dtype)
@@ -76,7 +82,7 @@ def _ffn(hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E
 
 def _forward(
     hidden: Hidden, x_RD: Array, w_in: Matrices, w_down_EFD: Array, sizes_E: Array
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, tuple[PyTree, ...]]:
     y_RD, kept = run_blocks(hidden, x_RD, w_in, w_down_EFD, sizes_E, keep=x_RD.shape[0])
     kept = [checkpoint_name(a_RF, "expert_hidden") for a_RF in kept]
     return y_RD, (x_RD, w_in, w_down_EFD, sizes_E, kept)
@@ -111,7 +117,7 @@ def blocks_gradients(
     sizes_E: Array,
     kept: list[Array],
     dy_RD: Array,
-) -> tuple[Array, list[Array], Array]:
+) -> Gradients:
     """Of x, w_in and w_down, the latter in float32 or better."""
     (R, D), (E, F, _) = x_RD.shape, w_down_EFD.shape
     dtype = accumulator(x_RD.dtype)
@@ -120,7 +126,9 @@ def blocks_gradients(
     x_DR, transposed = x_RD.T, R >= TRANSPOSED_FROM * E
     dy_DR = dy_RD.T if transposed else None
 
-    def body(block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Any) -> Any:
+    def body(
+        block: RowBlock, e: Array, is_first: bool, own: list[Array], carry: Gradients
+    ) -> Gradients:
         dx_RD, dw_in, dw_down = carry
         dy_BD = block.load(dx_RD)
         products = [block.load(a_RF).astype(dtype) for a_RF in kept]
@@ -141,8 +149,8 @@ def cotangents(
     w_in: Matrices,
     w_down_EFD: Array,
     sizes_E: Array,
-    gradients: tuple[Array, list[Array], Array],
-) -> tuple[Any, ...]:
+    gradients: Gradients,
+) -> tuple[PyTree, ...]:
     """For the arguments of `_ffn`, in their types."""
     dx_RD, dw_in, dw_down_EFD = gradients
     return (
@@ -153,7 +161,7 @@ def cotangents(
     )
 
 
-def _backward(hidden: Hidden, residuals: tuple[Any, ...], dy_RD: Array) -> tuple[Any, ...]:
+def _backward(hidden: Hidden, residuals: tuple[PyTree, ...], dy_RD: Array) -> tuple[PyTree, ...]:
     x_RD, w_in, w_down_EFD, sizes_E, kept = residuals
     gradients = blocks_gradients(hidden, x_RD, w_in, w_down_EFD, sizes_E, kept, dy_RD)
     return cotangents(w_in, w_down_EFD, sizes_E, gradients)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -15,7 +14,7 @@ def fan_in(
     *,
     in_axis: int | tuple[int, ...] = -2,
     out_axis: int | tuple[int, ...] = -1,
-    batch_axis: Any = (),
+    batch_axis: int | tuple[int, ...] = (),
 ) -> Initializer:
     """Truncated normal of variance scale / fan_in, the size along in_axis.
 

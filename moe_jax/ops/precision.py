@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -19,7 +17,7 @@ def upcast(x: Array) -> Array:
     return x.astype(accumulator(x.dtype))
 
 
-def dot_upcast(a: Array, b: Array, dimensions: Any) -> Array:
+def dot_upcast(a: Array, b: Array, dimensions: jax.lax.DotDimensionNumbers) -> Array:
     """`jax.lax.dot_general` with sums and result in the accumulator's type.
 
     XLA's CPU backend lacks such products of bfloat16 for results that it would rather write

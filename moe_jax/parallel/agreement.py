@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moe_jax.config.activity import heard
 from moe_jax.config.errors import UserError
 from moe_jax.config.failures import explain
+from moe_jax.config.json_files import JsonObject
 from moe_jax.parallel.hosts import client, is_multiprocess, is_primary
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ def first_error(error: Exception | None) -> Exception | None:
     return UserError(message, exit_code=answer["exit_code"])
 
 
-def _as_json(error: Exception) -> dict[str, Any]:
+def _as_json(error: Exception) -> JsonObject:
     message, exit_code = explain(error) or (f"{type(error).__name__}: {error}", 1)
     return {"error": message, "exit_code": exit_code}
 
@@ -149,7 +150,7 @@ class SharedMaximum:
 
 
 @functools.cache
-def _maximum(out: NamedSharding) -> Any:
+def _maximum(out: NamedSharding) -> Callable[[jax.Array, jax.Array], jax.Array]:
     def maximum(numbers: jax.Array, after: jax.Array) -> jax.Array:
         del after
         return jnp.max(numbers)

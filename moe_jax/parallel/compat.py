@@ -14,7 +14,7 @@ from typing import Any
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 
-def lowering_for(device: Any) -> AbstractContextManager[Any]:
+def lowering_for(device: Any) -> AbstractContextManager[object]:
     """The context in which a program is lowered for a device that may not be here.
 
     From jax 0.11 on, Pallas kernels for GPUs are lowered for the device of the context, and
@@ -25,7 +25,7 @@ def lowering_for(device: Any) -> AbstractContextManager[Any]:
     return lowering_for_gpu(device.device_kind)
 
 
-def lowering_for_gpu(kind: str) -> AbstractContextManager[Any]:
+def lowering_for_gpu(kind: str) -> AbstractContextManager[object]:
     """The same by the kind alone, as "NVIDIA H200"."""
     # The platform was a field of its own in jax 0.10.
     own = {"platform": "gpu"} if "platform" in inspect.signature(AbstractDevice).parameters else {}

@@ -30,7 +30,7 @@ def step_options(device: Any, *, overlap: bool) -> dict[str, str] | None:
     return _TPU_OVERLAP if can and overlap else None
 
 
-def quick_options(mesh: Mesh) -> dict[str, Any]:
+def quick_options(mesh: Mesh) -> dict[str, int | bool]:
     """Compiler options for a program that runs a few times on a few rows: the quick way of the
     compiler for CPU, as far as the installed one has it; elsewhere nothing."""
     if mesh.devices.flat[0].platform != "cpu":
@@ -41,7 +41,7 @@ def quick_options(mesh: Mesh) -> dict[str, Any]:
 
 def cache_folder() -> Path | None:
     """Where compiled programs are kept; None where they are not."""
-    config: Any = jax.config
+    config: Any = jax.config  # which declares none of its settings
     folder = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
     return Path(folder) if folder else None
 
@@ -52,7 +52,7 @@ def keep_compiled_programs() -> None:
     Where: `jax_compilation_cache_dir` (JAX_COMPILATION_CACHE_DIR), else ~/.cache/moe_jax/programs.
     JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing. To be called before the first computation.
     """
-    config: Any = jax.config
+    config: Any = jax.config  # which declares none of its settings
     if config.jax_compilation_cache_dir is None:
         folder = home_cache() / "programs"
         config.update("jax_compilation_cache_dir", str(folder))

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from moe_jax.parallel.hosts import is_multiprocess
 
@@ -51,12 +53,12 @@ def put_rows(
     return {name: one(value) for name, value in batch.items()}
 
 
-def put(tree: Any, shardings: Any) -> Any:
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
     """jax.device_put of values that every process has whole; arrays of the run stay as they are."""
     if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
-    def one(value: Any, sharding: NamedSharding) -> jax.Array:
+    def one(value: ArrayLike, sharding: NamedSharding) -> jax.Array:
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             return value
         whole = np.asarray(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from moe_jax.config.activity import doing
 from moe_jax.parallel.collectives import Collective, collectives
@@ -61,7 +62,7 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs
 
 
-def lower_step(program: Program) -> Any:
+def lower_step(program: Program) -> Any:  # a Lowered, none of whose analyses is None here
     """The training step of a program, lowered on shapes alone."""
     with lowering_for(program.mesh.devices.flat[0]):
         return program.train_step.lower(
@@ -69,7 +70,7 @@ def lower_step(program: Program) -> Any:
         )
 
 
-def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
+def compile_step(experiment: Experiment, devices: Sequence[jax.Device]) -> Compiled:
     """Builds, lowers and compiles; that the compiler refuses is a result, not an error."""
     start = time.perf_counter()
     with doing("tracing the training step"):
@@ -101,8 +102,8 @@ def compile_step(experiment: Experiment, devices: Sequence[Any]) -> Compiled:
     )
 
 
-def _by_kind(text: str, mesh: Any) -> tuple[Sent, ...]:
-    kinds: dict[Any, list[Collective]] = {}
+def _by_kind(text: str, mesh: Mesh) -> tuple[Sent, ...]:
+    kinds: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
     for c in collectives(text, mesh):
         kinds.setdefault((c.op, tuple(axis for axis in AXES if axis in c.axes)), []).append(c)
     found = [

@@ -6,15 +6,16 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from moe_jax.config.errors import ConfigError, Problem
 from moe_jax.config.schedules import parse_schedules
 from moe_jax.experts import Expert
 from moe_jax.experts.types import sizes_of
 from moe_jax.models.counts import Counts
+from moe_jax.models.network import Params
 from moe_jax.models.text import TextConfig
 from moe_jax.models.transformer import DTYPES
 from moe_jax.nn.cost import Here, Planned
@@ -27,6 +28,7 @@ from moe_jax.routing.losses import global_terms
 from moe_jax.training.build import build
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.rules import cross_check
+from moe_jax.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") ->
     )
 
 
-def state_bytes(tree: Any, sizes: dict[str, int]) -> int:
+def state_bytes(tree: PyTree[jax.ShapeDtypeStruct], sizes: dict[str, int]) -> int:
     """Bytes on one device of abstract arrays whose shardings name mesh axes of these sizes."""
     total = 0
     for leaf in jax.tree.leaves(tree):
@@ -120,7 +122,7 @@ def state_bytes(tree: Any, sizes: dict[str, int]) -> int:
     return total
 
 
-def expert_weights(params: Any) -> list[Any]:
+def expert_weights(params: Params) -> list[Params]:
     """The experts of every stack of layers."""
     layers = params["layers"].values()
     return [layer["moe"]["experts"] for layer in layers if layer.get("moe") is not None]
@@ -133,7 +135,7 @@ def _has_global_terms(moe: MoEConfig, scheduled: frozenset[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _abstract_state(experiment: Experiment) -> Any:
+def _abstract_state(experiment: Experiment) -> TrainState:
     """Shapes and sharding rules of the program's own state."""
     devices = jax.devices("cpu")[:1]
     return build(experiment, experiment.stand_in(), devices=devices).abstract_state

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from moe_jax.config.json_files import JsonObject
 from moe_jax.planning.advice import would_fit
 from moe_jax.planning.compiled import Compiled
 from moe_jax.planning.estimate import mesh_name
@@ -176,7 +176,7 @@ def advice(plan: LayoutPlan) -> str:
     return "\n".join(lines)
 
 
-def to_json(plan: LayoutPlan) -> dict[str, Any]:
+def to_json(plan: LayoutPlan) -> JsonObject:
     """The whole plan; bytes, FLOPs and seconds, of one device and step."""
     e, line = plan.candidate.experiment, plan.roofline
     compiled = dataclasses.asdict(plan.compiled) if plan.compiled else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_jax.config import xla_flags
 from moe_jax.planning.hardware import Topology
+
+if TYPE_CHECKING:
+    import jax
 
 # A Hopper card for XLA's GPU compiler. Made from a public dump of an H100 (jax-ml/jax#28376) with
 # the memory of each card, not dumped from a real H200.
@@ -42,7 +45,7 @@ def missing_extra(topology: Topology) -> str | None:
     return None if importlib.util.find_spec(module) else extra
 
 
-def absent_devices(topology: Topology) -> Sequence[Any]:
+def absent_devices(topology: Topology) -> Sequence[jax.Device]:
     """The devices of a topology, to build a mesh of and compile for."""
     from jax.experimental import topologies
 

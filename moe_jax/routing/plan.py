@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
 from jaxtyping import Array, Bool, Int
 
 from moe_jax.routing.types import MAX_SERVED, ROW_PARTS, Assignments, Plan, SoftPlan, Sums, Traffic
@@ -158,14 +159,14 @@ def _per_token(a: Assignments, marked_R: Bool[Array, "R"]) -> Int[Array, "T"]:
 PEAKS = frozenset({"largest_logit"})
 
 
-def _is_peak(path: tuple[Any, ...]) -> bool:
+def _is_peak(path: KeyPath) -> bool:
     return getattr(path[-1], "name", None) in PEAKS
 
 
 def reduce_sums(tree: Tree, axis: int | tuple[int, ...] = 0) -> Tree:
     """Reduces statistics (Sums, Traffic) over leading axes; counts stay int32."""
 
-    def reduce(path: tuple[Any, ...], leaf: Array) -> Array:
+    def reduce(path: KeyPath, leaf: Array) -> Array:
         if _is_peak(path):
             return jnp.max(leaf, axis=axis)
         return jnp.sum(leaf, axis=axis, dtype=leaf.dtype)
@@ -187,7 +188,7 @@ def pool(sums_bP: Sums, names: tuple[str, ...]) -> Sums:
 def add_sums(first: Tree, second: Tree) -> Tree:
     """The statistics of two sets of tokens together, leaf by leaf; of numpy arrays numpy's."""
 
-    def add(path: tuple[Any, ...], x: Any, y: Any) -> Any:
+    def add(path: KeyPath, x: Any, y: Any) -> Any:
         if _is_peak(path):
             return np.maximum(x, y) if isinstance(x, np.ndarray) else jnp.maximum(x, y)
         return x + y

@@ -36,11 +36,11 @@ class AxisScale:
     """Where values stand along an axis, from 0 to 1: numbers by their size (by its logarithm where
     they spread far), anything else in the order of its first appearance."""
 
-    places: Callable[[Any], float]
+    places: Callable[[object], float]
     ticks: Sequence[Tick]  # place, label
 
     @classmethod
-    def of(cls, values: Sequence[Any]) -> AxisScale:
+    def of(cls, values: Sequence[object]) -> AxisScale:
         distinct = list(dict.fromkeys(values))
         numbers = [number for number in map(numeric, distinct) if number is not None]
         if len(numbers) < len(distinct) or len(numbers) < 2:
@@ -48,7 +48,7 @@ class AxisScale:
         return cls._of_numbers(min(numbers), max(numbers), numbers)
 
     @classmethod
-    def _of_names(cls, names: Sequence[Any]) -> AxisScale:
+    def _of_names(cls, names: Sequence[object]) -> AxisScale:
         at = {name: (n + 0.5) / len(names) for n, name in enumerate(names)}
         labels = [(at[name], escape(shown(name))) for name in names]
         return cls(lambda value: at[value], labels)
@@ -81,7 +81,7 @@ def _apart(ticks: Sequence[Tick]) -> list[Tick]:
     return kept
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A swept value in few letters."""
     number = numeric(value)
     text = str(value) if number is None else f"{number:.4g}".replace("e-0", "e-")
@@ -151,7 +151,10 @@ def _front(means: Sequence[Dot], lower_is_better: bool) -> list[Dot]:
 
 
 def parallel(
-    names: Sequence[str], rows: Sequence[Sequence[Any]], colours: Sequence[str], tips: Sequence[str]
+    names: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    colours: Sequence[str],
+    tips: Sequence[str],
 ) -> str:
     """A vertical axis a name, a line a row through its values."""
     scales = [AxisScale.of([row[column] for row in rows]) for column in range(len(names))]
@@ -188,9 +191,9 @@ def _axis(name: str, scale: AxisScale, left: float) -> str:
 
 
 def heat_table(
-    rows: Sequence[Any],
-    columns: Sequence[Any],
-    cells: dict[tuple[Any, Any], float],
+    rows: Sequence[object],
+    columns: Sequence[object],
+    cells: dict[tuple[object, object], float],
     *,
     row_title: str,
     column_title: str,

@@ -14,12 +14,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from moe_jax.config.diff import difference
 from moe_jax.config.environment import git_revision
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_value
+from moe_jax.config.json_files import Json, JsonObject, read_value
 from moe_jax.config.paths import folder_of, is_remote, write_whole
 from moe_jax.config.tree import to_json_dict
 from moe_jax.sweeps.engine import Job, is_done
@@ -68,7 +67,7 @@ class SweepFolder:
         """The points of earlier sweeps, none where the folder is new."""
         return self.read() if (self.path / SWEEP).is_file() else []
 
-    def question(self) -> Mapping[str, Any] | None:
+    def question(self) -> Mapping[str, Json] | None:
         """{"asked", "git"}: what the folder was made for, and the commit at which it was. None
         where it does not say."""
         file = self.path / QUESTION
@@ -79,7 +78,7 @@ class SweepFolder:
             raise UserError(f"{file}: does not say what was asked; remove it, or use another --out")
         return question
 
-    def remember(self, asked: Mapping[str, Any]) -> None:
+    def remember(self, asked: Mapping[str, Json]) -> None:
         """Writes what is asked, once. UserError where the folder was made for something else: its
         figures answer that."""
         self._refuse(self._otherwise(asked))
@@ -89,7 +88,7 @@ class SweepFolder:
             _write(self.path / QUESTION, json.dumps(known, indent=1) + "\n")
 
     def prepare(
-        self, points: Sequence[SweepPoint], asked: Mapping[str, Any] | None = None
+        self, points: Sequence[SweepPoint], asked: Mapping[str, Json] | None = None
     ) -> list[SweepPoint]:
         """Writes the sweep, and each point's config; returns the points of the folder, those of
         earlier sweeps too. What is there stays as it is; UserError, and nothing is written, where
@@ -118,7 +117,7 @@ class SweepFolder:
                 "Use another --out."
             )
 
-    def _otherwise(self, asked: Mapping[str, Any]) -> list[str]:
+    def _otherwise(self, asked: Mapping[str, Json]) -> list[str]:
         known = self.question()
         if known is None:
             return []
@@ -179,7 +178,7 @@ class SweepFolder:
         """results.csv, results.json and arms.csv of what is done."""
         rows = self.rows(points)
         metric = metric or default_metric(rows)
-        records: list[dict[str, Any]] = to_records(rows)
+        records: list[JsonObject] = to_records(rows)
         arms = arm_records(arms_of(rows, metric, baseline), metric)
         _write(self.path / "results.json", json.dumps(records, indent=1) + "\n")
         _write(self.path / "results.csv", to_csv(records))
@@ -187,7 +186,7 @@ class SweepFolder:
         return rows
 
 
-def by_name(tree: Any) -> Any:
+def by_name(tree: Json) -> Json:
     """The tree with lists of objects as objects, by their name or number, so that a difference is
     told where it is."""
     if isinstance(tree, Mapping):
@@ -197,7 +196,7 @@ def by_name(tree: Any) -> Any:
     return tree
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> Json:
     try:
         return read_value(file)
     except UserError as error:
@@ -213,7 +212,7 @@ def _write(file: Path, text: str) -> None:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 
 
-def _completed(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(asked: Mapping[str, Json]) -> JsonObject:
     """A question whose config has the settings that are younger than it."""
     config = asked.get("config")
     return {**asked, "config": decisive(config)} if isinstance(config, Mapping) else dict(asked)

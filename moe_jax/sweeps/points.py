@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from moe_jax.config.errors import ConfigError, UserError
+from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.config.kinds import KIND
 from moe_jax.config.overrides import Overrides, load_config
 from moe_jax.config.tree import from_json_dict, to_json_dict
@@ -41,7 +41,7 @@ class SweepPoint:
     def seed(self) -> int:
         return self.experiment.seed
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "name": self.name,
             "arm": self.arm,
@@ -50,7 +50,7 @@ class SweepPoint:
         }
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> SweepPoint:
+    def from_json(cls, tree: Mapping[str, Json]) -> SweepPoint:
         """ValueError where it is no point; UserError where its config is none of this version."""
         try:
             name, arm, overrides, config = (tree[key] for key in POINT_KEYS)
@@ -67,7 +67,7 @@ class SweepPoint:
 
 
 def resolve(
-    config: str, common: Overrides, sweep: Sequence[Mapping[str, Any]], matching: Matching
+    config: str, common: Overrides, sweep: Sequence[Mapping[str, object]], matching: Matching
 ) -> list[SweepPoint]:
     """The points of a sweep over a config file, in the order of the sweep.
 
@@ -103,11 +103,11 @@ def resolve(
 
 def build_point(
     config: str,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     *,
     arm: str,
     name: str,
-    common: Mapping[str, Any] | None = None,
+    common: Mapping[str, object] | None = None,
 ) -> SweepPoint:
     """The point whose config is that of the file, with `common` and then `overrides` on top, a
     kind before its settings. Raises ConfigError, also for what does not fit together on the fewest
@@ -162,7 +162,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+def decisive(config: Mapping[str, Json]) -> JsonObject:
     """A config.json without what changes no figure of a finished run. More than what a run may not
     change when it goes on: its evaluations so far would stay, and its data is not looked at.
     Settings that are younger than the config have their defaults."""
@@ -172,13 +172,13 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def question_of(base: Experiment, **more: Any) -> dict[str, Any]:
+def question_of(base: Experiment, **more: Json) -> JsonObject:
     """What all runs of a sweep or search have in common, whatever their seed."""
     config = decisive(to_json_dict(base))
     return {**more, "config": {k: v for k, v in config.items() if k != SEED}}
 
 
-def short_names(paths: Mapping[str, Any]) -> dict[str, str]:
+def short_names(paths: Mapping[str, object]) -> dict[str, str]:
     """For each path the shortest end of it that tells it from the others: "k" of "moe.router.k".
     The choice of a kind has the name of what is chosen: "router" of "moe.router.kind"."""
     parts = {path: path.removesuffix(f".{KIND}").split(".") for path in paths}
@@ -192,7 +192,7 @@ def short_names(paths: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def point_name(overrides: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def point_name(overrides: Mapping[str, object], names: Mapping[str, str]) -> str:
     """ "router=switch,k=1,seed=0": a folder's name on any file system; "base" without overrides."""
     parts = [f"{names[path]}={plain(value)}" for path, value in overrides.items()]
     name = ",".join(parts) or "base"
@@ -201,7 +201,7 @@ def point_name(overrides: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return f"{name[: LONGEST_NAME - 9]}-{_digest(name)}"
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """A value as a part of a file's name."""
     if isinstance(value, list | tuple):
         return "+".join(map(plain, value))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -124,7 +123,7 @@ class _Swept:
     metric: str
     paths: Sequence[str]
     names: Mapping[str, str]
-    values: Mapping[str, list[Any]]
+    values: Mapping[str, list[object]]
 
     @classmethod
     def of(cls, folder: Path, rows: Sequence[Row], arms: Sequence[Arm], metric: str) -> _Swept:
@@ -280,7 +279,7 @@ def _parallel(swept: _Swept, importance: Mapping[str, float]) -> str:
     return figure("A line a run", drawn, caption=caption)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> float | str:
     """A swept value as a key: the text and the number of it are the same."""
     number = numeric(value)
     return str(value) if number is None else number
@@ -296,7 +295,7 @@ def _pairs(swept: _Swept) -> str:
         places = [
             _binned([_plain(row.point.overrides[path]) for row in both]) for path in (first, second)
         ]
-        sums: dict[tuple[Any, Any], list[float]] = {}
+        sums: dict[tuple[object, object], list[float]] = {}
         for row, *at in zip(both, *(place for place, _ in places), strict=True):
             sums.setdefault((at[0], at[1]), []).append(row.value(swept.metric))
         drawn = heat_table(
@@ -312,7 +311,9 @@ def _pairs(swept: _Swept) -> str:
     return f'<div class="grid large">{"".join(figures)}</div>' if figures else ""
 
 
-def _binned(values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _binned(
+    values: Sequence[float | str],
+) -> tuple[Sequence[float | str], Sequence[float | str]]:
     """For each value the row of a heat map that it belongs to, and all rows in order: the values
     themselves, or of many numbers bins with about equally many of them."""
     distinct = sorted(set(values), key=lambda v: (isinstance(v, str), v))

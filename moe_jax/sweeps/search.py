@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
+from types import ModuleType
 from typing import IO, Any
 
 from moe_jax.analysis.read_run import read_metrics
 from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json
 from moe_jax.sweeps.engine import (
     POLL,
     Job,
@@ -37,6 +39,10 @@ from moe_jax.sweeps.points import SweepPoint
 from moe_jax.sweeps.slots import Slot, slots
 from moe_jax.sweeps.table import MANY, skipped_share
 
+# Of Optuna, which comes with an extra.
+Study = Any
+OptunaTrial = Any
+
 JOURNAL, ASKED = "journal.log", "asked"
 LOOK = 1.0  # seconds between two looks at a run's evaluations
 SAMPLERS = ("tpe", "random")
@@ -46,7 +52,7 @@ MIN_TRIALS = 10  # completed trials from which an importance is shown
 
 def open_study(
     folder: Path, storage: str | None, *, sampler: str, pruner: str, maximize: bool, seed: int
-) -> Any:
+) -> Study:
     """The study of a folder, made or gone on with: a journal in it, or, in a database, the study
     that has the folder's path for a name. UserError where Optuna is not installed, the storage
     cannot be opened, or the study goes the other way."""
@@ -87,7 +93,7 @@ def open_study(
     return study
 
 
-def hold_to(study: Any, asked: Mapping[str, Any]) -> None:
+def hold_to(study: Study, asked: Mapping[str, Json]) -> None:
     """The study keeps what was asked first. UserError where it was something else: a database
     may be shared by machines whose folders do not know of each other."""
     known = study.user_attrs.get(ASKED)
@@ -98,7 +104,7 @@ def hold_to(study: Any, asked: Mapping[str, Any]) -> None:
         raise UserError(f"the study was asked something else (there -> here):\n  {reported}")
 
 
-def _journal(file: Path) -> Any:
+def _journal(file: Path) -> object:
     """A study's file. A line that a killed process left torn at its end is taken away, since the
     next one would be written onto it, and the file could never be read again."""
     from optuna.storages import JournalStorage
@@ -122,7 +128,7 @@ def _torn(file: Path) -> bytes:
     return file.read_bytes().rpartition(b"\n")[2]
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
@@ -136,7 +142,7 @@ def trial_name(number: int) -> str:
 
 @dataclass
 class _Trial:
-    trial: Any  # an optuna Trial
+    trial: OptunaTrial
     job: Job
     process: Popen[bytes]
     slot: Slot
@@ -155,10 +161,10 @@ class Search:
     job_of: what runs it. metric: of its evaluations. prunes: whether to report on the way.
     """
 
-    study: Any
+    study: Study
     folder: SweepFolder
-    distributions: Mapping[str, Any]
-    build: Callable[[Mapping[str, Any], str], SweepPoint]
+    distributions: Mapping[str, object]
+    build: Callable[[Mapping[str, object], str], SweepPoint]
     job_of: Callable[[SweepPoint], Job]
     metric: str
     prunes: bool
@@ -218,7 +224,12 @@ class Search:
         return None
 
     def _start(
-        self, trial: Any, slot: Slot, observer: Observer, jobs: list[Job], adopted: bool = False
+        self,
+        trial: OptunaTrial,
+        slot: Slot,
+        observer: Observer,
+        jobs: list[Job],
+        adopted: bool = False,
     ) -> _Trial | None:
         """Starts a trial; None where its parameters fit no config (the study is told), or where
         another process runs it."""
@@ -311,11 +322,11 @@ class Search:
         return found
 
 
-def _finished(study: Any, trial: Any) -> bool:
+def _finished(study: Study, trial: OptunaTrial) -> bool:
     return study.get_trials(deepcopy=False)[trial.number].state.is_finished()
 
 
-def best_trials(study: Any, most: int = 10) -> Sequence[Any]:
+def best_trials(study: Study, most: int = 10) -> Sequence[OptunaTrial]:
     """Those that came to an end without many skipped updates, the best first."""
     complete = [t for t in study.get_trials(deepcopy=False) if t.value is not None]
     complete = [t for t in complete if t.state.name == "COMPLETE" and math.isfinite(t.value)]
@@ -325,7 +336,7 @@ def best_trials(study: Any, most: int = 10) -> Sequence[Any]:
 
 
 def command_of(
-    config: str, common: Sequence[tuple[str, Any]], parameters: Mapping[str, Any]
+    config: str, common: Sequence[tuple[str, object]], parameters: Mapping[str, object]
 ) -> str:
     """The command that trains a trial again: what the user set for all of them, and its own."""
     given = [f"--config.{path}={value}" for path, value in [*common, *parameters.items()]]
@@ -334,7 +345,7 @@ def command_of(
     )
 
 
-def importances(study: Any) -> dict[str, float]:
+def importances(study: Study) -> dict[str, float]:
     """path -> the share of a setting in what sets the best trials apart, the largest first.
 
     PED-ANOVA (2304.10255) of the completed trials: how far the values of the best tenth (two at

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject
 from moe_jax.sweeps.space import path_of, split, unquoted
 
 FORMS = ("log", "uniform", "int")
@@ -91,7 +91,7 @@ def _range(part: str, form: str, text: str) -> Range:
     return Range(low, high, log=form == "log", step=step if form == "int" else None)
 
 
-def to_json(space: Space) -> dict[str, Any]:
+def to_json(space: Space) -> JsonObject:
     """The space as a part of a search's question."""
     return {
         path: list(domain.values) if isinstance(domain, Choice) else asdict(domain)
@@ -99,11 +99,11 @@ def to_json(space: Space) -> dict[str, Any]:
     }
 
 
-def distributions(space: Space) -> dict[str, Any]:
+def distributions(space: Space) -> dict[str, object]:
     """As Optuna's distributions."""
     from optuna import distributions as d
 
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for path, domain in space.items():
         if isinstance(domain, Choice):
             found[path] = d.CategoricalDistribution(domain.values)

@@ -17,25 +17,24 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from moe_jax.config.errors import UserError
 
-Point = dict[str, Any]  # dotted path -> value
+Point = dict[str, object]  # dotted path -> value
 Sweep = tuple[Point, ...]
 
 SEED = "seed"
 MAX_POINTS = 10_000  # of a sweep; each is built and checked before the first one runs
 
 
-def sweep(path: str, values: Iterable[Any]) -> Sweep:
+def sweep(path: str, values: Iterable[object]) -> Sweep:
     """One point a value. UserError for more values than a sweep may have points."""
     points = tuple({path: value} for value in itertools.islice(values, MAX_POINTS + 1))
     _require_few(path, len(points))
     return points
 
 
-def fixed(path: str, value: Any) -> Sweep:
+def fixed(path: str, value: object) -> Sweep:
     """One point."""
     return ({path: value},)
 
@@ -46,14 +45,14 @@ def seeds(count: int, first: int = 0) -> Sweep:
     return sweep(SEED, range(first, first + count))
 
 
-def product(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
+def product(*sweeps: Sequence[Mapping[str, object]]) -> Sweep:
     """Every combination of a point of each; the last varies fastest. UserError where two of them
     set the same path, or there are too many."""
     _require_few("a product", math.prod(map(len, sweeps)))
     return tuple(_merged(points) for points in itertools.product(*sweeps))
 
 
-def zip(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
+def zip(*sweeps: Sequence[Mapping[str, object]]) -> Sweep:
     """The first points of all together, then the second ones, ... UserError where their lengths
     differ, or two set the same path."""
     lengths = [len(points) for points in sweeps]
@@ -62,7 +61,7 @@ def zip(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
     return tuple(_merged(points) for points in builtins.zip(*sweeps, strict=True))
 
 
-def chain(*sweeps: Sequence[Mapping[str, Any]]) -> Sweep:
+def chain(*sweeps: Sequence[Mapping[str, object]]) -> Sweep:
     """All points of the first, then all of the second, ..."""
     return tuple(dict(point) for points in sweeps for point in points)
 
@@ -72,7 +71,7 @@ def _require_few(what: str, count: int) -> None:
         raise UserError(f"sweep: {what} gives more than {MAX_POINTS:,} points")
 
 
-def _merged(points: Iterable[Mapping[str, Any]]) -> Point:
+def _merged(points: Iterable[Mapping[str, object]]) -> Point:
     merged: Point = {}
     for point in points:
         if both := sorted(merged.keys() & point.keys()):
@@ -109,7 +108,7 @@ def _parse_part(part: str) -> Sweep:
         texts = [unquoted(text) for value in values for text in _range(value)]
         return sweep(path_of(left), texts)
     paths = [path_of(path.strip()) for path in split(left[1:].removesuffix(")"), ",")]
-    points = []
+    points: list[Point] = []
     for value in values:
         together = split(value[1:-1], ",") if value[0] + value[-1] == "()" else []
         if len(together) != len(paths):

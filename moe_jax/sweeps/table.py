@@ -14,7 +14,7 @@ from typing import Any
 from moe_jax.analysis.read_run import SPLITS, read_metrics
 from moe_jax.analysis.report.catalogue import ROUTING
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import read_object
+from moe_jax.config.json_files import Json, JsonObject, read_object
 from moe_jax.config.nearest import nearest
 from moe_jax.sweeps.engine import OUTCOME, is_done
 from moe_jax.sweeps.matching import counts_of, min_dropped, training_tokens, used_flops
@@ -57,7 +57,7 @@ class Row:
 def read_row(point: SweepPoint, folder: Path) -> Row:
     """The row of a point. Files that are gone or torn are its own problem, not the table's."""
     done, problem = is_done(folder), None
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     metrics: dict[str, float] = {}
     if done:
         try:
@@ -80,7 +80,7 @@ def read_row(point: SweepPoint, folder: Path) -> Row:
     )
 
 
-def skipped_share(lines: Sequence[Mapping[str, Any]]) -> float:
+def skipped_share(lines: Sequence[Mapping[str, Json]]) -> float:
     """Of the logged steps of training, those whose loss or gradient was NaN or inf, and which so
     changed nothing."""
     train = [line for line in lines if line.get("split") == "train"]
@@ -100,7 +100,7 @@ def costs_of(point: SweepPoint, dropped: float) -> dict[str, float]:
     }
 
 
-def final_metrics(lines: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+def final_metrics(lines: Sequence[Mapping[str, Json]], step: int) -> dict[str, float]:
     """The evaluation at that step: its single numbers that belong to the whole model."""
     last = [line for line in lines if line["step"] == step and line.get("split") == SPLITS[1]]
     return {
@@ -164,7 +164,7 @@ class Arm:
     over the seeds that both have a figure of."""
 
     name: str
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, object]
     rows: tuple[Row, ...]
     value: Interval | None
     difference: Interval | None
@@ -232,7 +232,7 @@ def _by_seed(rows: Sequence[Row], metric: str) -> dict[int, float]:
 # Files
 
 
-def to_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def to_records(rows: Sequence[Row]) -> list[JsonObject]:
     """results.json: nothing in it depends on the machine's speed or on how often it was stopped."""
     return [
         {
@@ -249,7 +249,7 @@ def to_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(records: Sequence[Mapping[str, Json]]) -> str:
     """One column a name, overrides by their paths."""
     flat = [
         {**{k: v for k, v in record.items() if k != "overrides"}, **record.get("overrides", {})}
@@ -263,11 +263,11 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def arm_records(arms: Sequence[Arm], metric: str) -> list[dict[str, Any]]:
+def arm_records(arms: Sequence[Arm], metric: str) -> list[JsonObject]:
     """arms.csv: mean, 95 % interval (Student) and paired difference of a metric."""
     records = []
     for arm in arms:
-        record: dict[str, Any] = {"arm": arm.name, "overrides": arm.overrides, "metric": metric}
+        record: JsonObject = {"arm": arm.name, "overrides": arm.overrides, "metric": metric}
         for prefix, interval in (("", arm.value), ("difference_", arm.difference)):
             if interval is not None:
                 record |= {

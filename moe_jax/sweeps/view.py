@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_jax.config.activity import doing, heard, spoken_by
-from moe_jax.config.json_files import parsed
+from moe_jax.config.json_files import JsonObject, parsed
 from moe_jax.sweeps.engine import Job, State, last_words, run_jobs
 from moe_jax.sweeps.matching import counts_of
 from moe_jax.sweeps.points import SweepPoint, short_names
-from moe_jax.sweeps.search import best_trials
+from moe_jax.sweeps.search import Study, best_trials
+from moe_jax.sweeps.statistics import Interval
 from moe_jax.sweeps.table import MANY, Arm, Row, costs_of
 
 REFRESH = 1.0  # seconds between two looks at the metrics of what runs
@@ -102,7 +102,7 @@ def row_problems(rows: Sequence[Row]) -> list[str]:
     return [f"{row.point.name}: {row.problem}" for row in rows if row.problem]
 
 
-def trials_table(study: Any, metric: str, shares: Mapping[str, float]) -> Table:
+def trials_table(study: Study, metric: str, shares: Mapping[str, float]) -> Table:
     """The best trials of a search, how many there were of each kind, and below each setting its
     share of `importances`, where there are any."""
     trials = study.get_trials(deepcopy=False)
@@ -123,7 +123,7 @@ def trials_table(study: Any, metric: str, shares: Mapping[str, float]) -> Table:
     return table
 
 
-def _margin(interval: Any) -> str:
+def _margin(interval: Interval) -> str:
     half = (interval.high - interval.low) / 2
     return f" \u00b1 {half:.4f}" if math.isfinite(half) else ""
 
@@ -230,7 +230,7 @@ _RANK = {
 
 def _reached(job: Job) -> list[str]:
     """Step, loss, last evaluation and speed, from the end of the run's metrics."""
-    last: dict[str, Any] = {}
+    last: JsonObject = {}
     evaluation = ""
     for line in _tail(job.folder / "metrics.jsonl"):
         last |= {k: v for k, v in line.items() if k in ("step", "loss", "tokens_per_s")}
@@ -248,7 +248,7 @@ def _reached(job: Job) -> list[str]:
     ]
 
 
-def _tail(file: Path) -> list[dict[str, Any]]:
+def _tail(file: Path) -> list[JsonObject]:
     try:
         with file.open("rb") as stream:
             stream.seek(max(os.fstat(stream.fileno()).st_size - TAIL, 0))

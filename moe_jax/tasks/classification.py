@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import ClassLogits
-from moe_jax.tasks.types import Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 OPTIONAL = ("domain", "other_label", "share")  # columns that are read where the data has them
 BINS = 15  # of confidence, for the calibration error
@@ -148,9 +148,7 @@ class ClassOfRow:
             sums["correct_by_domain"] = _count(domain_B, correct_B, n)
         return sums
 
-    def metrics(
-        self, sums: Mapping[str, Any], rows: Mapping[str, Any] | None = None
-    ) -> dict[str, float]:
+    def metrics(self, sums: Arrays, rows: Arrays | None = None) -> dict[str, float]:
         """cross_entropy: nats per row. accuracy. macro_f1: mean over classes of 2 TP / (2 TP + FP
         + FN), over those that occur. top5_accuracy, with more than five classes.
         calibration_error: sum over 15 bins of confidence of share * |accuracy - confidence| (Guo et

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
-from moe_jax.tasks.types import Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class NextToken:
         targets = jnp.sum(self.target_mask(raw), dtype=jnp.int32)
         return {"nats": targets.astype(jnp.float32)}
 
-    def rows(self, predictions: Any, raw: RawBatch) -> dict[str, Array]:
+    def rows(self, predictions: object, raw: RawBatch) -> dict[str, Array]:
         return {}
 
     def token_losses(
@@ -97,7 +97,7 @@ class NextToken:
         }
 
     @staticmethod
-    def metrics(sums: Mapping[str, Any], rows: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def metrics(sums: Arrays, rows: Arrays | None = None) -> dict[str, float]:
         """cross_entropy (nats per target), perplexity, accuracy, bits_per_byte, from sums that
         may have been added up over an evaluation on the host."""
         tokens, nats = max(float(sums["tokens"]), 1.0), float(sums["nats"])

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO
+from moe_jax.nn.context import ImageBatch, TokenBatch
 
 RawBatch = Mapping[str, Array]  # the columns of a batch, and `row`: each row's number in it
 Sums = dict[str, Array]  # by name: float32 sums and int32 counts
+Arrays = Mapping[str, Array | np.ndarray]  # by name
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Task(Protocol):
         """What goes into the model and comes out of it, for data with these columns."""
         ...
 
-    def completed(self, info: DataInfo) -> Any:
+    def completed(self, info: DataInfo) -> Task:
         """The task with the settings that are left to the data."""
         ...
 
@@ -72,13 +75,15 @@ class Objective(Protocol):
     counters: ClassVar[tuple[str, ...]]
     losses: ClassVar[tuple[str, ...]]
 
-    def inputs(self, raw: RawBatch) -> Any:
+    def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch:
         """What the model sees of a batch (nn/context.py)."""
         ...
 
     def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
         """The denominator of each loss over these rows, float32."""
         ...
+
+    # predictions: each task takes those of its own models (nn/predictions.py).
 
     def sums(self, predictions: Any, raw: RawBatch) -> Sums:
         """Losses by name, and counters: additive over rows. Copies of rows (an ensemble in
@@ -95,8 +100,6 @@ class Objective(Protocol):
         evaluation gathers them once, without the rows that fill up its last batch."""
         ...
 
-    def metrics(
-        self, sums: Mapping[str, Any], rows: Mapping[str, Any] | None = None
-    ) -> dict[str, float]:
+    def metrics(self, sums: Arrays, rows: Arrays | None = None) -> dict[str, float]:
         """Figures by name, of sums over an evaluation or a step, and of rows where there are."""
         ...

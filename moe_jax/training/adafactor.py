@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from moe_jax.nn.param import Form
 from moe_jax.training.parameters import Forms, by_path
@@ -21,20 +23,22 @@ class AdafactorState(NamedTuple):
     with size 1), entry by entry of the others; a scalar stands where one is not needed."""
 
     count: jax.Array  # type: ignore[assignment]  # shadows tuple.count, as optax does
-    rows: Any
-    columns: Any
-    entries: Any
+    rows: PyTree[jax.Array]
+    columns: PyTree[jax.Array]
+    entries: PyTree[jax.Array]
 
 
 class Moments(NamedTuple):
     """The state of one parameter."""
 
-    rows: Any
-    columns: Any
-    entries: Any
+    rows: ArrayLike
+    columns: ArrayLike
+    entries: ArrayLike
 
 
-def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int, forms: Forms) -> Any:
+def scale_by_adafactor(
+    decay_rate: float, min_dim_size_to_factor: int, forms: Forms
+) -> optax.GradientTransformation:
     """Shazeer, Stern (1804.04235), algorithms 4 and 5, without learning rate and first moment.
 
     G^2 ~ R C / mean(R) with R, C running means of decay 1 - t^-decay_rate; the update G / sqrt(G^2)
@@ -43,8 +47,8 @@ def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int, forms: Fo
     forms: what is one matrix of each parameter.
     """
 
-    def init(params: Any) -> AdafactorState:
-        def part(number: int) -> Any:
+    def init(params: optax.Params) -> AdafactorState:
+        def part(number: int) -> PyTree[jax.Array]:
             return by_path(
                 lambda path, param: _first(forms[path], param, min_dim_size_to_factor)[number],
                 params,
@@ -52,7 +56,9 @@ def scale_by_adafactor(decay_rate: float, min_dim_size_to_factor: int, forms: Fo
 
         return AdafactorState(jnp.zeros((), jnp.int32), part(0), part(1), part(2))
 
-    def update(grads: Any, state: AdafactorState, params: Any) -> tuple[Any, AdafactorState]:
+    def update(
+        grads: optax.Updates, state: AdafactorState, params: optax.Params
+    ) -> tuple[optax.Updates, AdafactorState]:
         count = optax.safe_increment(state.count)
         decay = 1 - count.astype(jnp.float32) ** -decay_rate
         # (update, Moments) at the place of each gradient
@@ -69,7 +75,7 @@ def is_factored(form: Form, shape: tuple[int, ...], least: int) -> bool:
     return form.is_matrix and min(form.sizes(shape)) >= least
 
 
-def _first(form: Form, param: Any, least: int) -> Moments:
+def _first(form: Form, param: jax.Array, least: int) -> Moments:
     """Zeros; factored where the matrices are large enough."""
     none = jnp.zeros((), jnp.float32)
     if not is_factored(form, param.shape, least):
@@ -84,19 +90,19 @@ def _first(form: Form, param: Any, least: int) -> Moments:
 
 def _update(
     forms: Forms,
-    decay: Any,
+    decay: jax.Array,
     path: str,
-    grad: Any,
-    param: Any,
-    rows: Any,
-    columns: Any,
-    entries: Any,
+    grad: jax.Array,
+    param: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    entries: jax.Array,
 ) -> tuple[jax.Array, Moments]:
     """The update of one parameter, and its next state."""
     row_axes, column_axes = forms[path].axes(param.ndim)
     square = jnp.square(grad) + EPSILON
 
-    def mix(old: Any, new: Any) -> Any:
+    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return decay * old + (1 - decay) * new
 
     if rows.ndim:
@@ -117,5 +123,5 @@ def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
-def _rms(array: Any, axes: tuple[int, ...]) -> jax.Array:
+def _rms(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(array), axes, keepdims=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,23 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
+from jaxtyping import Array, PyTree
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.schedules import Schedules, parse_schedules
-from moe_jax.data.types import Columns, DataInfo
+from moe_jax.data.types import Columns, DataInfo, Rows, Tokenizer
 from moe_jax.models.counts import Counts
 from moe_jax.models.layout import Layout
-from moe_jax.models.network import Network, abstract_with, replicated
+from moe_jax.models.network import Network, Params, abstract_with, replicated
+from moe_jax.models.types import RouterStates
 from moe_jax.nn.context import Context, Routes
 from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
 from moe_jax.parallel.placement import local_rows, put, put_rows
 from moe_jax.routing.counterfactual import Counterfactual
+from moe_jax.routing.types import Recorded
+from moe_jax.tasks.types import RawBatch
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.rules import cross_check, rows_per_group
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import Step
+from moe_jax.training.step import BatchSums, Observation, Scalars, Step
+from moe_jax.training.step import Rows as StepRows
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Program:
         rest = jax.jit(self._rest_of_state, out_shardings=_rest(shardings))(params)
         return TrainState(params=params, **rest)
 
-    def _rest_of_state(self, params: Any) -> dict[str, Any]:
+    def _rest_of_state(self, params: Params) -> dict[str, PyTree[Array]]:
         zero = jnp.zeros((), jnp.int32)
         return {
             "step": zero,
@@ -103,7 +109,11 @@ class Program:
         is small, replicated."""
         shapes, whole = self._state_shapes, replicated(self.mesh)
 
-        def like(leaf: Any, param: Any, where: NamedSharding) -> Any:
+        def like(
+            leaf: jax.ShapeDtypeStruct | optax.MaskedNode,
+            param: jax.ShapeDtypeStruct,
+            where: NamedSharding,
+        ) -> NamedSharding | optax.MaskedNode:
             if _is_masked(leaf):
                 return leaf  # a parameter that this part of the optimizer has nothing to do with
             return where if leaf.shape == param.shape else whole
@@ -131,12 +141,12 @@ class Program:
     # --- jitted functions ---
 
     @cached_property
-    def train_step(self) -> Any:
+    def train_step(self) -> Wrapped:
         """(state, raw, scalars) -> (state, StepResult); the state is donated."""
         overlap = self.experiment.moe.overlap_chunks > 1
         return self.jitted_step(step_options(self.mesh.devices.flat[0], overlap=overlap))
 
-    def jitted_step(self, options: Mapping[str, Any] | None) -> Any:
+    def jitted_step(self, options: Mapping[str, str | int | bool] | None) -> Wrapped:
         """`train_step` with these options of the compiler."""
         return jax.jit(
             self.step.train,
@@ -146,14 +156,18 @@ class Program:
         )
 
     @cached_property
-    def eval_step(self) -> Any:
+    def eval_step(self) -> Wrapped:
         """(params, router_state, raw, scalars, recorded) -> (BatchSums, Rows) with evaluation's
         capacity factor."""
         factor, counterfactual = self.experiment.evaluation.capacity_factor, self.counterfactual
 
         def evaluate(
-            params: Any, router_state: Any, raw: Any, scalars: Any, recorded: Any = None
-        ) -> Any:
+            params: Params,
+            router_state: RouterStates,
+            raw: RawBatch,
+            scalars: Scalars,
+            recorded: Recorded | None = None,
+        ) -> tuple[BatchSums, StepRows]:
             return self.step.evaluate(
                 params, router_state, raw, scalars, factor, counterfactual, recorded
             )
@@ -161,7 +175,7 @@ class Program:
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
     @cached_property
-    def observe_step(self) -> Any:
+    def observe_step(self) -> Wrapped:
         """(params, router_state, raw, scalars, recorded=None, train=False) -> Observation.
 
         train: with the routing and the capacity of training, without its noise.
@@ -169,15 +183,15 @@ class Program:
         moe, factor = self.experiment.moe, self.experiment.evaluation.capacity_factor
 
         def observe(
-            params: Any,
-            router_state: Any,
-            raw: Any,
-            scalars: Any,
-            recorded: Any = None,
+            params: Params,
+            router_state: RouterStates,
+            raw: RawBatch,
+            scalars: Scalars,
+            recorded: Recorded | None = None,
             train: bool = False,
-        ) -> Any:
+        ) -> Observation:
             context = Context(
-                scalars=scalars,
+                router=self.step.router_at(scalars),
                 train=train,
                 capacity_factor=moe.capacity_factor if train else factor,
                 counterfactual=self.counterfactual,
@@ -188,23 +202,27 @@ class Program:
         return jax.jit(observe, static_argnames="train", out_shardings=replicated(self.mesh))
 
     @cached_property
-    def route_step(self) -> Any:
+    def route_step(self) -> Wrapped:
         """(params, router_state, raw, scalars) -> Routes, leaves (L, B, S, ...); no noise."""
         return jax.jit(self._route, out_shardings=replicated(self.mesh))
 
     @cached_property
-    def probe_step(self) -> Any:
+    def probe_step(self) -> Wrapped:
         """As route_step, of the first `probe_rows` rows of a batch of `probe_batch_size`."""
 
-        def route(params: Any, router_state: Any, raw: Any, scalars: Any) -> Routes:
+        def route(
+            params: Params, router_state: RouterStates, raw: RawBatch, scalars: Scalars
+        ) -> Routes:
             routes = self._route(params, router_state, raw, scalars)
             few: Routes = jax.tree.map(lambda leaf: leaf[:, : self.probe_rows], routes)
             return few
 
         return jax.jit(route, out_shardings=replicated(self.mesh))
 
-    def _route(self, params: Any, router_state: Any, raw: Any, scalars: Any) -> Routes:
-        context = Context(scalars=scalars, capture=True)
+    def _route(
+        self, params: Params, router_state: RouterStates, raw: RawBatch, scalars: Scalars
+    ) -> Routes:
+        context = Context(router=self.step.router_at(scalars), capture=True)
         batch = self.step.task.inputs(raw)
         routes: Routes = self.network.apply(params, batch, context, router_state).report.routes
         return routes
@@ -240,7 +258,7 @@ class Program:
         """(id, segment), int32 (B, S), of each token that the layers see of numpy rows; segment 0
         is none."""
         rows = np.arange(self._rows_of(raw), dtype=np.int32)
-        batch: dict[str, Any] = {**raw, "row": rows}
+        batch: dict[str, Any] = {**raw, "row": rows}  # a task takes numpy's arrays too
         inputs = self.step.task.inputs(batch).tokens_and_segments(self.experiment.row_length)
         token_BS, segment_BS = (np.asarray(x, np.int32) for x in inputs)
         return token_BS, segment_BS
@@ -296,7 +314,11 @@ class Program:
         }
 
 
-def build(experiment: Experiment, info: DataInfo | Any, devices: Any = None) -> Program:
+def build(
+    experiment: Experiment,
+    info: DataInfo | Rows | Tokenizer,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
     """The program of a config whose parts passed their own checks.
 
     info: what is to be known of the data; a tokenizer stands for text of it. Raises ConfigError
@@ -343,7 +365,7 @@ def _against(experiment: Experiment, info: DataInfo) -> list[Problem]:
     return problems
 
 
-def _is_masked(node: Any) -> bool:
+def _is_masked(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
@@ -360,12 +382,12 @@ def data_seed(experiment: Experiment) -> int:
     return _seed(experiment, "data")
 
 
-def _rest(shardings: TrainState) -> dict[str, Any]:
+def _rest(shardings: TrainState) -> dict[str, PyTree[NamedSharding]]:
     names = ("step", "opt_state", "router_state", "bad_steps", "skipped", "probe")
     return {name: getattr(shardings, name) for name in names}
 
 
-def require_not_empty(rows: Any, split: str, least: int) -> None:
+def require_not_empty(rows: Sized, split: str, least: int) -> None:
     """UserError where a split has fewer rows than one batch needs."""
     if len(rows) < least:
         raise UserError(

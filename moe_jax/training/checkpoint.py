@@ -17,14 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, one_of
-from moe_jax.config.json_files import parsed
+from moe_jax.config.json_files import Json, JsonObject, parsed
 from moe_jax.config.paths import (
     files_below,
     folder_of,
@@ -33,12 +34,13 @@ from moe_jax.config.paths import (
     size_of,
     write_whole,
 )
-from moe_jax.models.network import path_name
+from moe_jax.models.network import flat
 from moe_jax.parallel.agreement import from_primary, together
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training import read_back
 from moe_jax.training.restack import Restacking
 
+Leaf = TypeVar("Leaf", jax.Array, jax.ShapeDtypeStruct)
 MANIFESTS = "manifests"
 META = "meta.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -73,8 +75,8 @@ class Metadata:
 
     step: int
     data_index: int
-    config: dict[str, Any]
-    fingerprint: dict[str, Any]
+    config: JsonObject
+    fingerprint: JsonObject
     shapes: dict[str, list[int]]
     dtypes: dict[str, str] = field(default_factory=dict)
 
@@ -84,10 +86,10 @@ class Restored:
     """A loaded checkpoint."""
 
     step: int
-    state: Any
+    state: PyTree[jax.Array]
     data_index: int
-    config: dict[str, Any]
-    fingerprint: dict[str, Any]
+    config: JsonObject
+    fingerprint: JsonObject
 
 
 class Unreadable(Exception):
@@ -270,7 +272,7 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract_state: Any,
+        abstract_state: PyTree[jax.ShapeDtypeStruct],
         step: int | None = None,
         *,
         partial: bool = False,
@@ -306,7 +308,11 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.directory / str(step)} is bad: {problem}")
 
     def _load(
-        self, step: int, abstract_state: Any, partial: bool, without: Sequence[str]
+        self,
+        step: int,
+        abstract_state: PyTree[jax.ShapeDtypeStruct],
+        partial: bool,
+        without: Sequence[str],
     ) -> Restored:
         # Imported here: whoever only reads a config need not wait for it.
         from orbax.checkpoint import v1 as ocp
@@ -346,11 +352,11 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: PyTree[jax.Array],
         *,
         data_index: int,
-        config: Mapping[str, Any],
-        fingerprint: Mapping[str, Any],
+        config: Mapping[str, Json],
+        fingerprint: Mapping[str, Json],
     ) -> None:
         """Starts saving; returns once the arrays are copied, so that they may be donated.
 
@@ -378,7 +384,7 @@ class Checkpoints:
         )
         self._saving.start()
 
-    def _start(self, step: int, arrays: Mapping[str, Any]) -> Any:
+    def _start(self, step: int, arrays: Mapping[str, jax.Array]) -> Any:  # Orbax's response
         """Starts writing the arrays. UserError at all processes where one of them cannot."""
         from orbax.checkpoint import v1 as ocp
 
@@ -409,7 +415,7 @@ class Checkpoints:
         return False
 
     def _finish(
-        self, step: int, response: Any, meta: dict[str, Any], checksums: Mapping[str, int]
+        self, step: int, response: Any, meta: JsonObject, checksums: Mapping[str, int]
     ) -> None:
         """In the background: waits for the arrays, reads them back, publishes the step, and cleans
         up."""
@@ -423,7 +429,7 @@ class Checkpoints:
             self._error = error
             self._discard(step)
 
-    def _read_back(self, step: int, meta: dict[str, Any], checksums: Mapping[str, int]) -> None:
+    def _read_back(self, step: int, meta: JsonObject, checksums: Mapping[str, int]) -> None:
         """ValueError where the files do not hold what was saved."""
         folder = for_orbax(self._unpublished(step)) / "state"
         found = list(itertools.islice(read_back.problems(folder, meta, checksums), 4))
@@ -444,7 +450,7 @@ class Checkpoints:
             for leftover in leftovers:
                 remove_tree(leftover)
 
-    def _publish(self, step: int, meta: dict[str, Any]) -> None:
+    def _publish(self, step: int, meta: JsonObject) -> None:
         """Writes meta.json and the manifest; then the step appears, whole, under its name."""
         folder = self._unpublished(step)
         _write(folder / META, meta)
@@ -514,32 +520,30 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{error} {error.__cause__}"
 
 
-def _not_empty(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _not_empty(arrays: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """Orbax refuses arrays without elements; their shape and dtype, in meta.json, say it all."""
     return {name: array for name, array in arrays.items() if array.size}
 
 
-def _read(file: Path) -> Iterable[tuple[str, Any]]:
+def _read(file: Path) -> Iterable[tuple[str, Json]]:
     """The items of a JSON object. OSError, ValueError, AttributeError where it is none."""
-    found: Iterable[tuple[str, Any]] = parsed(file.read_bytes()).items()
+    found: Iterable[tuple[str, Json]] = parsed(file.read_bytes()).items()
     return found
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def _write(file: Path, content: Mapping[str, Json]) -> None:
     """JSON, atomically: a reader finds all of it or nothing."""
     write_whole(file, json.dumps(content, indent=1))
 
 
-def for_orbax(folder: Path) -> Any:
+def for_orbax(folder: Path) -> Path:
     """The folder as Orbax takes it, which reads and writes object stores by itself."""
     return folder
 
 
-def flatten(state: Any) -> tuple[dict[str, Any], Any]:
+def flatten(state: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     """Leaves by path, such as "params.layers.00.moe.experts.w_up", and the tree's structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-    named = {path_name(path, "."): leaf for path, leaf in leaves}
-    return named, structure
+    return flat(state, "."), jax.tree.structure(state)
 
 
 def sha256(file: Path) -> str:
@@ -556,7 +560,7 @@ def _free_name(path: Path) -> Path:
 
 def _compare(
     stored: Metadata,
-    wanted: Mapping[str, Any],
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
     where: Path,
     partial: bool = False,
     without: Sequence[str] = (),

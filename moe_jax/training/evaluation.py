@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from moe_jax.config.activity import counted
+from moe_jax.config.json_files import JsonObject
 from moe_jax.routing.plan import add_sums
 from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import VALID, BatchSums
+
+T = TypeVar("T")
 
 # Where layers differ, the worst is what matters for these; the mean for the others.
 WORST = frozenset({"max_violation", "largest_logit"})
@@ -25,7 +29,7 @@ def evaluate(
     state: TrainState,
     batches: Iterable[Mapping[str, np.ndarray]],
     recorded: Iterable[Recorded] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Metrics over all batches, named as in metrics.jsonl. Of each batch a process gives its
     `program.local_rows`. recorded: the routes of each batch, for a replay.
 
@@ -51,7 +55,7 @@ def evaluate(
     gathered = {
         name: np.concatenate([rows[name] for rows in by_row]) for name in (by_row or [{}])[0]
     }
-    metrics: dict[str, Any] = dict(program.step.task.metrics(total.task, gathered))
+    metrics: JsonObject = dict(program.step.task.metrics(total.task, gathered))
     factor = program.experiment.evaluation.capacity_factor
     layers = program.step.layer_metrics(_narrow(total), state.router_state)
     metrics |= routing_report(program, jax.device_get(layers), factor)
@@ -60,7 +64,7 @@ def evaluate(
     return metrics
 
 
-def counted_batches(what: str, batches: Iterable[Any]) -> Iterator[Any]:
+def counted_batches(what: str, batches: Iterable[T]) -> Iterator[T]:
     """The batches; says, where that takes long, `what` and how many are done."""
     return counted(what, batches, "batches", "the first compiles")
 
@@ -133,13 +137,13 @@ def load_report(program: Program, sums: BatchSums) -> dict[str, list[float]]:
     }
 
 
-def _share(x_LN: Any) -> np.ndarray:
+def _share(x_LN: ArrayLike) -> np.ndarray:
     """Each row over its sum; rows of zeros stay so."""
     x_LN = np.asarray(x_LN, np.float64)
     return _ratio(x_LN, x_LN.sum(axis=1, keepdims=True))
 
 
-def _ratio(part: Any, whole: Any) -> np.ndarray:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     """part / whole, 0 where the whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     ratio: np.ndarray = part / np.where(whole == 0, 1, whole)

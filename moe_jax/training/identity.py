@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.config.tree import from_json_dict, to_json_dict
+from moe_jax.data.types import Rows
 from moe_jax.training.experiment import Experiment
 
 # Parts of a config that do not change what is computed: they may differ when a run goes on.
@@ -37,7 +38,7 @@ MAY_CHANGE = (
 )
 
 
-def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_new_fields(config: Mapping[str, Json]) -> Mapping[str, Json]:
     """A saved config with the defaults of fields that are younger than it; as it is where this
     version cannot read it."""
     try:
@@ -46,12 +47,12 @@ def with_new_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
 
 
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(config: Mapping[str, Json]) -> JsonObject:
     """A config.json without what MAY_CHANGE."""
-    copy: dict[str, Any] = json.loads(json.dumps(config))
+    copy: JsonObject = json.loads(json.dumps(config))
     for path in MAY_CHANGE:
         *parents, name = path.split(".")
-        node: Any = copy
+        node: Json = copy
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):  # a damaged file may hold anything
@@ -59,17 +60,17 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def config_changes(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
+def config_changes(saved: Mapping[str, Json], experiment: Experiment) -> list[str]:
     """What a config has otherwise than the saved one, but for what MAY_CHANGE; a line each."""
     return difference(identity_of(with_new_fields(saved)), identity_of(to_json_dict(experiment)))
 
 
-def fingerprints(**rows: Any) -> dict[str, Any]:
+def fingerprints(**rows: Rows) -> JsonObject:
     """What must not change of opened splits, by their names."""
     return {split: dict(opened.fingerprint) for split, opened in rows.items()}
 
 
-def data_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def data_changes(saved: Mapping[str, Json], now: Mapping[str, Json]) -> list[str]:
     """What the splits that are in both have otherwise; a line each."""
     # Runs of before knew the training split alone.
     known = {"train": saved} if "kind" in saved else saved

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.lock import FolderLock
 from moe_jax.config.tree import to_json_dict
 from moe_jax.data.pipeline import EvaluationBatches, Pipeline
-from moe_jax.data.types import DataInfo
+from moe_jax.data.types import DataInfo, Rows
 from moe_jax.models.counts import summary
 from moe_jax.parallel.agreement import (
     SharedMaximum,
@@ -54,7 +55,7 @@ class TrainingOutcome:
 
     step: int
     complete: bool
-    evaluation: dict[str, Any]
+    evaluation: JsonObject
 
 
 def train(
@@ -125,7 +126,7 @@ def writer(experiment: Experiment, workdir: Path, start: int) -> MetricWriter:
     return MetricWriter(workdir, experiment.logging, start_step=start, run_config=config)
 
 
-def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
+def pipeline(program: Program, rows: Rows, start: int) -> Pipeline:
     """The training batches from position `start` of the data; of each, what this process needs."""
     experiment = program.experiment
     size = experiment.batch_size
@@ -139,7 +140,7 @@ def pipeline(program: Program, rows: Any, start: int) -> Pipeline:
 
 
 def resume(
-    program: Program, checkpoints: Checkpoints, data: Mapping[str, Any], allow: bool
+    program: Program, checkpoints: Checkpoints, data: JsonObject, allow: bool
 ) -> tuple[Restored | None, list[str]]:
     """The newest good checkpoint, None for a new run, and what differs from it of config or data;
     refuses such a one unless `allow`."""
@@ -187,8 +188,8 @@ class Run:
     """One process's run from a state to the last step, a signal or an error."""
 
     program: Program
-    eval_rows: Any
-    data: dict[str, Any]  # the fingerprints of its splits
+    eval_rows: Rows
+    data: JsonObject  # the fingerprints of its splits
     pipeline: Pipeline
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -269,7 +270,7 @@ class Run:
     def _log(self, step: int, result: StepResult, clock: Clock) -> None:
         experiment, program = self.program.experiment, self.program
         host = jax.device_get(result)
-        metrics: dict[str, Any] = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
+        metrics: JsonObject = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
         metrics |= program.step.task.metrics(host.sums.task)
         # Skipped steps do not advance the optimizer, and so not the schedule.
         metrics["learning_rate"] = float(program.schedule(max(step - 1 - int(host.skipped), 0)))
@@ -299,7 +300,7 @@ class Run:
                 "larger factor has room for them (docs/transports.md)"
             )
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+    def _evaluate(self, state: TrainState, step: int) -> JsonObject:
         program, config = self.program, self.program.experiment.evaluation
         limit = None if config.batches == -1 else config.batches
         size = program.eval_batch_size

@@ -48,7 +48,7 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             part["label_N"] = raw["label"]
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
-    joined: dict[str, Any] = {
+    joined = {
         name: np.concatenate([part[name] for part in parts], axis=_axis_of_rows(name))
         for name in parts[0]
     }
@@ -73,7 +73,9 @@ def _rows(name: str, array: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
     return np.compress(wanted_N, array, axis=_axis_of_rows(name))
 
 
-def recorded_batches(program: Program, trace: Trace, batches: Iterable[Batch]) -> Iterator[Any]:
+def recorded_batches(
+    program: Program, trace: Trace, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Recorded]]:
     """(batch, Recorded) of all rows of the trace: what a batch has beyond them becomes padding, as
     in the last batch of an evaluation, so that any batch size replays a trace of another one.
 
@@ -150,7 +152,7 @@ def leak(
 
 def _observe(
     program: Program, state: TrainState, raw: Batch, number: int, train: bool = False
-) -> Any:
+) -> Any:  # an Observation of numpy arrays
     batch = program.put(raw, first_row=number * program.eval_batch_size)
     scalars = program.scalars(int(state.step))
     return jax.device_get(

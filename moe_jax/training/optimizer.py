@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 from optax import contrib
 
 from moe_jax.config.fields import Rule, at_least, kind
+from moe_jax.models.network import Params, flat
 from moe_jax.nn.param import Form
 from moe_jax.training.adafactor import is_factored, scale_by_adafactor
-from moe_jax.training.parameters import Forms, by_path, flat, group_of
-
-Params = Mapping[str, Any]
+from moe_jax.training.parameters import Forms, by_path, group_of
 
 # --- learning-rate schedules ---
 
@@ -71,7 +72,7 @@ class Rsqrt:
         yield from at_least(self, 1, "warmup_steps")
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        def decay(step: Any) -> Any:
+        def decay(step: ArrayLike) -> jax.Array:
             # Joined schedules all run: this one on negative steps too, in the warm-up.
             after = jnp.maximum(step, 0)
             return peak * jnp.sqrt(self.warmup_steps / (after + self.warmup_steps))
@@ -253,10 +254,10 @@ class Muon(Optimizer):
     eps: float = 1e-8
 
     def scale(self, params: Params, forms: Forms) -> optax.GradientTransformation:
-        def label(path: str, leaf: Any) -> str:
+        def label(path: str, leaf: object) -> str:
             return "muon" if is_muon(path, forms[path]) else "adam"
 
-        def dimensions(params: Any) -> Any:
+        def dimensions(params: Params) -> PyTree[contrib.MuonDimensionNumbers]:
             return by_path(
                 lambda path, leaf: contrib.MuonDimensionNumbers(*forms[path].axes(leaf.ndim)),
                 params,
@@ -290,7 +291,7 @@ OPTIMIZERS: dict[str, type] = {"adamw": AdamW, "adafactor": Adafactor, "lion": L
 
 
 def make_optimizer(
-    config: Optimizer, params: Params, forms: Any, steps: int
+    config: Optimizer, params: Params, forms: PyTree[Form], steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation for parameters of these shapes and forms (trees of the same structure;
     `Network.abstract` and `Network.forms`), and the learning rate by step.
@@ -303,7 +304,7 @@ def make_optimizer(
 
     form_of = flat(forms)
 
-    def decaying(tree: Any) -> Any:
+    def decaying(tree: PyTree[jax.Array]) -> PyTree[bool]:
         return by_path(lambda path, leaf: form_of[path].decays, tree)
 
     def finish(group: Group) -> optax.GradientTransformation:

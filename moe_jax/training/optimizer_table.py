@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import jax
 
 from moe_jax.config.errors import ConfigError
-from moe_jax.models.network import Network
+from moe_jax.models.network import Network, flat
 from moe_jax.nn.param import Form
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import Optimizer
-from moe_jax.training.parameters import flat, group_of
+from moe_jax.training.parameters import group_of
 from moe_jax.training.rules import cross_check
 
 HEADER = ("parameter", "shape", "group", "one of its parts", "decay", "rate", "optimizer")

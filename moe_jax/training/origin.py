@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import jax
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.types import DataInfo
+from moe_jax.models.network import Params
+from moe_jax.models.types import RouterStates
 from moe_jax.parallel.agreement import say
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.parallel.placement import put
@@ -64,12 +66,12 @@ def new_state(
     )
 
 
-def wrapped(router_state: Mapping[str, Any]) -> dict[str, Any]:
+def wrapped(router_state: RouterStates) -> Params:
     """Named as a part of each layer, as its parameters are."""
     return {name: {STATE: state} for name, state in router_state.items()}
 
 
-def _described(info: DataInfo) -> dict[str, Any] | None:
+def _described(info: DataInfo) -> JsonObject | None:
     return None if info.tokenizer is None else info.tokenizer.describe()
 
 

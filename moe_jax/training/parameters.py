@@ -8,30 +8,21 @@ forms count their axes from the last, so that both are batch axes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
+from moe_jax.models.network import flat, path_name
 from moe_jax.nn.param import Form
 
 Forms = Mapping[str, Form]  # by path
 
 
-def by_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def by_path(function: Callable[..., object], tree: PyTree, *rest: PyTree) -> PyTree:
     """Maps function(path, leaf, ...) over trees of the same structure."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_of(path), *leaves), tree, *rest
+        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(path): leaf for path, leaf in leaves}
-
-
-def path_of(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
 def group_of(path: str) -> str:
@@ -40,6 +31,6 @@ def group_of(path: str) -> str:
     return next((name for name in ("router", "experts") if name in parts), "rest")
 
 
-def trained(tree: Any, frozen: Collection[str]) -> dict[str, Any]:
+def trained(tree: PyTree[Array], frozen: Collection[str]) -> dict[str, Array]:
     """The leaves by path of the groups that are not frozen."""
     return {path: leaf for path, leaf in flat(tree).items() if group_of(path) not in frozen}

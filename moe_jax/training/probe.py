@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
 
 from moe_jax.analysis.routes import churn, margin, overlap
+from moe_jax.data.types import Rows
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
@@ -22,7 +22,7 @@ class Probe:
     uninterrupted one would.
     """
 
-    def __init__(self, program: Program, rows: Any):
+    def __init__(self, program: Program, rows: Rows):
         self._program = program
         # Few rows, once: each process reads all, for the metrics need all. They are the start of a
         # batch that fits the mesh; its other rows are padding, which no router counts.

@@ -11,14 +11,20 @@ import bisect
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from moe_jax.config.json_files import JsonObject
 from moe_jax.config.paths import is_remote
 
+if TYPE_CHECKING:
+    from tensorstore import TensorStore
+
+Bits = TypeVar("Bits", jax.Array, np.ndarray)
 MODES = ("index", "sample", "values")
 SAMPLE_BYTES = 64 << 20  # of values that a sample reads at most
 SLICE_BYTES = 64 << 20  # of an array that is in memory at a time
@@ -26,7 +32,7 @@ SLICE_BYTES = 64 << 20  # of an array that is in memory at a time
 PLACE, FIRST, SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 
 
-def drawn(arrays: Mapping[str, Any], mode: str, step: int) -> list[str]:
+def drawn(arrays: Mapping[str, jax.Array], mode: str, step: int) -> list[str]:
     """The arrays whose values are compared. "values": all; "sample": those that come up at this
     step, SAMPLE_BYTES in all, others at the next step; "index": none."""
     if mode == "index":
@@ -43,7 +49,7 @@ def drawn(arrays: Mapping[str, Any], mode: str, step: int) -> list[str]:
     return chosen
 
 
-def checksum(array: Any) -> int:
+def checksum(array: ArrayLike) -> int:
     """sum_i mixed(bits_i + i PLACE) modulo 2^32, over the elements in their order; for elements of
     8 bytes over their halves. A changed bit, a lost block and blocks in another order change it;
     the sharding does not. Taken on the devices of a jax.Array.
@@ -70,7 +76,7 @@ def _on_devices(array: jax.Array) -> jax.Array:
     return jnp.sum(_mixed(bits, places), dtype=jnp.uint32)
 
 
-def _mixed(bits: Any, places: Any) -> Any:
+def _mixed(bits: Bits, places: Bits) -> Bits:
     """Every bit of an element, and its place, in every bit of the result."""
     mixed = bits + places * np.uint32(PLACE)
     mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(FIRST)
@@ -98,7 +104,7 @@ def _of_numpy(array: np.ndarray, first: int = 0) -> np.uint32:
     return np.sum(_mixed(flat, places), dtype=np.uint32)
 
 
-def problems(folder: Path, meta: Mapping[str, Any], checksums: Mapping[str, int]) -> Iterator[str]:
+def problems(folder: Path, meta: JsonObject, checksums: Mapping[str, int]) -> Iterator[str]:
     """What the files of `folder` lack of the arrays that `meta` names (shapes, dtypes), and which
     of them have other values than `checksums` says; nothing for a good one."""
     import tensorstore
@@ -136,14 +142,14 @@ def _below(keys: list[str], name: str) -> list[str]:
     return keys[bisect.bisect(keys, f"{name}/") : bisect.bisect(keys, f"{name}{after}")]
 
 
-def _location(folder: Path) -> Any:
+def _location(folder: Path) -> str | dict[str, str]:
     """As TensorStore names a folder."""
     if is_remote(folder):
         return f"{folder}/"
     return {"driver": "file", "path": f"{folder}/"}
 
 
-def _chunks(array: Any) -> int:
+def _chunks(array: Any) -> int:  # whose sizes are all known, unlike in TensorStore's own types
     """How many blocks the array is written in."""
     if array.ndim == 0:
         return 1
@@ -151,7 +157,7 @@ def _chunks(array: Any) -> int:
     return math.prod(-(-size // part) for size, part in zip(array.shape, block, strict=True))
 
 
-def _checksum_of_file(array: Any) -> int:
+def _checksum_of_file(array: TensorStore) -> int:
     """Read in slices along the first axis, so that memory does not grow with the array."""
     if array.ndim == 0:
         return int(_of_numpy(array.read().result()))

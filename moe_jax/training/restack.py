@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from moe_jax.models.by_layer import NAME, Stacks, layer_names
 PARAMETERS = "params.layers."
 
 
-def stacks_of(shapes: Mapping[str, Any]) -> Stacks:
+def stacks_of(shapes: Mapping[str, object]) -> Stacks:
     """The layers of each stack, from the shapes of the parameters' arrays; {} where these do not
     say it."""
     counts: dict[str, int] = {}
@@ -54,11 +53,13 @@ class Restacking:
     others, where its layers are; all others have the same name in both.
     """
 
-    asked: dict[str, Any]
+    asked: dict[str, jax.ShapeDtypeStruct]
     rows: dict[str, tuple[_Row, ...]]
 
     @classmethod
-    def of(cls, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> Restacking:
+    def of(
+        cls, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, object]
+    ) -> Restacking:
         """wanted: ShapeDtypeStructs with shardings by name. stored: shapes by name."""
         new, old = stacks_of({n: leaf.shape for n, leaf in wanted.items()}), stacks_of(stored)
         layers = sorted(layer for stack in old.values() for layer in stack)
@@ -68,7 +69,7 @@ class Restacking:
         for name in stored:
             names = layer_names(name, old)
             place |= {one: _Row(name, i, len(names)) for i, one in enumerate(names)}
-        asked: dict[str, Any] = {}
+        asked: dict[str, jax.ShapeDtypeStruct] = {}
         rows: dict[str, tuple[_Row, ...]] = {}
         for name, leaf in wanted.items():
             names = layer_names(name, new)
@@ -81,12 +82,14 @@ class Restacking:
                 asked[row.name] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
         return cls(asked, rows)
 
-    def restacked(self, wanted: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    def restacked(
+        self, wanted: Mapping[str, jax.ShapeDtypeStruct], read: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """The arrays of the program by name, from those that were read."""
         if not self.rows:
             return dict(read)
 
-        def make(read: Mapping[str, Any]) -> dict[str, Any]:
+        def make(read: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             return {
                 name: _joined([read[row.name] for row in rows], rows)
                 for name, rows in self.rows.items()
@@ -95,11 +98,11 @@ class Restacking:
         sources = {row.name: read[row.name] for rows in self.rows.values() for row in rows}
         shardings = {name: wanted[name].sharding for name in self.rows}
         others = {name: array for name, array in read.items() if name not in sources}
-        found: dict[str, Any] = others | jax.jit(make, out_shardings=shardings)(sources)
+        found: dict[str, jax.Array] = others | jax.jit(make, out_shardings=shardings)(sources)
         return found
 
 
-def _joined(arrays: Sequence[Any], rows: Sequence[_Row]) -> Any:
+def _joined(arrays: Sequence[jax.Array], rows: Sequence[_Row]) -> jax.Array:
     """One row of each. A scalar belongs to all layers alike."""
     if not arrays[0].ndim:
         return arrays[0]

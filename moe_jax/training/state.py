@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+import optax
 from jaxtyping import Array, Int
+
+from moe_jax.models.network import Params
+from moe_jax.models.types import RouterStates
 
 
 @jax.tree_util.register_dataclass
@@ -17,9 +20,9 @@ class TrainState:
     skipped: in total. probe: expert choices of the last probe batch, (L, B, S, K), -1 before."""
 
     step: Int[Array, ""]
-    params: dict[str, Any]
-    opt_state: Any
-    router_state: dict[str, Any]
+    params: Params
+    opt_state: optax.OptState
+    router_state: RouterStates
     bad_steps: Int[Array, ""]
     skipped: Int[Array, ""]
     probe: Int[Array, "..."]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.config.schedules import bind
 from moe_jax.models.layout import Layout
-from moe_jax.models.network import Network
+from moe_jax.models.network import Network, Params
+from moe_jax.models.types import RouterStates
 from moe_jax.nn.context import Context, LayerReport, Routes
 from moe_jax.nn.depth import DepthReport
 from moe_jax.nn.moe_layer import Grouping, MoEConfig
@@ -23,15 +25,18 @@ from moe_jax.routing.balance import routing_metrics
 from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_loss
 from moe_jax.routing.plan import add_sums, reduce_sums
-from moe_jax.routing.types import Recorded, Sums, Traffic
+from moe_jax.routing.scalars import as_pytree
+from moe_jax.routing.types import Recorded, Router, RouterState, Sums, Traffic
 from moe_jax.tasks.types import Objective, RawBatch
 from moe_jax.tasks.types import Sums as TaskSums
 from moe_jax.training.parameters import trained
 from moe_jax.training.state import TrainState
 
+Added = TypeVar("Added")
+Beside = TypeVar("Beside")
 Rows = dict[str, Array]  # results of each row, and VALID
 VALID = "valid"  # which rows are no padding
-Scalars = Mapping[str, Float[Array, ""]]
+Scalars = Mapping[str, ArrayLike]
 ADDITIVE_SCOPES = tuple(scope for scope in SCOPES if scope != "global_batch")
 
 
@@ -101,6 +106,10 @@ class Step:
         layout: Layout = self.network.abstract_module.layout
         return layout
 
+    def router_at(self, scalars: Scalars) -> Router:
+        """The router with these values of its scalars, by their paths in the config."""
+        return as_pytree(bind(self.moe.router, scalars, prefix="moe.router"))
+
     def train(
         self, state: TrainState, raw: RawBatch, scalars: Scalars
     ) -> tuple[TrainState, StepResult]:
@@ -116,15 +125,16 @@ class Step:
         }
         context = Context(
             key=jax.random.fold_in(routing_key(self.noise_seed), state.step),
-            scalars=scalars,
+            router=self.router_at(scalars),
             train=True,
             capacity_factor=self.moe.capacity_factor,
             per_member=True,
         )
-        loss, grads, sums = self._gradients(state, raw, context, weights)
+        losses = bind(self.moe.losses, scalars, prefix="moe.losses")
+        loss, grads, sums = self._gradients(state, raw, context, losses, weights)
         grad_norm = optax.tree.norm(trained(grads, self.frozen))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new_state = self._update(state, grads, sums, scalars)
+        new_state = self._update(state, grads, sums, self.router_at(scalars))
         kept = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (new_state.params, new_state.opt_state, new_state.router_state),
@@ -153,8 +163,8 @@ class Step:
 
     def evaluate(
         self,
-        params: Mapping[str, Any],
-        router_state: Mapping[str, Any],
+        params: Params,
+        router_state: RouterStates,
         raw: RawBatch,
         scalars: Scalars,
         capacity_factor: float | None,
@@ -166,7 +176,7 @@ class Step:
 
         def look(raw: RawBatch, recorded: Recorded | None) -> tuple[BatchSums, Rows]:
             context = Context(
-                scalars=scalars,
+                router=self.router_at(scalars),
                 capacity_factor=capacity_factor,
                 counterfactual=counterfactual,
                 recorded=recorded,
@@ -181,7 +191,7 @@ class Step:
         by_row = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), recorded)
         micro_batches = self._split((dict(raw), by_row), self._grouping, parts)
 
-        def part(micro: Any) -> tuple[BatchSums, Rows]:
+        def part(micro: PyTree[Array]) -> tuple[BatchSums, Rows]:
             raw, by_row = micro
             return look(raw, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), by_row))
 
@@ -199,8 +209,8 @@ class Step:
 
     def observe(
         self,
-        params: Mapping[str, Any],
-        router_state: Mapping[str, Any],
+        params: Params,
+        router_state: RouterStates,
         raw: RawBatch,
         context: Context,
     ) -> Observation:
@@ -212,8 +222,8 @@ class Step:
 
     def _forward(
         self,
-        params: Any,
-        router_state: Any,
+        params: Params,
+        router_state: RouterStates,
         raw: RawBatch,
         context: Context,
         by_row: bool = False,
@@ -243,16 +253,20 @@ class Step:
     # --- gradients ---
 
     def _gradients(
-        self, state: TrainState, raw: RawBatch, context: Context, weights: Mapping[str, Array]
-    ) -> tuple[Array, Any, BatchSums]:
+        self,
+        state: TrainState,
+        raw: RawBatch,
+        context: Context,
+        losses: RoutingLosses,
+        weights: Mapping[str, Array],
+    ) -> tuple[Array, Params, BatchSums]:
         """Loss, gradients and sums of the global batch."""
         micro_batches = self._split(dict(raw), self._grouping, self.accumulation)
-        losses = bind(self.moe.losses, context.scalars, prefix="moe.losses")
         global_gradient, global_loss = None, jnp.zeros((), jnp.float32)
         if self.accumulation > 1 and self._needs_global_sums():
             global_loss, global_gradient = self._global_pass(state, micro_batches, context, losses)
 
-        def loss_fn(params: Any, micro: RawBatch) -> tuple[Array, BatchSums]:
+        def loss_fn(params: Params, micro: RawBatch) -> tuple[Array, BatchSums]:
             sums, report, _ = self._forward(params, state.router_state, micro, context)
             loss = functools.reduce(
                 jnp.add, [sums.task[name] / weight for name, weight in weights.items()]
@@ -266,7 +280,9 @@ class Step:
             (loss, sums), grads = value_and_grad(state.params, _first(micro_batches))
             return loss, grads, sums
 
-        def accumulate(carry: Any, micro: RawBatch) -> tuple[Any, None]:
+        def accumulate(
+            carry: tuple[Array, Params, BatchSums], micro: RawBatch
+        ) -> tuple[PyTree[Array], None]:
             (loss, sums), grads = value_and_grad(state.params, micro)
             total = jax.tree.map(jnp.add, carry[:2], (loss, grads))
             return (*total, add_sums(carry[2], sums)), None
@@ -282,7 +298,7 @@ class Step:
         return loss, grads, sums
 
     def _routing_loss(
-        self, losses: RoutingLosses, report: LayerReport, global_gradient: Any
+        self, losses: RoutingLosses, report: LayerReport, global_gradient: Sums | None
     ) -> Array:
         """This micro-batch's share of the routing losses."""
         pieces = self._grouping.pieces
@@ -297,12 +313,12 @@ class Step:
 
     def _global_pass(
         self, state: TrainState, micro_batches: RawBatch, context: Context, losses: RoutingLosses
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Sums]:
         """Losses over the global batch under accumulation: a forward-only pass for the sums, then
         dLoss/dSums. Back-propagating <dLoss/dSums, sums> through each micro-batch gives the exact
         gradient, because the sums of the batch are the sum of the micro-batches' sums."""
 
-        def routing(micro: RawBatch) -> tuple[Any, None]:
+        def routing(micro: RawBatch) -> tuple[Sums | None, None]:
             sums = self._forward(state.params, state.router_state, micro, context)[0]
             return sums.routing, None
 
@@ -324,7 +340,7 @@ class Step:
     # --- pieces ---
 
     def _update(
-        self, state: TrainState, grads: Any, sums: BatchSums, scalars: Scalars
+        self, state: TrainState, grads: Params, sums: BatchSums, router: Router
     ) -> TrainState:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -332,19 +348,20 @@ class Step:
             state,
             params=params,
             opt_state=opt_state,
-            router_state=self._update_routers(state.router_state, sums, scalars),
+            router_state=self._update_routers(state.router_state, sums, router),
         )
 
-    def _update_routers(self, router_state: Any, sums: BatchSums, scalars: Scalars) -> Any:
+    def _update_routers(
+        self, router_state: RouterStates, sums: BatchSums, router: Router
+    ) -> RouterStates:
         """Each layer's router state from that layer's sums over the whole global batch."""
         if sums.routing is None or not jax.tree.leaves(router_state):
             return router_state
         layer_sums = self.layout.by_stack(sums.routing)
-        router = bind(self.moe.router, scalars, prefix="moe.router")
         update = jax.vmap(router.update)
         return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
 
-    def layer_metrics(self, sums: BatchSums, router_state: Any) -> dict[str, Array]:
+    def layer_metrics(self, sums: BatchSums, router_state: RouterStates) -> dict[str, Array]:
         """Every routing metric of every sparse layer, name -> (L,), the router's own as
         router/NAME; {} in a dense model."""
         if sums.routing is None or sums.traffic is None:
@@ -352,13 +369,13 @@ class Step:
         router = self.moe.router
         state = self.layout.in_layer_order(router_state)
 
-        def of_layer(sums: Sums, traffic: Traffic, state: Any) -> dict[str, Array]:
+        def of_layer(sums: Sums, traffic: Traffic, state: RouterState) -> dict[str, Array]:
             own = {f"router/{name}": x for name, x in router.metrics(state, sums).items()}
             return routing_metrics(sums, traffic) | own
 
         return jax.vmap(of_layer)(sums.routing, sums.traffic, state)
 
-    def _expert_grad_norm(self, grads: Mapping[str, Any]) -> Array | None:
+    def _expert_grad_norm(self, grads: Params) -> Array | None:
         """(L, E): Euclidean norm of each expert's gradient, over its parameters."""
         if not self.layout.moe_stacks:
             return None
@@ -381,7 +398,7 @@ class Step:
         return Grouping.of(self.moe.group_size, self.row_length)
 
     @staticmethod
-    def _split(batch: Any, grouping: Grouping, M: int) -> Any:
+    def _split(batch: PyTree[Array], grouping: Grouping, M: int) -> PyTree[Array]:
         """(B, ...) -> (M, B / M, ...): micro-batch m takes every M-th group of rows, which each
         shard of the batch has in equal number, so nothing moves and no mesh changes the split."""
         n = grouping.rows
@@ -394,7 +411,7 @@ class Step:
         return jax.tree.map(split, batch)
 
     @staticmethod
-    def _joined(micro_batches: Any, grouping: Grouping) -> Any:
+    def _joined(micro_batches: PyTree[Array], grouping: Grouping) -> PyTree[Array]:
         """The inverse of `_split`."""
 
         def join(leaf: Array) -> Array:
@@ -411,11 +428,13 @@ def routing_key(seed: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), 0x726F7574)
 
 
-def _added(look: Callable[[Any], tuple[Any, Any]], micro_batches: Any) -> tuple[Any, Any]:
+def _added(
+    look: Callable[[PyTree[Array]], tuple[Added, Beside]], micro_batches: PyTree[Array]
+) -> tuple[Added, Beside]:
     """Of all micro-batches, worked on one after the other: the first results added, the second ones
     beside each other."""
 
-    def add(total: Any, micro: Any) -> tuple[Any, Any]:
+    def add(total: Added, micro: PyTree[Array]) -> tuple[Added, Beside]:
         sums, beside = look(micro)
         return add_sums(total, sums), beside
 
@@ -423,11 +442,11 @@ def _added(look: Callable[[Any], tuple[Any, Any]], micro_batches: Any) -> tuple[
     return jax.lax.scan(add, none, micro_batches)
 
 
-def _zeros_like(shapes: Any) -> Any:
+def _zeros_like(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _first(micro_batches: Any) -> Any:
+def _first(micro_batches: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: leaf[0], micro_batches)
 
 

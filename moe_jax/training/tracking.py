@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import Json
 from moe_jax.config.paths import is_remote
 
 ID = "wandb_id"
@@ -24,7 +24,7 @@ class Tracker:
     UserError where wandb is not installed or does not start, such as without a key.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, config: Mapping[str, Json]):
         if is_remote(workdir):
             raise UserError("config.logging.wandb needs a local --workdir")
         try:
@@ -51,9 +51,9 @@ class Tracker:
             ) from error
         self._run.config.update(dict(config), allow_val_change=True)  # --allow_changes
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Json]) -> None:
         """Numbers as they are, lists as histograms of their finite values."""
-        sent: dict[str, Any] = {}
+        sent: dict[str, object] = {}
         for name, value in metrics.items():
             if np.ndim(value) == 0:
                 sent[name] = float(value)

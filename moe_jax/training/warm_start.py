@@ -10,11 +10,11 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from moe_jax.models.by_layer import Stacks, layer_names, unstacked
 from moe_jax.models.layout import Layout
@@ -71,15 +71,15 @@ class Taken:
 
 
 def warm_start(
-    new: Any,
-    old: Any,
+    new: PyTree[jax.Array],
+    old: PyTree[jax.Array],
     *,
     new_like: Like | None = None,
     old_like: Like | None = None,
     same_tokens: bool = True,
     grow: str = "noise",
     seed: int = 0,
-) -> tuple[Any, WarmStartReport]:
+) -> tuple[PyTree[jax.Array], WarmStartReport]:
     """The tree `new` with the values of `old`, in the dtypes of `new`:
 
     - the same path and shape: used as it is;
@@ -220,7 +220,9 @@ def _stacks(like: Like | None) -> Stacks:
     return {} if like is None else like.layout.layers_by_name
 
 
-def _joined(taken: Sequence[Taken | None], leaf: Any, *, stacked: bool) -> Any:
+def _joined(
+    taken: Sequence[Taken | None], leaf: jax.Array, *, stacked: bool
+) -> jax.Array | np.ndarray:
     """The leaf with what its layers take over."""
     if all(one is None for one in taken):
         return leaf

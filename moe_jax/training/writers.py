@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from moe_jax.config.fields import Rule, at_least
-from moe_jax.config.json_files import parsed
+from moe_jax.config.json_files import Json, parsed
 from moe_jax.config.paths import Lines, Staged, folder_of, write_whole
 from moe_jax.parallel.hosts import is_primary
 from moe_jax.training.tracking import Tracker
@@ -64,7 +65,7 @@ class MetricWriter:
         config: LoggingConfig,
         start_step: int = 0,
         *,
-        run_config: Mapping[str, Any] | None = None,
+        run_config: Mapping[str, Json] | None = None,
     ):
         self.directory = folder_of(directory)
         self._active = is_primary()
@@ -91,7 +92,7 @@ class MetricWriter:
     ) -> None:
         self.close(failed=error is not None)
 
-    def write(self, step: int, metrics: Mapping[str, Any], *, split: str) -> None:
+    def write(self, step: int, metrics: Mapping[str, Json], *, split: str) -> None:
         """Writes the metrics of one step."""
         if not self._active:
             return
@@ -144,7 +145,7 @@ class Board:
         later_steps_are_void = SessionLog(status=SessionLog.START)
         self._add(Event(session_log=later_steps_are_void, step=start_step + 1))
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Json]) -> None:
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
@@ -207,7 +208,7 @@ def drop_after(path: Path, step: int) -> None:
     write_whole(path, b"".join(kept).decode())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: ArrayLike | Sequence[float]) -> Json:
     """A JSON value of a number, array or list; null for what JSON cannot hold."""
     if np.ndim(value) > 0:
         return [_plain(item) for item in np.asarray(value).tolist()]

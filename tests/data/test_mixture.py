@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -103,6 +104,24 @@ def test_parts_are_prepared(tmp_path):
     assert (folder / "train.bin").exists()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoTokenizer(Planted):
+    """Somebody's text that does not say what its ids are."""
+
+    def open(self, split):
+        rows = super().open(split)
+        rows.tokenizer = None
+        return rows
+
+
+@pytest.mark.parametrize("parts", [("a", "b"), ("b", "a"), ("b", "c")])
+def test_a_part_without_a_tokenizer(parts):
+    own = f"{__name__}:NoTokenizer"
+    kinds = {"a": "a = planted: 1", "b": f"b = {own}: 1", "c": f"c = {own}: 1"}
+    with pytest.raises(UserError, match=r"need one tokenizer.* none"):
+        Mixture(parts=tuple(kinds[part] for part in parts)).open("train")
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -124,6 +143,7 @@ def test_parts_are_prepared(tmp_path):
         (("planted: 1", "planted: 2"), "two parts are named planted"),
         (("a = planted: 1", "a = folder(path=x): 2"), "two parts are named a"),
         (("folder: 1",), "must name folders or files"),
+        (("moe_jax.data.digits:Digits: 1",), "has no sequence_length"),
     ],
 )
 def test_wrong_parts_are_told(parts, message):

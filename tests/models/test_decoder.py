@@ -65,7 +65,7 @@ def test_decoding_equals_the_full_forward_pass(config):
     tokens = random_tokens()[0]
     full = logits_of(network, params, state, tokens[None])[0]
     generator = Generator(
-        network=network, params=params, router_state=state, scalars={}, usable_V=np.ones(V, bool)
+        network=network, params=params, router_state=state, usable_V=np.ones(V, bool)
     )
     for prefill in (1, 5):
         logits, cache, _ = generator.logits(tokens[:prefill].tolist(), S)

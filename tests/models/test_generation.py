@@ -56,7 +56,6 @@ def make():
             network=network,
             params=params,
             router_state=state,
-            scalars={},
             usable_V=usable_V,
             capture=capture,
         )

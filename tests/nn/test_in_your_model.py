@@ -120,6 +120,37 @@ def test_it_is_the_layer_of_our_own_models(router):
     np.testing.assert_allclose(dropped, lost / wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("devices", [None, (2, 4)], ids=["no mesh", "mesh"])
+def test_a_scalar_of_the_router_follows_a_schedule_without_a_new_program(devices):
+    """As a layer whose router was made with that value."""
+    traces, mesh, axes = [], None, None
+    if devices is not None:
+        mesh = jax.make_mesh(devices, ("batch", "model"), axis_types=(AxisType.Auto,) * 2)
+        axes = moe_jax.MeshAxes(rows=("batch",), expert="model")
+    key = jax.random.key(4)
+    made = moe_jax.routers.VMoE(k=2)
+    layer = of(router=made, mesh=mesh, axes=axes)
+
+    @nnx.jit
+    def run(layer, router):
+        traces.append(1)
+        y, report = layer(X, key=key, train=True, router=router)
+        return y, report
+
+    run(layer, layer.router)  # lays the parameters out over the mesh
+    seen, before = [], len(traces)
+    for noise_std in (0.5, 2.0, 0.0):
+        router = dataclasses.replace(layer.router, noise_std=noise_std)
+        y, report = run(layer, router)
+        wanted, theirs = of(router=router)(X, key=key, train=True)
+        np.testing.assert_allclose(y, wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_array_equal(report.sums.wanted_E, theirs.sums.wanted_E)
+        np.testing.assert_allclose(report.loss, theirs.loss, rtol=2e-5)
+        seen.append(np.asarray(y))
+    assert len(traces) - before <= 2  # at most one for both values, one for 0, which is static
+    assert np.abs(seen[0] - seen[1]).max() > 0.1
+
+
 MESHES = {
     "rows and experts": ((2, 4), dict(rows=("batch",), expert="model")),
     "experts alone": ((1, 8), dict(expert="model")),

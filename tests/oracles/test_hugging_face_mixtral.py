@@ -213,7 +213,6 @@ def test_greedy_generation(pair):
         network=network,
         params=params,
         router_state={"00": {}},
-        scalars={},
         usable_V=np.ones(V, bool),
     )
     found = [token.id for token in generator(prompt.tolist(), 12, temperature=0.0)]

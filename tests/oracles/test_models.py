@@ -185,7 +185,6 @@ def test_greedy_generation(twins, length):
         network=twins.network,
         params=twins.params,
         router_state=twins.router_state,
-        scalars={},
         usable_V=np.ones(V, bool),
     )
     found = [token.id for token in generator(prompt.tolist(), 16, temperature=0.0)]

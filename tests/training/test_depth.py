@@ -16,6 +16,7 @@ from moe_jax.data.tokenizer import ByteTokenizer
 from moe_jax.models.counts import count
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.models.layout import layout_of
+from moe_jax.models.network import flat
 from moe_jax.models.types import IO
 from moe_jax.nn.depth import MixtureOfDepths
 from moe_jax.nn.moe_layer import MoEConfig
@@ -26,7 +27,7 @@ from moe_jax.planning.estimate import estimate
 from moe_jax.routing.losses import LoadBalance, RoutingLosses
 from moe_jax.training.build import build
 from moe_jax.training.evaluation import depth_report
-from moe_jax.training.parameters import flat, group_of
+from moe_jax.training.parameters import group_of
 from moe_jax.training.rules import cross_check, warnings
 from tests.drawn import some
 from tests.training.experiments import experiment

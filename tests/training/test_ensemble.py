@@ -126,9 +126,9 @@ def test_a_member_has_slots_of_its_own_experts_only(layout):
 def test_evaluation_is_the_mean_of_probabilities(both):
     step, state, alone = both
     raw = raw_batch()
-    found = step.observe(state.params, state.router_state, raw, Context(scalars={}))
+    found = step.observe(state.params, state.router_state, raw, Context())
     parts = [
-        alone.observe(one_member(state.params, m), state.router_state, raw, Context(scalars={}))
+        alone.observe(one_member(state.params, m), state.router_state, raw, Context())
         for m in range(M)
     ]
     prob = np.mean([np.exp(-np.asarray(part.loss_BS, np.float64)) for part in parts], axis=0)
@@ -223,7 +223,6 @@ def test_decoding_is_the_full_forward(both):
         network=step.network,
         params=state.params,
         router_state=state.router_state,
-        scalars={},
         usable_V=np.ones(40, bool),
     )
     full, _, _ = generator.logits(tokens, 9)

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from moe_jax.models.network import flat
 from moe_jax.planning.estimate import estimate
 from moe_jax.training.optimizer import is_muon
-from moe_jax.training.parameters import flat, group_of
+from moe_jax.training.parameters import group_of
 from moe_jax.training.rules import cross_check
 from tests.drawn import some
 from tests.training.experiments import DEVICES, experiment

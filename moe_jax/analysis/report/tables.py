@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from moe_jax.analysis.report.catalogue import METRICS, SPEED, metric
 from moe_jax.analysis.report.curves import experts_of
 from moe_jax.analysis.report.numbers import formatted
 from moe_jax.config.diff import ABSENT, difference
+from moe_jax.config.json_files import Json, JsonObject
 
 # What one looks at first. Of the same name an evaluation and training say different things: their
 # capacity may be another, and with it what is dropped.
@@ -239,9 +239,9 @@ def _named(name: str) -> str:
     return f'<code title="{escape(metric(name).meaning)}">{escape(name)}</code>'
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Mapping[str, Json], prefix: str = "") -> JsonObject:
     """Dotted path -> value; a list and an empty object are values."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for name, value in tree.items():
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, Mapping) and value:
@@ -251,13 +251,13 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is ABSENT:
         return "–"
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def differing(trees: Sequence[Mapping[str, Json]]) -> dict[str, list[str]]:
     """Path -> value in each tree, of the paths where they are not all equal.
 
     Equality is that of config.diff.difference: 1 and 1.0 are equal.
@@ -272,7 +272,7 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     }
 
 
-def difference_table(runs: Sequence[RunRecord], trees: Sequence[Mapping[str, Any]]) -> str:
+def difference_table(runs: Sequence[RunRecord], trees: Sequence[Mapping[str, Json]]) -> str:
     """What differs, a column a run; a sentence where nothing does."""
     rows = differing(trees)
     if not rows:
@@ -284,7 +284,7 @@ def difference_table(runs: Sequence[RunRecord], trees: Sequence[Mapping[str, Any
     )
 
 
-def facts(tree: Mapping[str, Any]) -> str:
+def facts(tree: Mapping[str, Json]) -> str:
     """A whole config or environment, path by path."""
     if not tree:
         return "<p>Not in this folder.</p>"

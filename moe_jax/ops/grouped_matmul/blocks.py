@@ -1,7 +1,7 @@
 """The grouped matmul in plain JAX: a loop over blocks of rows, each with its group's matrix.
 
 Its arithmetic is that of the rows plus at most a part of a block per group that has rows,
-whatever the number of groups (see `cover`).
+whatever the number of groups (see `tiling`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def differentiable(
 ) -> Backend:
     """y_r = x_r w_e(r) with both gradients, of two products:
 
-    rows_times_matrices(x_RK, w, sizes_E, turned): x_r w_e(r), or x_r transpose(w_e(r)).
+    rows_times_matrices(x_RK, w, sizes_E, transposed): x_r w_e(r), or x_r transpose(w_e(r)).
     rows_times_rows(x_RK, dy_RN, sizes_E, dtype): the sums over groups of transpose(x_r) dy_r.
     """
 

@@ -12,12 +12,14 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+Carry = TypeVar("Carry")
 
 # Cost of a block beyond its rows, in rows: its matrix is copied out of the array of all matrices
 # and packed by the matmul; the weight gradients of a further block are added to the first one's.
@@ -125,11 +127,11 @@ def for_each_block(
     sizes_E: Int[Array, "E"],
     R: int,
     matrices: Sequence[Float[Array, "E _ _"]],
-    body: Callable[[RowBlock, Array, bool, list[Array], Any], Any],
-    carry: Any,
+    body: Callable[[RowBlock, Array, bool, list[Array], Carry], Carry],
+    carry: Carry,
     start_E: Int[Array, "E"] | None = None,
     offer: BlockSizes | None = None,
-) -> Any:
+) -> Carry:
     """carry = body(block, group, is_first, [matrix of the group], carry) for all blocks.
 
     start_E: the first row of each group; None: where the group before it ends. offer: the sizes of
@@ -147,16 +149,16 @@ def for_each_block(
     start_E = jnp.cumsum(sizes_E) - sizes_E if start_E is None else start_E
     full_E = jnp.nonzero(sizes_E > 0, size=E, fill_value=0)[0].astype(jnp.int32)
 
-    def visit(i: Array, carry: Any) -> Any:
+    def visit(i: Array, carry: Carry) -> Carry:
         e = full_E[i]
         own = [jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in matrices]
 
         # The row is carried, not computed from the loop's counter: loops here turn once or never,
         # and what does not depend on their state XLA would move out and run always.
         def blocks(
-            B: int, is_first: bool, turns: Array, state: tuple[Array, Any]
-        ) -> tuple[Array, Any]:
-            def turn(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+            B: int, is_first: bool, turns: Array, state: tuple[Array, Carry]
+        ) -> tuple[Array, Carry]:
+            def turn(_: Array, state: tuple[Array, Carry]) -> tuple[Array, Carry]:
                 row, carry = state
                 block = RowBlock.at(row, start_E[e] + sizes_E[e], B, R)
                 return row + B, body(block, e, is_first, own, carry)

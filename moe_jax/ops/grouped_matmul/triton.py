@@ -49,7 +49,7 @@ class Tiles:
         return cls(m, n, k, warps=8 if m * n >= 128 * 128 else 4, stages=3)
 
     @property
-    def params(self) -> Any:
+    def params(self) -> plgpu.CompilerParams:
         return plgpu.CompilerParams(num_warps=self.warps, num_stages=self.stages)
 
 
@@ -81,7 +81,7 @@ Ref = Any  # an array in the GPU's memory, read and written in place
 def _rows_kernel(
     tile_ref: Ref, x_ref: Ref, w_ref: Ref, y_ref: Ref, *, tiles: Tiles, transposed: bool
 ) -> None:
-    """A tile of y: rows of x times columns of the group's matrix (its rows, if turned)."""
+    """A tile of y: rows of x times columns of the group's matrix (its rows, if transposed)."""
     K, E = x_ref.shape[1], w_ref.shape[0]
     N = y_ref.shape[1]
     across = pl.cdiv(N, tiles.columns)

@@ -5,11 +5,9 @@ The carry of a loop must vary over the same mesh axes before and after a turn.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 
 def _axes(x: Array) -> frozenset[str]:
@@ -26,7 +24,7 @@ def filled(shape: tuple[int, ...], value: int, dtype: jnp.dtype, *, like: Array)
     return _vary(jnp.full(shape, value, dtype), _axes(like))
 
 
-def same_axes(*trees: Any) -> tuple[Any, ...]:
+def same_axes(*trees: PyTree) -> tuple[PyTree, ...]:
     """All arrays varying over the mesh axes of any of them.
 
     Done before an op with custom gradients, so that the gradient of an array that varies over

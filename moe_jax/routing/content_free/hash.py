@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +144,7 @@ def _rebuild_if(wanted: Array, count_V: Array, table_VK: Array, E: int) -> Array
         )
 
     @rebuild.def_vmap
-    def _(axis_size: int, batched: Any, *leaves: Array) -> tuple[Array, bool]:
+    def _(axis_size: int, batched: Sequence[bool], *leaves: Array) -> tuple[Array, bool]:
         wanted_L, count_LV, table_LVK = (
             leaf if is_batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
             for leaf, is_batched in zip(leaves, batched, strict=True)
