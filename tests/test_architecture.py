@@ -212,4 +212,4 @@ def test_a_missing_name_in_an_annotation_is_seen():
     tree = ast.parse(
         "import a\nclass B: ...\ndef f(x: a.C, y: list[B], z: 'Q') -> D: ...\nw: E = 1"
     )
-    assert names_in_annotations(tree) - bound_names(tree) - set(dir(builtins)) == {"B", "C"}
+    assert names_in_annotations(tree) - bound_names(tree) - set(dir(builtins)) == {"D", "E"}
