@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from moe_jax.cli import Arguments, command_flags, run_command
+from moe_jax.cli import Arguments, command_flags, importing, run_command
 from moe_jax.config.errors import ConfigError, Problem, UserError
 
 USAGE = "usage: python -m command --config=FILE --workdir=DIR\n\nDoes what a command does.\n"
@@ -301,3 +303,23 @@ def test_a_door_as_a_process(script):
     assert script("--confg=base.py").returncode == 2
     interrupted = script("--config=base.py", "--workdir=interrupt")
     assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
+
+
+def test_imports_rest_the_collector_and_are_left_out_of_it(tmp_path, monkeypatch):
+    """Also where one fails; a command that imports nothing new freezes nothing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_new_module.py").write_text(
+        "import gc\nrested = not gc.isenabled()\nkept = [[]]\n"
+    )
+    before = gc.get_freeze_count()
+    with importing():
+        pass
+    assert gc.isenabled() and gc.get_freeze_count() == before
+    with importing():
+        module = importlib.import_module("own_new_module")
+    assert module.rested and gc.isenabled()
+    assert not any(found is module.kept for found in gc.get_objects())
+    gc.unfreeze()
+    with pytest.raises(ImportError), importing():
+        importlib.import_module("own_module_that_is_not_there")
+    assert gc.isenabled()
