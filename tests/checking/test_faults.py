@@ -114,9 +114,9 @@ def test_finds_a_bias_updated_per_micro_batch(monkeypatch):
 
     right = Step._update_routers
 
-    def wrong(self, state, sums, scalars):
+    def wrong(self, state, sums, router):
         for _ in range(self.accumulation):
-            state = right(self, state, sums, scalars)
+            state = right(self, state, sums, router)
         return state
 
     monkeypatch.setattr(Step, "_update_routers", wrong)
