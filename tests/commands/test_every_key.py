@@ -18,6 +18,7 @@ import pytest
 from moe_jax.analysis.report.tables import leaves
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.tree import to_json_dict
+from moe_jax.models.by_layer import unstack
 from moe_jax.nn.attention import GroupedQuery
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import MAY_CHANGE, config_changes
@@ -144,17 +145,20 @@ class Finished:
 
     def __init__(self, tiny: str, trained: Path):
         self.tiny, self.workdir = tiny, trained
-        self.params = flat(load_origin(trained)[1].params)
+        self.params = parameters(trained)
         self.start = self.at(4)
 
     def at(self, step: int) -> dict[str, np.ndarray]:
         import moe_jax
 
-        return flat(moe_jax.load(self.workdir, step=step).params)
+        run = moe_jax.load(self.workdir, step=step)
+        return {name: np.asarray(array) for name, array in run.arrays.items()}
 
 
-def flat(params) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in leaves(params).items()}
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+    """Of the newest checkpoint, layer by layer, however they are stacked."""
+    program, state, _ = load_origin(workdir)
+    return unstack(state.params, program.layout)
 
 
 def metrics(workdir: Path) -> dict[int, dict]:
@@ -180,7 +184,7 @@ def test_a_free_key_changes_nothing(key, experiment, tiny, trained, cli, tmp_pat
     flags = [f"--config.{path}={value}" for path, value in given.items()]
     code, _, err = cli("train", f"--config={tiny}", f"--workdir={workdir}", *flags)
     assert code == 0, err
-    now = flat(load_origin(workdir)[1].params)
+    now = parameters(workdir)
     assert now.keys() == finished.params.keys()
     for name, value in finished.params.items():
         if tolerance == EXACT:

@@ -19,6 +19,7 @@ BIASED = "tests/routing/test_biased_top_k.py::test_"
 CONTRACT = "tests/routing/test_contract.py::test_"
 SUMS = "tests/routing/test_sums.py::test_"
 NOISE = "tests/routing/test_noise.py::test_"
+TIES = "tests/routing/test_ties.py::test_"
 COSINE = "tests/routing/test_cosine.py::test_"
 PERMUTE = "tests/ops/test_permute.py::test_"
 MOVES = "tests/dispatch/test_contract.py::test_"
@@ -242,6 +243,20 @@ CHOICES = (
         "by_TK, expert_TK = (lambda v, i: (v, by_TE.shape[1] - 1 - i))"
         "(*jax.lax.top_k(by_TE[:, ::-1], k))",
         CONTRACT + "ties_go_to_the_lower_expert[mixtral]",
+    ),
+    _fault(
+        "ties: rounding decides who is served",
+        ROUTING + "choice.py",
+        "<= min(TIED, 1 / (8 * T)) * jnp.abs(before_t)",
+        "<= 0",
+        TIES + "the_order_does_not_depend_on_rounding",
+    ),
+    _fault(
+        "ties: in large groups most are equal",
+        ROUTING + "choice.py",
+        "min(TIED, 1 / (8 * T))",
+        "TIED",
+        TIES + "in_large_groups_few_scores_are_equal_by_chance",
     ),
 )
 
@@ -1339,8 +1354,8 @@ KINDS = (
     _fault(
         "counterfactual: the layer routes as its router does",
         "moe_jax/nn/moe_shard.py",
-        "router = rerouted(config.router, self.switches.counterfactual)",
-        "router = rerouted(config.router, None)",
+        "router = rerouted(a.router, self.switches.counterfactual)",
+        "router = rerouted(a.router, None)",
         LAYERS + "other_routes_in_the_place_of_the_router_s",
     ),
 )

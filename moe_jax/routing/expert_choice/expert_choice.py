@@ -30,8 +30,8 @@ class ExpertChoice(BaseLinearLogits):
     c = T * capacity_factor / E, rounded up, at least 1 and at most T. Zhou et al. (2202.09368)
     eq. 1-4, whose capacity_factor is 2. Every expert has the same number of tokens by construction
     (fewer only where a group has fewer valid tokens than c); a token has any number of experts,
-    also none. Ties go to the lower token; scores are `compared` to 12 bits. The choice compares the
-    tokens of a group with later ones: not causal. Cost: E sorts of T scores.
+    also none. Ties go to the lower token; scores are `compared`. The choice compares the
+    tokens of a group with later ones: not causal. Cost: some 2 E sorts of T scores.
 
     max_experts: the most experts of one token (section 3.3): experts choose by the scores of an
       entropy-regularised linear program, `capped_scores`, at the cost of some 3200 passes over
@@ -80,7 +80,7 @@ class ExpertChoice(BaseLinearLogits):
         c = self.tokens_per_expert(E, T)
         score_TE = softmax(logits_TE)
         open_TE = inputs.valid_T[:, None] & (logits_TE > -jnp.inf)
-        by_TE = compared(score_TE)
+        by_TE = jax.vmap(compared, in_axes=1, out_axes=1)(score_TE)
         most = self.choices(E)
         if most < E:
             by_TE = jnp.round(capped_scores(by_TE, open_TE, c, most) / (ENTROPY / 8))
