@@ -252,6 +252,14 @@ CHOICES = (
         TIES + "the_order_does_not_depend_on_rounding",
     ),
     _fault(
+        "ties: rounding decides which tokens an expert takes",
+        ROUTING + "expert_choice/expert_choice.py",
+        "jax.lax.top_k(tied_at_last(by_TE.T, c), c)",
+        "jax.lax.top_k(by_TE.T, c)",
+        "tests/training/test_ties.py::test_the_same_tokens_are_dropped_on_every_mesh_and_batch"
+        "[moe.router.kind=expert_choice evaluation.capacity_factor=none]",
+    ),
+    _fault(
         "ties: in large groups most are equal",
         ROUTING + "choice.py",
         "min(TIED, 1 / (8 * T))",

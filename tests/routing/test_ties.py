@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moe_jax.routing.choice import TIED, compared
+from moe_jax.routing.expert_choice.expert_choice import tied_at_last
 
 
 def by_loop(score_T: np.ndarray) -> np.ndarray:
@@ -32,16 +33,40 @@ def test_scores_near_each_other_are_equal(T):
     assert len(set(found)) <= 13
 
 
-def test_the_order_does_not_depend_on_rounding():
-    """400 groups of repeated tokens, each scored twice with other roundings. (On a grid of 12 bits
-    one group in five had another order.)"""
+def rounded_twice(groups: int) -> list[np.ndarray]:
+    """Scores of groups of 128 tokens that repeat 40, as two meshes may round them."""
     rng = np.random.default_rng(0)
-    exact_GT = np.take_along_axis(rng.random((400, 40)), rng.integers(0, 40, (400, 128)), axis=1)
-    orders = []
-    for _ in range(2):
-        rounded_GT = (exact_GT * (1 + rng.uniform(-1, 1, exact_GT.shape) * 1e-6)).astype(np.float32)
-        orders.append(np.argsort(-np.asarray(jax.vmap(compared)(rounded_GT)), kind="stable"))
-    np.testing.assert_array_equal(*orders)
+    repeated_GT = rng.integers(0, 40, (groups, 128))
+    exact_GT = np.take_along_axis(rng.random((groups, 40)), repeated_GT, axis=1)
+    return [
+        (exact_GT * (1 + rng.uniform(-1, 1, exact_GT.shape) * 1e-6)).astype(np.float32)
+        for _ in range(2)
+    ]
+
+
+def test_the_order_does_not_depend_on_rounding():
+    """(On a grid of 12 bits one group in five had another order.)"""
+    one, other = (
+        np.argsort(-np.asarray(jax.vmap(compared)(score_GT)), kind="stable")
+        for score_GT in rounded_twice(400)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_an_experts_best_tokens_do_not_depend_on_rounding():
+    c = 40
+    best = []
+    for score_ET in rounded_twice(400):
+        tied_ET = tied_at_last(score_ET, c)
+        best.append(np.sort(jax.lax.top_k(tied_ET, c)[1]))
+        # All that are larger than the c-th, and of its equals the first.
+        last_E1 = np.sort(score_ET)[:, -c, None]
+        equal_ET = np.abs(score_ET - last_E1) <= TIED * last_E1
+        larger_ET = (score_ET > last_E1) & ~equal_ET
+        left_E1 = c - larger_ET.sum(axis=1, keepdims=True)
+        taken_ET = larger_ET | (equal_ET & (np.cumsum(equal_ET, axis=1) <= left_E1))
+        np.testing.assert_array_equal(best[-1], np.nonzero(taken_ET)[1].reshape(-1, c))
+    np.testing.assert_array_equal(*best)
 
 
 def test_in_large_groups_few_scores_are_equal_by_chance():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.routing.capacity import expert_capacity
-from moe_jax.routing.choice import compared, make_sums, router_logits, softmax
+from moe_jax.routing.choice import TIED, make_sums, router_logits, softmax
 from moe_jax.routing.token_choice.base import BaseLinearLogits
 from moe_jax.routing.types import Assignments, RouterInputs, RouterParams, RouterState, Sums
 
@@ -30,8 +30,9 @@ class ExpertChoice(BaseLinearLogits):
     c = T * capacity_factor / E, rounded up, at least 1 and at most T. Zhou et al. (2202.09368)
     eq. 1-4, whose capacity_factor is 2. Every expert has the same number of tokens by construction
     (fewer only where a group has fewer valid tokens than c); a token has any number of experts,
-    also none. Ties go to the lower token; scores are `compared`. The choice compares the
-    tokens of a group with later ones: not causal. Cost: some 2 E sorts of T scores.
+    also none. Ties go to the lower token, and scores are ties (`tied_at_last`) that rounding
+    alone tells apart. The choice compares the tokens of a group with later ones: not causal. Cost:
+    2 E partial sorts of T scores.
 
     max_experts: the most experts of one token (section 3.3): experts choose by the scores of an
       entropy-regularised linear program, `capped_scores`, at the cost of some 3200 passes over
@@ -80,12 +81,12 @@ class ExpertChoice(BaseLinearLogits):
         c = self.tokens_per_expert(E, T)
         score_TE = softmax(logits_TE)
         open_TE = inputs.valid_T[:, None] & (logits_TE > -jnp.inf)
-        by_TE = jax.vmap(compared, in_axes=1, out_axes=1)(score_TE)
+        by_TE = jax.lax.stop_gradient(score_TE)
         most = self.choices(E)
         if most < E:
             by_TE = jnp.round(capped_scores(by_TE, open_TE, c, most) / (ENTROPY / 8))
         by_TE = jnp.where(open_TE, by_TE, -jnp.inf)
-        by_Ec, token_Ec = jax.lax.top_k(by_TE.T, c)
+        by_Ec, token_Ec = jax.lax.top_k(tied_at_last(by_TE.T, c), c)
         taken_Ec = by_Ec > -jnp.inf
         own = {"over_cap": jnp.zeros((), jnp.float32)} if self.max_experts is not None else {}
         if most < E:
@@ -175,6 +176,15 @@ def _bisect(
         return jnp.where(too_low(middle), middle, low)
 
     return jax.lax.fori_loop(0, BISECTIONS, halve, low)
+
+
+def tied_at_last(by_ET: Float[Array, "E T"], c: int) -> Float[Array, "E T"]:
+    """With the scores within 2^-18 of an expert's c-th largest equal to it. Tokens of the same
+    history have scores that differ by rounding alone, differently on every mesh: that must not
+    decide which of them are the c best."""
+    last_E1 = jax.lax.top_k(by_ET, c)[0][:, -1:]
+    near_ET = jnp.abs(by_ET - last_E1) <= TIED * jnp.abs(last_E1)
+    return jnp.where(near_ET & (last_E1 > -jnp.inf), last_E1, by_ET)
 
 
 def _within_cap(
