@@ -182,7 +182,8 @@ def tied_at_last(by_ET: Float[Array, "E T"], c: int) -> Float[Array, "E T"]:
     """With the scores within 2^-18 of an expert's c-th largest equal to it. Tokens of the same
     history have scores that differ by rounding alone, differently on every mesh: that must not
     decide which of them are the c best."""
-    last_E1 = jax.lax.top_k(by_ET, c)[0][:, -1:]
+    # The least, and not [:, -1:]: XLA for CPU would sort all scores and cut once.
+    last_E1 = jnp.min(jax.lax.top_k(by_ET, c)[0], axis=1, keepdims=True)
     near_ET = jnp.abs(by_ET - last_E1) <= TIED * jnp.abs(last_E1)
     return jnp.where(near_ET & (last_E1 > -jnp.inf), last_E1, by_ET)
 
