@@ -1,14 +1,16 @@
 """Vision: a small V-MoE on scikit-learn's 1,797 handwritten digits.
 
 16 patches of 2 x 2 pixels; 4 layers, D=64, every second one with 8 experts of F=64, 2 per patch
-(V-MoE's "every 2"), batch priority routing with room for every second choice. Its iso-FLOP dense
-twin: --config=configs/vision.py:dense. Needs the extra `vision`.
+(V-MoE's "every 2"), batch priority routing with room for every second choice. Images are mixed in
+pairs (mixup), without which 1,437 of them are learnt by heart. Its iso-FLOP dense twin:
+--config=configs/vision.py:dense. Needs the extra `vision`.
 """
 
 from ml_collections import ConfigDict
 
 from moe_jax.config.tree import to_config_dict
 from moe_jax.data.digits import Digits
+from moe_jax.data.images import Augmentation
 from moe_jax.models.vit import VitConfig
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.routing import VMoE
@@ -29,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             steps=1000,
             batch_size=64,
             task=Classification(),
-            data=Digits(),
+            data=Digits(augmentation=Augmentation(mixup=1.0)),
             model=VitConfig(
                 num_layers=4,
                 model_dim=64,
