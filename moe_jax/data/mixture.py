@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,10 +96,11 @@ class Mixture:
 
     def _dataset(self, kind: str, settings: str) -> Dataset:
         cls = Kinds(PARTS, Dataset).load(kind)
-        if "sequence_length" not in {f.name for f in dataclasses.fields(cls)}:
+        fields = fields_of(cls)
+        if "sequence_length" not in fields:
             raise UserError(f"{kind} has no sequence_length: parts are rows of so many tokens")
         # Where several may stand, quotes say that a comma is part of one.
-        lists = [name for name, field in fields_of(cls).items() if one_or_more(field.hint)]
+        lists = [name for name, field in fields.items() if one_or_more(field.hint)]
         pairs = []
         for setting in split_elements(settings):
             path, equals, value = setting.partition("=")
@@ -111,7 +111,7 @@ class Mixture:
             path, value = path.strip(), value.strip()
             pairs.append((path, value if path in lists else value.strip("'\"")))
         own: dict[str, Any] = {"sequence_length": self.sequence_length}
-        if self.data_dir is not None and "data_dir" in {f.name for f in dataclasses.fields(cls)}:
+        if self.data_dir is not None and "data_dir" in fields:
             own["data_dir"] = self.data_dir
         return apply_overrides(cls(**own), pairs)
 

@@ -165,7 +165,7 @@ class MoE(nnx.Module):
             train=train,
             capacity_factor=(self.config.capacity_factor if train else self.eval_capacity_factor),
             capture=routes,
-            router=as_pytree(router or self.router),
+            router=as_pytree(router or self.config.router),
         )
         mesh = self._mesh()
         explicit = _explicit(mesh)

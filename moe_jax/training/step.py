@@ -123,9 +123,10 @@ class Step:
             name: jnp.maximum(weight * self.layout.ensemble.members, 1)
             for name, weight in self.task.weights(raw).items()
         }
+        router = self.router_at(scalars)
         context = Context(
             key=jax.random.fold_in(routing_key(self.noise_seed), state.step),
-            router=self.router_at(scalars),
+            router=router,
             train=True,
             capacity_factor=self.moe.capacity_factor,
             per_member=True,
@@ -134,7 +135,7 @@ class Step:
         loss, grads, sums = self._gradients(state, raw, context, losses, weights)
         grad_norm = optax.tree.norm(trained(grads, self.frozen))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new_state = self._update(state, grads, sums, self.router_at(scalars))
+        new_state = self._update(state, grads, sums, router)
         kept = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (new_state.params, new_state.opt_state, new_state.router_state),
