@@ -187,6 +187,7 @@ def test_a_misspelt_flag_is_not_missing_too(cli):
         (ConfigError([Problem("a.b", 0, "too low")]), 2, "config.a.b = 0: too low"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left to write"),
+        (OSError(errno.EFBIG, "File too large"), 1, "no space left to write: [Errno 27] File too"),
         (
             ValueError('RESOURCE_EXHAUSTED: Error writing "x": No space left on device'),
             1,

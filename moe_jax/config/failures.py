@@ -8,11 +8,10 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from moe_jax.config.errors import UserError
+from moe_jax.config.errors import NO_SPACE, UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NO_SPACE_TEXT = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
+NO_SPACE_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_jax.config.errors import UserError
+from moe_jax.config.errors import NO_SPACE, UserError
 from moe_jax.config.json_files import Json, read_object
 from moe_jax.config.paths import expanded, home_cache, write_whole
 from moe_jax.data.faults import Tally
@@ -62,7 +61,7 @@ def build_once(target: Path, write: Callable[[Path], None]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise
         raise UserError(
             f"{target.parent}: cannot be written ({error.strerror}); data.data_dir or "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import itertools
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from moe_jax.config.errors import UserError
+from moe_jax.config.errors import NO_SPACE, UserError
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.config.json_files import Json, JsonObject, parsed
 from moe_jax.config.paths import (
@@ -43,7 +42,6 @@ from moe_jax.training.restack import Restacking
 Leaf = TypeVar("Leaf", jax.Array, jax.ShapeDtypeStruct)
 MANIFESTS = "manifests"
 META = "meta.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ("*.saving*", "*.deleted")  # left by a save or a removal that was killed
 
 
@@ -145,7 +143,7 @@ class Checkpoints:
                 self._try_folder()
             except OSError as error:
                 message = f"{self.directory}: cannot be written ({error.strerror})"
-                raise UserError(message, exit_code=1 if error.errno in FULL else 2) from error
+                raise UserError(message, exit_code=1 if error.errno in NO_SPACE else 2) from error
             for pattern in UNFINISHED:
                 for leftover in self.directory.glob(pattern):
                     remove_tree(leftover)
@@ -501,7 +499,7 @@ class Checkpoints:
     def _as_user_error(self, error: BaseException) -> UserError:
         chain: BaseException | None = error
         while chain is not None:
-            full = isinstance(chain, OSError) and chain.errno in FULL
+            full = isinstance(chain, OSError) and chain.errno in NO_SPACE
             if full or "RESOURCE_EXHAUSTED" in str(chain) or "No space left" in str(chain):
                 return UserError(
                     f"no space left for a checkpoint in {self.directory}; older steps are kept",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from html import escape
@@ -15,7 +14,7 @@ from moe_jax.analysis.report.routing import STYLE as ROUTING_STYLE
 from moe_jax.analysis.report.routing import RoutingView, routing_sections
 from moe_jax.analysis.report.sections import Section, sections
 from moe_jax.analysis.report.tables import chip, is_finished, progress
-from moe_jax.config.errors import UserError
+from moe_jax.config.errors import NO_SPACE, UserError
 from moe_jax.config.paths import folder_of, is_remote, resolved, write_whole
 
 # The browser itself keeps the page from loading anything.
@@ -63,7 +62,7 @@ def write_page(html: str, file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, html)
     except OSError as error:
-        exit_code = 1 if error.errno == errno.ENOSPC else 2
+        exit_code = 1 if error.errno in NO_SPACE else 2
         message = f"{file}: cannot be written ({error.strerror})"
         raise UserError(message, exit_code=exit_code) from error
     return file
