@@ -79,12 +79,13 @@ def bag_of_words(train: Any, held: Any, out: Path) -> float:
 def lexicon(train: Any, held: Any, out: Path) -> float:
     """Valences of VADER's own lexicon, added up over a sentence's words: x / sqrt(x^2 + 15), its
     package's scale, and its package's thresholds of 0.05. Without its rules of grammar."""
-    from moe_jax.data import sentiment
-    from moe_jax.data.packages import fetched
+    from moe_jax.data.fetch.archives import fetched
+    from moe_jax.data.sentiment import CARD
 
     folder = out / "lexicon"
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(fetched(sentiment.PACKAGE, None, "data.archive", folder)) as archive:
+    (path,) = fetched(CARD.archives, None, "data.archive", folder).values()
+    with zipfile.ZipFile(path) as archive:
         name = "vaderSentiment-0.5/vaderSentiment/vader_sentiment_lexicon.txt"
         lines = archive.read(name).decode("utf-8", "replace").splitlines()
     valence = {line.split("\t")[0]: float(line.split("\t")[1]) for line in lines if "\t" in line}

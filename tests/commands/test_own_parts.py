@@ -11,11 +11,11 @@ import pytest
 from scipy.stats import pearsonr
 
 import moe_jax
-from moe_jax.data import sentiment
+from moe_jax.data.sentiment import Sentiment
 from moe_jax.nn.context import Context
 from tests.commands.own_files import ROOT, train
 from tests.commands.runs import lines
-from tests.data.rated_sentences import archive_of
+from tests.data.rated_sentences import archive_of, card_of
 
 PAGE = (ROOT / "docs/own_task.md").read_text("utf-8")
 
@@ -32,8 +32,9 @@ def test_a_task_of_one_file(tmp_path, monkeypatch):
     sha256 = archive_of(tmp_path / "sentences.zip")
     # The archive is another one than the package's: the run is told so by a module of its own.
     (tmp_path / "sitecustomize.py").write_text(
-        "import dataclasses\nfrom moe_jax.data import sentiment\n"
-        f"sentiment.PACKAGE = dataclasses.replace(sentiment.PACKAGE, sha256={sha256!r})\n"
+        "from dataclasses import replace\nfrom moe_jax.data.sentiment import CARD, Sentiment\n"
+        f"archives = (replace(CARD.archives[0], sha256={sha256!r}),)\n"
+        "Sentiment.card = replace(CARD, archives=archives)\n"
     )
     workdir = train(
         tmp_path, "sentiment.py", "--config.task.kind=my_task:Rating",
@@ -43,8 +44,7 @@ def test_a_task_of_one_file(tmp_path, monkeypatch):
     )  # fmt: skip
     last = lines(workdir, "eval")[-1]
     monkeypatch.syspath_prepend(tmp_path)
-    known = sentiment.PACKAGE
-    monkeypatch.setattr(sentiment, "PACKAGE", type(known)(**{**vars(known), "sha256": sha256}))
+    monkeypatch.setattr(Sentiment, "card", card_of(sha256))
     run = moe_jax.load(workdir, trust=True)
     found, wanted = [], []
     for raw in run.batches(-1):

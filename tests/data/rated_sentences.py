@@ -6,9 +6,16 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from dataclasses import replace
 
 from moe_jax.data import sentiment
 from moe_jax.data.sentiment import SOURCES
+
+
+def card_of(sha256):
+    """The card of an archive with this checksum."""
+    (archive,) = sentiment.CARD.archives
+    return replace(sentiment.CARD, archives=(replace(archive, sha256=sha256),))
 
 
 def archive_of(path, count=40):

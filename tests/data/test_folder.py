@@ -7,7 +7,7 @@ import pytest
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.folder import Folder
-from moe_jax.data.text import prepare_command
+from moe_jax.data.prepared import prepare_command
 
 
 def folder(path, **options) -> Folder:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from moe_jax.config.errors import UserError
-from moe_jax.data import packages, sentiment
+from moe_jax.data.fetch.archives import fetched
 from moe_jax.data.labelled_folder import LabelledFolder
 from moe_jax.data.prepare import prepare
 from moe_jax.data.progress import Silent
-from moe_jax.data.sentiment import CLASSES, SOURCES, Sentiment
+from moe_jax.data.sentiment import CARD, CLASSES, SOURCES, Sentiment
 from moe_jax.data.types import columns_of
-from tests.data.rated_sentences import archive_of
+from tests.data.rated_sentences import archive_of, card_of
 
 
 def write_rows(path, rows):
@@ -97,8 +97,7 @@ def test_other_labels_are_another_set(folder, tmp_path):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     path = tmp_path / "vaderSentiment-0.5.zip"
-    known = replace(sentiment.PACKAGE, sha256=archive_of(path))
-    monkeypatch.setattr(sentiment, "PACKAGE", known)
+    monkeypatch.setattr(Sentiment, "card", card_of(archive_of(path)))
     return path
 
 
@@ -144,7 +143,7 @@ def test_what_cannot_be_fetched_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
     with pytest.raises(UserError) as error:
-        packages.fetched(sentiment.PACKAGE, None, "data.archive", tmp_path)
+        fetched(CARD.archives, None, "data.archive", tmp_path)
     assert "vaderSentiment==0.5 could not be fetched with pip" in str(error.value)
     assert "data.archive=PATH" in str(error.value)
     assert not np.any([path.suffix == ".zip" for path in tmp_path.iterdir()])

@@ -19,7 +19,7 @@ from moe_jax.data.faults import Tally
 from moe_jax.data.folder import Folder
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.mixture import Mixture
-from moe_jax.data.text import prepare_command
+from moe_jax.data.prepared import prepare_command
 from tests.data.corpora import documents_of, folder, write
 
 
