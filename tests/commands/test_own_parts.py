@@ -6,13 +6,19 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
 import moe_jax
+from moe_jax.config.overrides import apply_overrides, read_config_file
+from moe_jax.config.tree import from_config_dict
 from moe_jax.data.sentiment import Sentiment
+from moe_jax.data.types import DataInfo
 from moe_jax.nn.context import Context
+from moe_jax.training.build import build
+from moe_jax.training.experiment import Experiment
 from tests.commands.own_files import ROOT, train
 from tests.commands.runs import lines
 from tests.data.rated_sentences import archive_of, card_of
@@ -58,6 +64,25 @@ def test_a_task_of_one_file(tmp_path, monkeypatch):
     assert last["mean_squared_error"] == pytest.approx(np.mean((found - wanted) ** 2), rel=1e-4)
     assert last["correlation"] == pytest.approx(pearsonr(found, wanted).statistic, abs=1e-4)
     sys.modules.pop("my_task", None)
+
+
+def test_the_model_of_the_page_predicts(tmp_path, monkeypatch):
+    """Traced only; the lab trains it."""
+    write("my_model", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
+    config = from_config_dict(read_config_file(ROOT / "configs/vision.py"), Experiment)
+    experiment = apply_overrides(config, [("model.kind", "my_model:Lines")])
+    rows = experiment.data.open("train")
+    program = build(experiment, DataInfo.of(rows))
+    raw = {name: np.stack([rows[n][name] for n in range(8)]) for name in rows[0]}
+    inputs = program.step.task.inputs(program.put(raw, batch_size=8))
+    state = program.abstract_state
+    found = jax.eval_shape(
+        program.network.apply, state.params, inputs, Context(train=True), state.router_state
+    )
+    assert found.predictions.logits_BC.shape == (8, 10)
+    sys.modules.pop("my_model", None)
 
 
 @pytest.mark.lab
