@@ -13,20 +13,10 @@ import numpy as np
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.images import Augmentation, ImageDataset
+from moe_jax.data.images import ArrayPictures, Augmentation, ImageDataset
 
 SIDE, GREYS = 8, 16  # pixels; the darkest
 EVERY = 5  # the share 1 / 5 validates
-
-
-class ArrayPictures:
-    """Images that are there as one array."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self._images, self.labels = images, labels
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._images[index]
 
 
 @dataclass(frozen=True, kw_only=True)

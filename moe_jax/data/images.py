@@ -76,6 +76,16 @@ class Pictures(Protocol):
         ...
 
 
+class ArrayPictures:
+    """Images that are there as one array."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self._images, self.labels = images, labels
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._images[index]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
     """A data set of images with a class each. A subclass says what it holds.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from moe_jax.data.digits import Digits
+from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
 from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
 from moe_jax.data.memmap import Memmap
+from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
@@ -24,9 +26,11 @@ PARTS: dict[str, type] = {
 SOURCES: dict[str, type] = {
     **PARTS,
     "sentiment": Sentiment,
+    "package_sections": PackageSections,
     "labelled": LabelledFolder,
     "labelled_tfds": LabelledTfds,
     "digits": Digits,
+    "fashion_mnist": FashionMnist,
     "images": ImageFolder,
     "tfds_images": TfdsImages,
 }

@@ -126,7 +126,7 @@ class TokenFolder:
             )
         if info.tokens == 0:
             return np.zeros(0, dtype)
-        if not _is_unchanged(path, info.sha256):
+        if not is_unchanged(path, info.sha256):
             raise UserError(
                 f"{path}: has changed since it was written (sha256); remove the folder and prepare "
                 "the data again"
@@ -135,9 +135,11 @@ class TokenFolder:
         return np.asarray(np.memmap(path, dtype, "r"))
 
 
-def _is_unchanged(path: Path, digest: str) -> bool:
-    """Whether the file has this sha256. A large one is read through once for each time of change,
-    which a file beside it remembers."""
+def is_unchanged(path: Path, digest: str) -> bool:
+    """Whether the file is there with this sha256. A large one is read through once for each time of
+    change, which a file beside it remembers."""
+    if not path.is_file():
+        return False
     stat = path.stat()
     seen = f"{stat.st_size} {stat.st_mtime_ns} {digest}"
     mark = path.with_name(f"{path.name}.checked")

@@ -22,6 +22,7 @@ from moe_jax.config.tree import (
 )
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.data.digits import Digits
+from moe_jax.data.fetch.dataset import Fetched
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder
 from moe_jax.data.labelled_folder import LabelledFolder
@@ -80,8 +81,10 @@ def dataset(request, data_dir, texts, tmp_path):
     return made(request.param, data_dir, texts, tmp_path)
 
 
-# What needs a prepared set, or a package: tests/data/test_tfds_labelled.py, test_labelled.py.
-ELSEWHERE = ("sentiment", "labelled_tfds", "tfds_images")
+# What needs a prepared set: tests/data/test_tfds_labelled.py. What is fetched: test_fetch.py and a
+# file each.
+FETCHED = [name for name, cls in DATASETS.items() if issubclass(cls, Fetched)]
+ELSEWHERE = ("labelled_tfds", "tfds_images", *FETCHED)
 
 
 @pytest.fixture(params=[name for name in DATASETS if name not in ELSEWHERE])

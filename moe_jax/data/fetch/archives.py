@@ -84,8 +84,7 @@ def fetched(
         path = found[archive.file]
         if not path.is_file():
             raise UserError(_missing(archives, archive, setting, said=str(path)))
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(path)
         if sha256 != archive.sha256:
             raise UserError(
                 f"{path}: its sha256 is {sha256[:16]}..., and that of {archive.file} is "
@@ -143,6 +142,12 @@ def _missing(archives: Sequence[Archive], archive: Archive, setting: str, said: 
         f"{archive.title} could not be fetched with {archive.client}: {reason}\n"
         f"  Fetch {archive.file} by other means, and name it: {where}"
     )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_words(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:

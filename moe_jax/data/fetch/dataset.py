@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moe_jax.config.json_files import JsonObject
-from moe_jax.data.fetch.archives import Card, fetched
+from moe_jax.config.errors import UserError
+from moe_jax.config.json_files import JsonObject, read_object
+from moe_jax.data.fetch.archives import Card, fetched, sha256_of
 from moe_jax.data.prepared import Prepared
 from moe_jax.data.progress import Reporter
-from moe_jax.data.store import build_once, resolve_data_dir
+from moe_jax.data.store import build_once, is_unchanged, resolve_data_dir
 
 SOURCE = "SOURCE.txt"  # the card, beside the data
+SUMS = "sha256.json"  # of each file of the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Fetched(Prepared):
     or apt. A subclass says its `card` and reads the archives in `extract`."""
 
     card: ClassVar[Card]
+    source_name: ClassVar[str] = ""  # of the folder; kinds that read one in common have the same
 
     archive: str | None = None
 
@@ -32,7 +36,7 @@ class Fetched(Prepared):
 
     def source_folder(self) -> Path:
         """What `extract` has written. The same for all settings."""
-        name = f"{self.kind_name}-{self.card.key[:12]}"
+        name = f"{self.source_name or self.kind_name}-{self.card.key[:12]}"
         return resolve_data_dir(self.data_dir) / "sources" / name
 
     def origin(self) -> JsonObject:
@@ -50,6 +54,8 @@ class Fetched(Prepared):
             found = fetched(self.card.archives, self.archive, setting, Path(temporary))
             self.extract(found, folder)
         (folder / SOURCE).write_text("\n".join(self.card.lines()) + "\n", "utf-8")
+        sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        (folder / SUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,15 @@ class FetchedFolder(Fetched):
         return (self.source_folder(),)
 
     def opened_folder(self) -> Path:
-        """The prepared folder; UserError where it is not there and not to be prepared."""
-        if not self.source_folder().exists():
+        """The prepared folder; UserError where it is not there and not to be prepared, or where a
+        file of it has changed."""
+        folder = self.source_folder()
+        if not folder.exists():
             self.prepare_or_refuse()
-        return self.source_folder()
+        for name, sha256 in read_object(folder / SUMS).items():
+            if not is_unchanged(folder / name, str(sha256)):
+                raise UserError(
+                    f"{folder / name}: has changed since it was written; remove the folder and "
+                    "prepare the data again"
+                )
+        return folder

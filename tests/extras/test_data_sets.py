@@ -1,0 +1,39 @@
+"""Sets that are fetched, with the real clients: they are what they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moe_jax.data.debian import LANGUAGES
+from moe_jax.data.fashion_mnist import FashionMnist
+from moe_jax.data.package_sections import TOPICS, PackageSections
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def test_fashion_mnist_is_whole(data_dir):
+    """6,000 and 1,000 pictures of each class; mean and deviation of a pixel as published."""
+    data = FashionMnist(data_dir=data_dir)
+    for split, each in (("train", 6000), ("validation", 1000)):
+        labels = data.pictures(split).labels
+        assert np.bincount(labels).tolist() == [each] * 10
+    pixels = np.load(data.source_folder() / "train.images.npy") / 255
+    assert (pixels.mean(), pixels.std()) == pytest.approx((0.2860, 0.3530), abs=1e-4)
+
+
+def test_descriptions_of_packages(data_dir):
+    data = PackageSections(data_dir=data_dir, languages=("en", "zh_CN"))
+    rows = {split: data.open(split) for split in ("train", "validation")}
+    counts = sum(
+        np.bincount(part.labels["label"][part.labels["domain"] == 0], minlength=len(TOPICS))
+        for part in rows.values()
+    )
+    assert counts.sum() == 14_414 and (counts > 0).all() and counts.argmax() == TOPICS.index("net")
+    assert len(data.described()) == 61_089
+    held = {one.group for one in data.described()}
+    assert 20_000 < len(held) < 34_169  # sources
+    assert {language for language in LANGUAGES if data.texts(language)} == set(LANGUAGES)
