@@ -31,13 +31,15 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision segmentation topics test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
 	@echo "make sentiment     train a small sparse encoder on rated sentences, write its report"
 	@echo "make vision        train a small V-MoE on handwritten digits, write its report"
+	@echo "make segmentation  the climate of every pixel of a satellite picture, write its report"
+	@echo "make topics        what software packages are about, by their descriptions"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
 	@echo "make test-latest   the suite on the newest versions that there are ($(NEWEST))"
@@ -61,6 +63,14 @@ quickstart: $(VENV)/core.stamp
 sentiment: $(VENV)/text.stamp
 	$(RUN) -m moe_jax.train --config=configs/sentiment.py --workdir=runs/sentiment
 	$(RUN) -m moe_jax.report --workdir=runs/sentiment --routing
+
+segmentation: $(VENV)/vision.stamp
+	$(RUN) -m moe_jax.train --config=configs/segmentation.py --workdir=runs/segmentation
+	$(RUN) -m moe_jax.report --workdir=runs/segmentation --routing
+
+topics: $(VENV)/text.stamp
+	$(RUN) -m moe_jax.train --config=configs/topics.py --workdir=runs/topics
+	$(RUN) -m moe_jax.report --workdir=runs/topics --routing
 
 vision: $(VENV)/vision.stamp
 	$(RUN) -m moe_jax.train --config=configs/vision.py --workdir=runs/vision

@@ -36,6 +36,7 @@ CORE = [
 TEXT = ["tokenizers>=0.22"]
 DATA = ["pyarrow>=18.0", "zstandard>=0.22"]
 VISION = ["scikit-learn>=1.6", "pillow>=11.0"]
+VOWELS = ["praat-parselmouth>=0.4.7"]  # GPL: run as a process of its own, never imported
 SWEEP = ["optuna>=5.0"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
@@ -63,6 +64,7 @@ EXTRAS = {
     "text": TEXT,
     "data": DATA,  # .parquet, .arrow and .zst of a folder of text
     "vision": VISION,  # handwritten digits, images in files
+    "vowels": VOWELS,  # the table of Peterson and Barney, by Praat
     "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
@@ -82,6 +84,7 @@ EXTRAS = {
         *S3,
         *WANDB,
         *BENCH,
+        *VOWELS,
         "moto[server]>=5.2",
         "boto3",
         "gcp-storage-emulator>=2026.7",

@@ -59,10 +59,7 @@ flags.DEFINE_boolean(
 flags.DEFINE_string("json", None, "also write all metrics to this file", flag_values=FLAGS)
 process_flags(FLAGS)
 
-SHOWN = (
-    "cross_entropy",
-    "bits_per_byte",
-    "accuracy",
+ROUTED = (  # of the routing, what is shown behind all that the task measures
     "moe/max_violation",
     "moe/experts_per_token",
     "moe/dropped_fraction",
@@ -211,13 +208,13 @@ def _print_result(
     label: str,
     metrics: JsonObject,
     overrides: dict[str, str] | None = None,
-    shown: Iterable[str] = SHOWN,
+    shown: Iterable[str] | None = None,
     covered: str = "",
 ) -> JsonObject:
     from moe_jax.parallel.agreement import say
 
     say(f"step {step}, {label}" + (f", on {covered}" if covered else ""))
-    for name in shown:
+    for name in shown or [*(name for name in metrics if "/" not in name), *ROUTED]:
         if name in metrics:
             say(f"  {name:28} {metrics[name]:.4f}")
     result = {"step": step, "told": label, "overrides": overrides or {}, "metrics": metrics}

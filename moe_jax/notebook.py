@@ -237,8 +237,18 @@ class LoadedRun:
 
         return list(read_metrics(self.workdir))
 
+    def predictions(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """What the model predicts of a batch, as evaluation has it: logits, of numpy arrays
+        (nn/predictions.py)."""
+        self._alone("a prediction")
+        raw, scalars = self.program.put(batch), self.program.scalars(self.step)
+        state = self.state
+        found = self.program.predict_step(state.params, state.router_state, raw, scalars)
+        return jax.device_get(found)
+
     def picture(self, row: int) -> Picture:
-        """The image of a row of the evaluation split, with its patches and its class."""
+        """The image of a row of the evaluation split, with its patches and its class, or the true
+        and the predicted class of each pixel."""
         found, config = self.rows[row], self.config
         grid = config.model.grid(config.io)
         label = int(found.get("label", -1))
@@ -247,7 +257,17 @@ class LoadedRun:
             grid=grid,
             ahead=config.row_length - grid[0] * grid[1],
             name=self.info.classes[label] if 0 <= label < len(self.info.classes) else "",
+            maps=self._maps(found) if "label_map" in found else {},
         )
+
+    def _maps(self, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The true and the predicted class of each pixel of a row."""
+        columns = self.program.columns
+        raw = {name: spec.filled(self.program.eval_batch_size) for name, spec in columns.items()}
+        for name in raw:
+            raw[name][0] = row[name]
+        best_HW = self.predictions(raw).logits_BHWC[0].argmax(axis=-1)
+        return {"truth": row["label_map"], "prediction": best_HW}
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the evaluation split, in order; of each, the rows that this process needs.
@@ -302,7 +322,7 @@ class LoadedRun:
         """How much later tokens decide of earlier ones (analysis/leak.py), over `batches`
         evaluation batches; train: with the routing and the capacity of training."""
         self._alone("the leak")
-        if self.config.io.classes is not None:
+        if not self.config.io.predicts_next:
             raise UserError("the leak is of models that predict the next token (config.task)")
         return observation.leak(self.program, self.state, self._batches(batches), train=train)
 
@@ -346,8 +366,8 @@ class LoadedRun:
     ) -> Iterator[Token]:
         """Tokens of the prompt, which is taken as the start of a document, and its continuation.
         UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
-        if self.config.io.classes is not None:
-            raise UserError("this model gives one class a row, no text (config.task)")
+        if not self.config.io.predicts_next:
+            raise UserError("this model does not predict the next token (config.task)")
         moe, tokenizer = self.config.moe, self.tokenizer
         if not self.config.model.causal:
             raise UserError(

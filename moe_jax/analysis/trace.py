@@ -18,9 +18,11 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     domains         str (D,)
     source          int32 (N, S)  only where it is known (the planted corpus)
     label           int32 (N,)    index into `classes`, -1: none; only of rows with a class
-    classes         str (C,)      with it
+    class           int32 (N, S)  the same of each patch, where every pixel has a class
+    classes         str (C,)      with either
 
-Of images, token is the place of the patch and nats is the loss of the row.
+Of images, token is the place of the patch and nats is the loss of the row, or of the patch where
+every pixel has a class.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class Trace:
     domains: tuple[str, ...]
     source_NS: np.ndarray | None = None
     label_N: np.ndarray | None = None
+    class_NS: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:

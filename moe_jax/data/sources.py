@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from moe_jax.data.climate import Climate
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
 from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
+from moe_jax.data.map_folder import MapFolder, TfdsMaps
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
 from moe_jax.data.tfds_text import Tfds
+from moe_jax.data.vowels import Vowels
 
 # Rows for the next token, which a mixture can draw from.
 PARTS: dict[str, type] = {
@@ -31,6 +34,10 @@ SOURCES: dict[str, type] = {
     "labelled_tfds": LabelledTfds,
     "digits": Digits,
     "fashion_mnist": FashionMnist,
+    "climate": Climate,
+    "vowels": Vowels,
+    "map_folder": MapFolder,
+    "tfds_maps": TfdsMaps,
     "images": ImageFolder,
     "tfds_images": TfdsImages,
 }

@@ -12,7 +12,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import Json, JsonObject
 
 SPLITS = ("train", "validation")
-NO_LABEL = -1  # the class of rows that nothing counts
+NO_LABEL = -1  # the class of rows, or pixels, that nothing counts
 
 
 class Tokenizer(Protocol):

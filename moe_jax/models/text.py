@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
+from moe_jax.models.types import IO, Cache, Ends, NextId, Output, RouterStates, RowClass
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead
@@ -62,7 +62,9 @@ class TextConfig(TransformerConfig):
     def fits(self, io: IO) -> Iterator[Rule]:
         if io.length is None:
             yield "kind", "reads rows of text, and the data has none"
-        if io.classes is None and not self.in_order:
+        if not isinstance(io.gives, NextId | RowClass):
+            yield "kind", "gives the next id at each place, or one class for each row"
+        if io.predicts_next and not self.in_order:
             yield "kind", "sees later tokens, so it cannot predict the next one"
 
     def row_length(self, io: IO) -> int:

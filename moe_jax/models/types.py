@@ -18,17 +18,67 @@ Cache = Mapping[str, PyTree[Array]]  # of the mixers, by stack, leaves (layers o
 RouterStates = Mapping[str, RouterState]  # by stack too, with the same leading axis
 
 
+@dataclass(frozen=True)
+class Gives:
+    """What a model is to give of a row; a head fits one of these."""
+
+    classes: int | None = None
+
+    def floats(self, io: IO) -> int:
+        """Numbers a row."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NextId(Gives):
+    """The next id at each place of a row of text."""
+
+
+@dataclass(frozen=True)
+class RowClass(Gives):
+    """One of the classes for each row."""
+
+    def floats(self, io: IO) -> int:
+        return self.classes or 0
+
+
+@dataclass(frozen=True)
+class PixelClass(Gives):
+    """One of the classes for each pixel of an image."""
+
+    def floats(self, io: IO) -> int:
+        height, width, _ = io.image or (0, 0, 0)
+        return (self.classes or 0) * height * width
+
+
 @dataclass(frozen=True, kw_only=True)
 class IO:
     """What goes into a model and what it is to give, as the task and the data say it.
 
     length: tokens of a row of text; None: no text. image: height, width and channels; None: no
-    image. classes: of one prediction a row; None: a prediction of the next id at each place.
+    image. gives: by default one of `classes` for each row, or, without classes, the next id at each
+    place. classes: of what it gives.
     """
 
     length: int | None = None
     image: tuple[int, int, int] | None = None
     classes: int | None = None
+    gives: Gives | None = None
+
+    def __post_init__(self) -> None:
+        usual = NextId() if self.classes is None else RowClass(self.classes)
+        gives = self.gives or usual
+        object.__setattr__(self, "gives", gives)
+        object.__setattr__(self, "classes", gives.classes)
+
+    @property
+    def floats(self) -> int:
+        """Numbers that it gives of a row, but for next ids."""
+        return self.gives.floats(self) if self.gives else 0
+
+    @property
+    def predicts_next(self) -> bool:
+        return isinstance(self.gives, NextId)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Ends, Output, RouterStates
+from moe_jax.models.types import IO, Ends, Output, PixelClass, RouterStates, RowClass
 from moe_jax.nn.context import Context, ImageBatch, TokenBatch
-from moe_jax.nn.head import POOLINGS, ClassHead
+from moe_jax.nn.head import POOLINGS, ClassHead, PixelHead
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import parameter
-from moe_jax.nn.predictions import ClassLogits
+from moe_jax.nn.predictions import ClassLogits, PixelLogits
 from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO
@@ -36,8 +36,8 @@ class VitConfig(TransformerConfig):
 
     patch_size: P, height and width of a patch in pixels; it divides the image's. positions: of the
     patches, `learned` or the fixed `sincos` in two dimensions, added to their embeddings; class and
-    other extra tokens have learned ones. pooling: what the head sees: the `mean` of all tokens, or
-    the `first`, which then is a class token, learned and in front.
+    other extra tokens have learned ones. pooling: what a head of one class a row sees: the `mean`
+    of all tokens, or the `first`, which then is a class token, learned and in front.
 
     ViT: Dosovitskiy et al. (2010.11929); with sparse layers V-MoE, Riquelme et al. (2106.05974):
     every = 2, first = 1 is their "every 2", every = 1, first = num_layers - n their "last n". Norms
@@ -61,8 +61,8 @@ class VitConfig(TransformerConfig):
             yield "kind", "reads images, and the data has none"
         elif io.image[0] % self.patch_size or io.image[1] % self.patch_size:
             yield "patch_size", f"must divide the image's {io.image[0]} x {io.image[1]} pixels"
-        if io.classes is None:
-            yield "kind", "gives one class for each image: task.kind = classification"
+        if not isinstance(io.gives, RowClass | PixelClass):
+            yield "kind", "gives a class for each image or each pixel: task.kind says which"
 
     @property
     def class_token(self) -> bool:
@@ -83,9 +83,10 @@ class VitConfig(TransformerConfig):
         patch = self.patch_size**2 * channels * D
         places = (S if self.positions == "learned" else int(self.class_token)) * D
         head = D * classes
+        seen = S - self.class_token if isinstance(io.gives, PixelClass) else 1
         return Ends(
             parameters=patch + places + self.class_token * D + head + classes,
-            multiplied=(patch * (S - self.class_token) + head) / max(S, 1),
+            multiplied=(patch * (S - self.class_token) + seen * head) / max(S, 1),
         )
 
     def build(self, moe: MoEConfig, io: IO, mesh: Mesh, *, rngs: nnx.Rngs) -> VisionTransformer:
@@ -93,17 +94,20 @@ class VitConfig(TransformerConfig):
 
 
 class VisionTransformer(Transformer):
-    """Images (B, H, W, C), float32, of about mean 0 and variance 1 -> logits of classes."""
+    """Images (B, H, W, C), float32, of about mean 0 and variance 1 -> logits of classes, for each
+    image or each pixel."""
 
     config: VitConfig
 
     def __init__(self, config: VitConfig, moe: MoEConfig, io: IO, mesh: Mesh, *, rngs: nnx.Rngs):
         self.io = io
         super().__init__(config, moe, mesh, rngs=rngs)
-        self.classes = ClassHead(
-            config.model_dim, io.classes or 0, config.pooling,
-            init_scale=config.init_scale, rngs=rngs,
-        )  # fmt: skip
+        sizes, scale = (config.model_dim, io.classes or 0), config.init_scale
+        per_pixel = isinstance(io.gives, PixelClass)
+        self.pixels = PixelHead(*sizes, init_scale=scale, rngs=rngs) if per_pixel else None
+        self.classes = (
+            None if per_pixel else ClassHead(*sizes, config.pooling, init_scale=scale, rngs=rngs)
+        )
 
     def make_input(self, rngs: nnx.Rngs) -> None:
         config, io = self.config, self.io
@@ -132,9 +136,18 @@ class VisionTransformer(Transformer):
             row_B=images.row_B,
         )
         x_BSD, output = self.through_layers(x_BSD, batch, context, router_state)
-        logits_NC = self.classes(x_BSD, self.layout.ensemble.rows(valid_BS))
-        predictions = self.predicted(ClassLogits(logits_BC=logits_NC), context)
+        predictions = self.predicted(self._predictions(x_BSD, valid_BS), context)
         return dataclasses.replace(output, predictions=predictions)
+
+    def _predictions(
+        self, x_NSD: Float[Array, "N S D"], valid_BS: Bool[Array, "B S"]
+    ) -> ClassLogits | PixelLogits:
+        if self.pixels is not None:
+            grid, (height, width, _) = self.config.grid(self.io), self.io.image or (0, 0, 0)
+            logits = self.pixels(x_NSD, grid, (height, width))
+            return PixelLogits(logits_BHWC=logits, grid=grid, ahead=int(self.config.class_token))
+        assert self.classes is not None
+        return ClassLogits(logits_BC=self.classes(x_NSD, self.layout.ensemble.rows(valid_BS)))
 
     def _tokens(self, image_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B S D"]:
         """The patches in reading order, behind the class token where there is one."""

@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.config.fields import Rule
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost
-from moe_jax.nn.predictions import ClassLogits, GivenLogits, Predictions
+from moe_jax.nn.predictions import ClassLogits, GivenLogits, PixelLogits, Predictions
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.losses import OF_ONE_MEMBER, RoutingLosses
 from moe_jax.routing.types import Plan, Router, SoftPlan
 
 AnyPlan = Plan | SoftPlan
-AnyPredictions = Predictions | GivenLogits | ClassLogits
+AnyPredictions = Predictions | GivenLogits | ClassLogits | PixelLogits
 # (tokens of groups, their plans) -> (their outputs, rows without room by group)
 Dispatch = Callable[[Array, AnyPlan], tuple[Array, Array]]
 
@@ -95,9 +95,7 @@ class Ensemble:
         """The prediction of the whole: the mean of the members' probabilities."""
         if self.members == 1:
             return predictions
-        if isinstance(predictions, ClassLogits):
-            return ClassLogits(logits_BC=mean_prediction(predictions.logits_BC, self.members))
-        return GivenLogits(logits_BSV=mean_prediction(predictions.logits_BSV, self.members))
+        return predictions.mapped(lambda logits_N: mean_prediction(logits_N, self.members))
 
     def joined_report(self, report: LayerReport | None) -> LayerReport | None:
         """The routes of a row's copies as those of the row."""

@@ -1,4 +1,4 @@
-"""The head that makes one prediction of a row."""
+"""Heads: one prediction of a row, or one of each pixel."""
 
 from __future__ import annotations
 
@@ -55,3 +55,30 @@ class ClassHead(nnx.Module):
         kernel_DC, bias_C = (w[...].astype(jnp.float32) for w in (self.kernel, self.bias))
         logits_BC = jnp.matmul(pooled_BD, kernel_DC, precision=jax.lax.Precision.HIGHEST)
         return logits_BC + bias_C[None]
+
+
+class PixelHead(nnx.Module):
+    """Logits of C classes for each pixel: x W + b of each patch's token, in float32, brought from
+    the grid of patches to that of pixels bilinearly. The linear decoder of Segmenter, Strudel et
+    al. (2105.05633), section 3.2."""
+
+    def __init__(self, D: int, C: int, *, init_scale: float, rngs: nnx.Rngs):
+        self.kernel = parameter(
+            rngs, fan_in(init_scale), (D, C), ("embed", None), matrix=LAST_TWO, decays=True
+        )
+        zeros = jax.nn.initializers.zeros
+        self.bias = parameter(rngs, zeros, (C,), (None,), matrix=None, decays=False)
+
+    def __call__(
+        self, x_BSD: Float[Array, "B S D"], grid: tuple[int, int], size: tuple[int, int]
+    ) -> Float[Array, "B H W C"]:
+        """The last tokens of a row are patches in reading order; size: height and width."""
+        rows, columns = grid
+        kernel_DC, bias_C = (w[...].astype(jnp.float32) for w in (self.kernel, self.bias))
+        patch_BPD = x_BSD[:, x_BSD.shape[1] - rows * columns :].astype(jnp.float32)
+        logits_BPC = jnp.matmul(patch_BPD, kernel_DC, precision=jax.lax.Precision.HIGHEST)
+        logits_BPC = logits_BPC + bias_C[None, None]
+        B, _, C = logits_BPC.shape
+        logits_BRKC = logits_BPC.reshape(B, rows, columns, C)
+        logits_BHWC: Array = jax.image.resize(logits_BRKC, (B, *size, C), "linear")
+        return logits_BHWC

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.cross_entropy import logits_of, nll_and_best, nll_and_best_by_chunks
+
+# Of logits, the last axis being the outcomes.
+OfLogits = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 MAX_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
 
@@ -31,6 +35,9 @@ class Predictions:
         """All logits, float32."""
         return logits_of(self.hidden_BSD, self.head_DV)
 
+    def mapped(self, change: OfLogits) -> GivenLogits:
+        return GivenLogits(logits_BSV=change(self.logits_BSV))
+
     def of_targets(
         self, target_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
@@ -49,6 +56,9 @@ class GivenLogits:
 
     logits_BSV: Float[Array, "B S V"]
 
+    def mapped(self, change: OfLogits) -> GivenLogits:
+        return GivenLogits(logits_BSV=change(self.logits_BSV))
+
     def of_targets(
         self, target_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
@@ -61,6 +71,23 @@ class ClassLogits:
     """One prediction a row, float32."""
 
     logits_BC: Float[Array, "B C"]
+
+    def mapped(self, change: OfLogits) -> ClassLogits:
+        return ClassLogits(logits_BC=change(self.logits_BC))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PixelLogits:
+    """One prediction a pixel, float32. grid: patches along height and width. ahead: so many tokens
+    of a row stand before them."""
+
+    logits_BHWC: Float[Array, "B H W C"]
+    grid: tuple[int, int] = field(metadata={"static": True})
+    ahead: int = field(default=0, metadata={"static": True})
+
+    def mapped(self, change: OfLogits) -> PixelLogits:
+        return replace(self, logits_BHWC=change(self.logits_BHWC))
 
 
 def chunks_of(V: int, tokens: int, shards: int, wanted: int | None) -> int:

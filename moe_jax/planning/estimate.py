@@ -385,8 +385,9 @@ class Shape:
     def logits(self) -> float:
         """Logits of a micro-batch (a chunk of them) and their gradient, float32."""
         model, shards = self.experiment.model, self.sizes["tensor"]
-        if not isinstance(model, TextConfig) or self.experiment.io.classes is not None:
-            return 2.0 * self.tokens / self.row * (self.experiment.io.classes or 0) * 4
+        io = self.experiment.io
+        if not isinstance(model, TextConfig) or not io.predicts_next:
+            return 2.0 * self.tokens / self.row * io.floats * 4
         tokens = math.ceil(self.tokens)
         chunks = chunks_of(model.vocab_size, tokens, shards, model.logits_chunks)
         return 2.0 * self.tokens * model.vocab_size / shards * 4 / chunks
@@ -430,7 +431,7 @@ class Shape:
         sums = sum(part.summed_over_tensor() for part in self.parts)
         e = self.experiment
         # The embedding of token ids, and the head over the vocabulary.
-        ends = (e.vocabulary is not None) + (e.io.classes is None)
+        ends = (e.vocabulary is not None) + e.io.predicts_next
         sums += ends * self.tokens * e.model.model_dim * self.b
         t = self.sizes["tensor"]
         share = (t - 1) / t

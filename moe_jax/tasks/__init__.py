@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.language_model import LanguageModel
+from moe_jax.tasks.segmentation import Segmentation
 
 TASKS: dict[str, type] = {
     "language_model": LanguageModel,
     "classification": Classification,
+    "segmentation": Segmentation,
 }

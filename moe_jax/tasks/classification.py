@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.data.types import NO_LABEL, Columns, DataInfo
-from moe_jax.models.types import IO
+from moe_jax.models.types import IO, RowClass
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import ClassLogits
 from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
@@ -51,8 +51,8 @@ class Classification:
     def io(self, columns: Columns) -> IO:
         if "image" in columns:
             height, width, channels = columns["image"].shape
-            return IO(image=(height, width, channels), classes=self.classes)
-        return IO(length=columns["tokens"].shape[0], classes=self.classes)
+            return IO(image=(height, width, channels), gives=RowClass(self.classes))
+        return IO(length=columns["tokens"].shape[0], gives=RowClass(self.classes))
 
     def completed(self, info: DataInfo) -> Classification:
         return self if self.classes else replace(self, classes=len(info.classes))

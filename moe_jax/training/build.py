@@ -21,8 +21,9 @@ from moe_jax.data.types import Columns, DataInfo, Rows, Tokenizer
 from moe_jax.models.counts import Counts
 from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network, Params, abstract_with, replicated
-from moe_jax.models.types import RouterStates
+from moe_jax.models.types import Output, RouterStates
 from moe_jax.nn.context import Context, Routes
+from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.parallel.compiler import step_options
 from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
 from moe_jax.parallel.placement import local_rows, put, put_rows
@@ -218,6 +219,25 @@ class Program:
             return few
 
         return jax.jit(route, out_shardings=replicated(self.mesh))
+
+    @cached_property
+    def predict_step(self) -> Wrapped:
+        """(params, router_state, raw, scalars) -> the model's predictions, as evaluation has them
+        (nn/predictions.py)."""
+
+        def predict(
+            params: Params, router_state: RouterStates, raw: RawBatch, scalars: Scalars
+        ) -> AnyPredictions | None:
+            context = Context(
+                router=self.step.router_at(scalars),
+                capacity_factor=self.experiment.evaluation.capacity_factor,
+                counterfactual=self.counterfactual,
+            )
+            batch = self.step.task.inputs(raw)
+            output: Output = self.network.apply(params, batch, context, router_state)
+            return output.predictions
+
+        return jax.jit(predict, out_shardings=replicated(self.mesh))
 
     def _route(
         self, params: Params, router_state: RouterStates, raw: RawBatch, scalars: Scalars

@@ -12,7 +12,7 @@ import numpy as np
 from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
-from moe_jax.data.types import DataInfo
+from moe_jax.data.types import NO_LABEL, DataInfo
 from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.evaluation import counted_batches
@@ -46,6 +46,11 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             part["source_NS"] = raw["source"][:, :-1]
         if "label" in raw:
             part["label_N"] = raw["label"]
+        if "label_map" in raw:
+            e = program.experiment
+            part["class_NS"] = classes_of_patches(
+                raw["label_map"], e.model.grid(e.io), e.row_length
+            )
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
     joined = {
@@ -60,9 +65,24 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         capacity_factor=program.experiment.evaluation.capacity_factor,
         layers_L=np.asarray(program.layout.moe_layers, np.int32),
         domains=info.domains or ("all",),
-        classes=info.classes if "label_N" in joined else None,
+        classes=info.classes if {"label_N", "class_NS"} & joined.keys() else None,
         **joined,
     )
+
+
+def classes_of_patches(label_NHW: np.ndarray, grid: tuple[int, int], length: int) -> np.ndarray:
+    """int32 (N, S): the class that most pixels of each patch have, NO_LABEL where none counts, and
+    of the tokens before the patches."""
+    N, H, W = label_NHW.shape
+    rows, columns = grid
+    cut = label_NHW.reshape(N, rows, H // rows, columns, W // columns).swapaxes(2, 3)
+    pixels_NPX = cut.reshape(N, rows * columns, -1)
+    counts_NPC = np.stack(
+        [(pixels_NPX == c).sum(axis=2) for c in range(int(label_NHW.max(initial=0)) + 1)], axis=2
+    )
+    found = np.where(counts_NPC.any(axis=2), counts_NPC.argmax(axis=2), NO_LABEL)
+    ahead = np.full((N, length - rows * columns), NO_LABEL)
+    return np.concatenate([ahead, found], axis=1).astype(np.int32)
 
 
 def _axis_of_rows(name: str) -> int:

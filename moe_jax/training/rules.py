@@ -261,7 +261,7 @@ def warnings(experiment: Experiment) -> list[str]:
             f"optimizer.schedule.warmup_steps = {warmup} is longer than the run: in its "
             f"{experiment.steps} steps the learning rate does not reach its peak"
         )
-    predicts_next = experiment.io.classes is None
+    predicts_next = experiment.io.predicts_next
     if predicts_next and not experiment.model.causal:
         found.append(
             "model.depth lets a token see later ones (which tokens take part), so the validation "

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import moe_jax
 from moe_jax.analysis.specialisation import domain_counts
@@ -16,33 +19,98 @@ from moe_jax.config.errors import UserError
 from tests.commands.runs import lines, results, start
 from tests.drawn import some
 
-CONFIGS = {
-    "vision": """
-    config = read_config_file(Path({configs!r}) / "vision.py")
+
+@dataclass(frozen=True)
+class Case:
+    """A task with its data and model. own: lines of its config. metrics: that every evaluation
+    has. classes: names of the data. page: what a report with routing shows, and what it does not.
+    refused: for a change of the config, what is said of it."""
+
+    own: str
+    metrics: frozenset[str]
+    classes: tuple[str, ...]
+    page: tuple[str, ...]
+    no_page: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    by_token: bool = False  # every token has a class, not the row
+
+
+IMAGES = {
+    "task.kind=language_model": "reads tokens, segments, and the data has image, ",
+    "moe.router.kind=hash": "routes by the ids of tokens, and this model knows none",
+    "model.kind=decoder": "reads rows of text, and the data has none",
+}
+CASES = {
+    "vision": Case(
+        own="""
+    config = read_config_file(configs / "vision.py")
     config.data.augmentation.mixup = 0.2
     config.data.augmentation.crop = 0
     config.moe.capacity_factor = 1.5
-    config.model.num_heads = config.model.num_kv_heads = 2
     """,
-    "texts": """
-    config = read_config_file(Path({configs!r}) / "sentiment.py")
+        metrics=frozenset({"accuracy", "macro_f1", "calibration_error", "top5_accuracy"}),
+        classes=tuple("0123456789"),
+        page=("Macro F1", "Classes by experts", "Patches by expert"),
+        no_page=("Domains by experts",),
+        refused={
+            **IMAGES,
+            "data.kind=stdlib_text": "reads label, and the data has tokens, segments, domain",
+            "task.classes=2": "task.classes = 2: must be at least the",
+        },
+    ),
+    "texts": Case(
+        own="""
+    config = read_config_file(configs / "sentiment.py")
     config.data.kind = "labelled"
-    config.data.path = {texts!r}
+    config.data.path = str(folder / "rows.jsonl")
     config.data.domain = "site"
-    config.data.data_dir = {data_dir!r}
+    config.data.data_dir = str(folder)
     config.data.sequence_length = 16
     config.data.tokenizer.kind = "bytes"
-    config.model.num_heads = config.model.num_kv_heads = 2
     """,
+        metrics=frozenset({"accuracy", "macro_f1", "calibration_error", "domain/a/accuracy"}),
+        classes=("bad", "good", "so"),
+        page=("Macro F1", "Classes by experts", "Domains by experts"),
+        no_page=("Patches by expert",),
+        refused={
+            "data.kind=stdlib_text": "reads label, and the data has tokens, segments, domain",
+            "task.classes=2": "task.classes = 2: must be at least the",
+        },
+    ),
+    "segments": Case(
+        own="""
+    config = read_config_file(configs / "segmentation.py")
+    config.data.kind = "map_folder"
+    config.data.path = str(folder / "maps")
+    config.data.names = ("sky", "field", "wood")
+    config.data.height = config.data.width = 16
+    config.data.validation_fraction = 0.4
+    config.model.patch_size = 4
+    config.moe.group_size = None
+    config.moe.capacity_factor = 1.5
+    """,
+        metrics=frozenset({"mean_iou", "pixel_accuracy", "iou/sky", "iou/wood"}),
+        classes=("sky", "field", "wood"),
+        page=("Mean intersection over union", "Classes by experts", "Classes of pixels"),
+        no_page=("Domains by experts",),
+        refused={
+            **IMAGES,
+            "data.kind=digits": "reads label_map, and the data has image, label",
+            "task.classes=2": "task.classes = 2: must be at least the",
+        },
+        by_token=True,
+    ),
 }
 COMMON = """
 from pathlib import Path
 from moe_jax.config.overrides import read_config_file
 
 def get_config(arg=""):
+    configs, folder = Path({configs!r}), Path(__file__).parent
 {own}
     config.steps = 18
     config.batch_size = 16
+    config.model.num_heads = config.model.num_kv_heads = 2
     config.model.num_layers = 2
     config.model.model_dim = 16
     config.model.head_dim = 8
@@ -62,14 +130,28 @@ def get_config(arg=""):
 """
 
 
-@pytest.fixture(scope="session", params=some(CONFIGS, ["vision"]))
+@pytest.fixture(scope="session", params=some(CASES, ["vision"]))
 def task(request) -> str:
     return request.param
+
+
+@pytest.fixture
+def case(task) -> Case:
+    return CASES[task]
 
 
 @pytest.fixture(scope="session")
 def config(task, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp(task)
+    texts(folder)
+    maps(folder)
+    configs = Path(__file__).parents[2] / "configs"
+    own = CASES[task].own.strip("\n").rstrip()
+    (folder / "tiny.py").write_text(COMMON.format(own=own, configs=str(configs)))
+    return str(folder / "tiny.py")
+
+
+def texts(folder: Path) -> None:
     words = {"good": "fine lovely great", "bad": "poor broken awful", "so": "table chair door"}
     rows = [
         {"text": f"{words[label].split()[n % 3]} {n % 7}", "label": label, "site": "ab"[n % 2]}
@@ -77,12 +159,20 @@ def config(task, tmp_path_factory) -> str:
         for label in words
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    configs = Path(__file__).parents[2] / "configs"
-    own = CONFIGS[task].format(
-        configs=str(configs), texts=str(folder / "rows.jsonl"), data_dir=str(folder)
-    )
-    (folder / "tiny.py").write_text(COMMON.format(own=own.strip("\n")))
-    return str(folder / "tiny.py")
+
+
+def maps(folder: Path) -> None:
+    """A wood or a field below the sky, in their colours and some noise."""
+    random = np.random.default_rng(0)
+    colours = np.array([[90, 140, 220], [200, 190, 80], [40, 90, 40]])
+    for name in ("JPEGImages", "SegmentationClass"):
+        (folder / "maps" / name).mkdir(parents=True)
+    for n in range(60):
+        classes = np.zeros((20, 24), np.uint8)
+        classes[4 + n % 12 :] = 1 + n // 12 % 2
+        pixels = np.clip(colours[classes] + random.normal(0, 20, (20, 24, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"maps/JPEGImages/{n}.png")
+        Image.fromarray(classes).save(folder / f"maps/SegmentationClass/{n}.png")
 
 
 @pytest.fixture(scope="session")
@@ -93,16 +183,16 @@ def run(config, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_it_learns_and_says_so(run, task):
+def test_it_learns_and_says_so(run, case, task):
     first, last = lines(run, "eval")
     assert last["cross_entropy"] < first["cross_entropy"]
-    assert {"accuracy", "macro_f1", "calibration_error"} <= last.keys()
-    assert ("top5_accuracy" in last) == (task == "vision")
-    assert ("domain/a/accuracy" in last) == (task == "texts")
+    assert case.metrics <= last.keys()
+    others = set().union(*(other.metrics for other in CASES.values()))
+    assert not (others - case.metrics) & last.keys()
     train = {k: v for line in lines(run, "train") for k, v in line.items()}
     assert {"moe/max_violation", "moe/probe/churn", "moe/layer_01/load"} <= train.keys()
     known = json.loads((run / "data.json").read_text())
-    assert known["classes"] == (list("0123456789") if task == "vision" else ["bad", "good", "so"])
+    assert tuple(known["classes"]) == case.classes
 
 
 @pytest.mark.lab
@@ -125,44 +215,51 @@ def test_on_another_mesh_the_losses_are_the_same(config, run, tmp_path):
         np.testing.assert_allclose(two["cross_entropy"], one["cross_entropy"], rtol=1e-4)
 
 
-def test_evaluate_repeats_the_run(cli, run, tmp_path):
+def test_evaluate_repeats_the_run(cli, run, case, tmp_path):
     file = tmp_path / "found.json"
     code, out, err = cli("evaluate", f"--workdir={run}", f"--json={file}")
-    assert code == 0 and "accuracy" in out, err
+    assert code == 0 and all(name in out for name in case.metrics if "/" not in name), err
     (found,) = json.loads(file.read_text())
     last = lines(run, "eval")[-1]
-    for name in ("cross_entropy", "accuracy", "macro_f1", "moe/max_violation"):
+    for name in ("cross_entropy", "moe/max_violation", *case.metrics):
         assert found["metrics"][name] == last[name], name
 
 
-def test_a_loaded_run_tells_where_classes_and_places_go(run, task, tmp_path):
+def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_path):
     loaded = moe_jax.load(run)
     trace = loaded.trace(1)
     trace.save(tmp_path / "trace.npz")
     again = type(trace).read(tmp_path / "trace.npz")
     assert again.classes == loaded.info.classes
-    np.testing.assert_array_equal(again.label_N, trace.label_N)
+    valid = (trace.segment_NS > 0).any(axis=1)
+    if case.by_token:
+        np.testing.assert_array_equal(again.class_NS, trace.class_NS)
+        assert set(np.unique(trace.class_NS[valid])) == set(range(len(case.classes)))
+    else:
+        np.testing.assert_array_equal(again.label_N, trace.label_N)
+        assert np.all((trace.label_N >= 0) == valid)
     counts, names = domain_counts(again, "class")
     assert names == loaded.info.classes and counts.sum() > 0
-    valid = (trace.segment_NS > 0).any(axis=1)
-    assert np.all((trace.label_N >= 0) == valid)
     replayed = loaded.replay(trace)
     assert replayed["moe/dropped_fraction"] >= 0
     if task == "vision":
         assert trace.token_NS.max() == 15 and loaded.picture(0).pixels.shape == (8, 8, 1)
-    with pytest.raises(UserError, match=r"gives one class a row, no text \(config.task\)"):
+    if task == "segments":
+        maps = loaded.picture(0).maps
+        np.testing.assert_array_equal(maps["truth"], loaded.rows[0]["label_map"])
+        assert maps["prediction"].shape == (16, 16)
+    with pytest.raises(UserError, match=r"does not predict the next token \(config.task\)"):
         loaded.generate("x")
     with pytest.raises(UserError, match="the leak is of models that predict the next token"):
         loaded.leak()
 
 
-def test_the_report_shows_them(cli, run, task):
+def test_the_report_shows_them(cli, run, case):
     code, _, err = cli("report", f"--workdir={run}", "--routing")
     assert code == 0, err
     page = (run / "report.html").read_text("utf-8")
-    assert "Macro F1" in page and "Classes by experts" in page
-    assert ("Patches by expert" in page) == (task == "vision")
-    assert ("Domains by experts" in page) == (task == "texts")
+    assert all(text in page for text in case.page)
+    assert not any(text in page for text in case.no_page)
 
 
 @pytest.mark.grid
@@ -177,23 +274,8 @@ def test_it_can_be_planned(cli, config):
     assert code == 0 and "parameters" in out, out + err
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.kind=decoder", None),
-        ("task.kind=language_model", "reads tokens, segments, and the data has image, label"),
-        ("data.kind=stdlib_text", "reads label, and the data has tokens, segments, domain"),
-        ("task.classes=2", "task.classes = 2: must be at least the"),
-        ("moe.router.kind=hash", "routes by the ids of tokens, and this model knows none"),
-    ],
-)
-def test_what_does_not_fit_together_is_told(cli, config, task, change, message, tmp_path):
-    if task == "texts" and message and ("image" in message or "ids" in message):
-        message = None  # texts have what is asked for
-    if change == "model.kind=decoder" and task == "vision":
-        message = "reads rows of text, and the data has none"
-    if message is None:
-        return
-    argv = (f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.{change}")
-    code, _, err = cli("train", *argv)
-    assert code == 2 and message in err and "Traceback" not in err, err
+def test_what_does_not_fit_together_is_told(cli, config, case, tmp_path):
+    for change, message in case.refused.items():
+        argv = (f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.{change}")
+        code, _, err = cli("train", *argv)
+        assert code == 2 and message in err and "Traceback" not in err, (change, err)

@@ -26,6 +26,7 @@ from moe_jax.data.fetch.dataset import Fetched
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder
 from moe_jax.data.labelled_folder import LabelledFolder
+from moe_jax.data.map_folder import MapFolder
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.mixture import PARTS, Mixture
 from moe_jax.data.planted import Planted
@@ -62,6 +63,13 @@ def made(kind, data_dir, texts, tmp_path):
     }
     if kind in datasets:
         return replace(datasets[kind], sequence_length=S)
+    if kind == "map_folder":
+        for n in range(20):
+            for name in ("JPEGImages", "SegmentationClass"):
+                (tmp_path / name).mkdir(exist_ok=True)
+                image = np.full((8, 8), n % 3, np.uint8)
+                Image.fromarray(image).save(tmp_path / name / f"{n}.png")
+        return MapFolder(path=str(tmp_path), height=8, width=8, validation_fraction=0.4)
     (tmp_path / "labelled").mkdir()
     lines = [f'{{"text": "number {n}", "label": {n % 3}}}' for n in range(90)]
     (tmp_path / "labelled/a.jsonl").write_text("\n".join(lines))
@@ -84,7 +92,7 @@ def dataset(request, data_dir, texts, tmp_path):
 # What needs a prepared set: tests/data/test_tfds_labelled.py. What is fetched: test_fetch.py and a
 # file each.
 FETCHED = [name for name, cls in DATASETS.items() if issubclass(cls, Fetched)]
-ELSEWHERE = ("labelled_tfds", "tfds_images", *FETCHED)
+ELSEWHERE = ("labelled_tfds", "tfds_images", "tfds_maps", *FETCHED)
 
 
 @pytest.fixture(params=[name for name in DATASETS if name not in ELSEWHERE])

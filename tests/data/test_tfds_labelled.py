@@ -15,6 +15,7 @@ from PIL import Image
 from moe_jax.config.errors import UserError
 from moe_jax.data.image_folder import TfdsImages
 from moe_jax.data.labelled_folder import LabelledTfds
+from moe_jax.data.map_folder import TfdsMaps
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -29,6 +30,7 @@ class PetsBuilder(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         features = {
             "image": tfds.features.Image(shape=(9, 9, 3)),
+            "segmentation_mask": tfds.features.Image(shape=(9, 9, 1)),
             "text": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=NAMES),
         }
@@ -39,11 +41,19 @@ class PetsBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for n in range(count):
-            png = io.BytesIO()
-            Image.fromarray(np.full((9, 9, 3), 8 * n, np.uint8)).save(png, "PNG")
-            png.seek(0)
+            mask = np.full((9, 9), 1 + n % 3, np.uint8)
+            mask[0] = 9
+            image = png_of(np.full((9, 9, 3), 8 * n, np.uint8))
             text = "" if n == 5 else f"about {NAMES[n % 3]} {n}"
-            yield n, {"image": png, "text": text, "label": n % 3}
+            features = {"image": image, "segmentation_mask": png_of(mask)}
+            yield n, {**features, "text": text, "label": n % 3}
+
+
+def png_of(pixels):
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    png.seek(0)
+    return png
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +96,22 @@ def test_images_and_their_classes(prepared):
         seen.add(n)
     assert seen == set(range(30))
     assert train.classes == tuple(NAMES)
+    assert "tensorflow" not in sys.modules
+
+
+def test_images_and_the_classes_of_their_pixels(prepared):
+    data = TfdsMaps(
+        name="pets/small", tfds_dir=str(prepared), height=9, width=9, mean=0.0, deviation=1.0,
+        names=("pet", "background", "border"), first=1,
+    )  # fmt: skip
+    rows = data.open("train")
+    assert len(rows) == 30 and rows.classes == data.names
+    for i in range(30):
+        row = rows[i]
+        n = round(float(row["image"][4, 4, 0]) * 255 / 8)
+        assert (row["label_map"][0] == -1).all() and (row["label_map"][1:] == n % 3).all()
+    with pytest.raises(UserError, match=r"no image named 'mask' \(data.map_feature\)"):
+        TfdsMaps(name="pets/small", tfds_dir=str(prepared), map_feature="mask").open("train")
     assert "tensorflow" not in sys.modules
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moe_jax.data.climate import Climate
 from moe_jax.data.debian import LANGUAGES
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.package_sections import TOPICS, PackageSections
+from moe_jax.data.vowels import Vowels
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +39,29 @@ def test_descriptions_of_packages(data_dir):
     held = {one.group for one in data.described()}
     assert 20_000 < len(held) < 34_169  # sources
     assert {language for language in LANGUAGES if data.texts(language)} == set(LANGUAGES)
+
+
+def test_the_earth(data_dir):
+    """Every class in both splits, and a colour table that is better than ocean everywhere."""
+    data = Climate(data_dir=data_dir)
+    counts = {}
+    for split in ("train", "validation"):
+        rows = data.open(split)
+        maps = [rows[i]["label_map"] for i in range(len(rows))]
+        counts[split] = len(maps), np.bincount(np.ravel(maps), minlength=6) / np.size(maps)
+    assert (counts["train"][0], counts["validation"][0]) == (867, 245)
+    assert all((share > 0.05).all() for _, share in counts.values())
+
+
+def test_vowels_of_praat(data_dir):
+    """Mean formants of men, women and children together, as the paper's table 2 has them by group:
+    [i] has the lowest F1 and the highest F2 of the four."""
+    rows = Vowels(data_dir=data_dir).open("train")
+    assert len(rows) == 400
+    first, second = (
+        [rows.hertz[rows.labels == vowel, formant].mean() for vowel in range(4)]
+        for formant in range(2)
+    )
+    assert np.argmin(first) == 0 and np.argmax(second) == 0
+    assert 270 <= first[0] <= 370 and 2290 <= second[0] <= 3200
+    assert 730 <= first[2] <= 1030 and 1090 <= second[2] <= 1370

@@ -8,20 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_jax.config.checks import check
 from moe_jax.models.counts import count
 from moe_jax.models.network import Network
-from moe_jax.models.types import IO
+from moe_jax.models.types import IO, PixelClass, RowClass
 from moe_jax.models.vit import VitConfig, patches, sincos
 from moe_jax.nn.context import Context, ImageBatch
+from moe_jax.nn.head import PixelHead
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.routing import Mixtral, SoftMoE
 from tests.drawn import some
 
 H, W, C, P, CLASSES = 8, 12, 3, 4, 5
-IMAGE = IO(image=(H, W, C), classes=CLASSES)
+IMAGE = IO(image=(H, W, C), gives=RowClass(CLASSES))
 SMALL = VitConfig(
     num_layers=2, model_dim=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=24,
     activation="gelu", patch_size=P,
@@ -134,7 +136,49 @@ def test_soft_moe_works_on_it():
 
 def test_what_does_not_fit_is_told():
     assert [name for name, _ in SMALL.fits(IO(length=8))] == ["kind", "kind"]
-    assert [name for name, _ in SMALL.fits(IO(image=(9, 8, 1), classes=2))] == ["patch_size"]
+    assert [name for name, _ in SMALL.fits(IO(image=(9, 8, 1), gives=RowClass(2)))] == [
+        "patch_size"
+    ]
     wrong = dataclasses.replace(SMALL, positions="sincos", model_dim=18, pooling="last")
     assert {p.path for p in check(wrong)} == {"model_dim", "pooling"}
     assert [p.path for p in check(dataclasses.replace(SMALL, attention="splash"))] == ["attention"]
+
+
+def test_a_class_for_each_pixel():
+    """Linear in each patch's token, then bilinear between the middles of patches; the class token
+    is none of them."""
+    io = IO(image=(H, W, C), gives=PixelClass(CLASSES))
+    (rows, columns), D = SMALL.grid(io), SMALL.model_dim
+    head = PixelHead(D, CLASSES, init_scale=1.0, rngs=nnx.Rngs(0))
+    head.bias[...] = jnp.arange(CLASSES, dtype=jnp.float32)
+    x = jax.random.normal(jax.random.key(3), (2, rows * columns + 1, D))
+    found = np.asarray(head(x, (rows, columns), (H, W)))
+    kernel, bias = (np.asarray(w[...], np.float64) for w in (head.kernel, head.bias))
+    wanted = (np.asarray(x, np.float64)[:, 1:] @ kernel + bias).reshape(2, rows, columns, CLASSES)
+    for out, size, axis in ((H, rows, 1), (W, columns, 2)):
+        at = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, size - 1)
+        share = np.expand_dims(at - low, [n for n in range(4) if n != axis])
+        wanted = (1 - share) * wanted.take(low, axis) + share * wanted.take(high, axis)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_counts_of_a_model_of_pixels(pooling):
+    """What the ends say of themselves is what there is; the head is multiplied for each patch."""
+    config = dataclasses.replace(SMALL, pooling=pooling)
+    io = IO(image=(H, W, C), gives=PixelClass(CLASSES))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    network = Network(lambda rngs: config.build(MOE, io, mesh, rngs=rngs), mesh)
+    size = sum(leaf.size for leaf in jax.tree.leaves(network.abstract))
+    assert count(config, MOE, io).total == size
+    patches_, S = (H // P) * (W // P), config.row_length(io)
+    per_row = patches_ * (P * P * C + CLASSES) * SMALL.model_dim
+    assert config.ends(io).multiplied == pytest.approx(per_row / S)
+    params = network.init(jax.random.key(0))
+    images = batch()
+    output = network.apply(params, images, Context(), network.module(params).router_state())
+    assert output.predictions.logits_BHWC.shape == (3, H, W, CLASSES)
+    assert list(config.fits(io)) == []
+    assert [name for name, _ in config.fits(IO(image=(H, W, C)))] == ["kind"]

@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics as sk
 
 from moe_jax.data.types import ArraySpec, DataInfo, text_columns
-from moe_jax.models.types import IO
+from moe_jax.models.types import IO, RowClass
 from moe_jax.nn.predictions import ClassLogits
 from moe_jax.routing.plan import add_sums
 from moe_jax.tasks.classification import BINS, Classification, ClassOfRow, macro_f1
@@ -128,10 +128,10 @@ def test_what_it_reads_and_gives():
     text = {**text_columns(12), "label": ArraySpec(padding=-1), "rating": ArraySpec()}
     task = Classification(classes=3)
     assert task.reads(text) == ("tokens", "segments", "label", "domain")
-    assert task.io(text) == IO(length=12, classes=3)
+    assert task.io(text) == IO(length=12, gives=RowClass(3)) == IO(length=12, classes=3)
     image = {"image": ArraySpec((8, 6, 3), "float32"), "label": ArraySpec(padding=-1)}
     assert task.reads(image) == ("image", "label")
-    assert task.io(image) == IO(image=(8, 6, 3), classes=3)
+    assert task.io(image) == IO(image=(8, 6, 3), gives=RowClass(3))
     info = DataInfo(classes=("a", "b"))
     assert Classification().completed(info).classes == 2
     assert list(Classification(classes=2).fits(info)) == []

@@ -64,6 +64,18 @@ LEARNING = {
         percent=True,
         best="max",
     ),
+    "mean_iou": Metric(
+        title="Mean intersection over union",
+        meaning="Mean over classes of TP / (TP + FP + FN), of all pixels.",
+        percent=True,
+        best="max",
+    ),
+    "pixel_accuracy": Metric(
+        title="Pixel accuracy",
+        meaning="Share of pixels whose most probable class is right.",
+        percent=True,
+        best="max",
+    ),
     "calibration_error": Metric(
         title="Calibration error",
         meaning="Mean distance of confidence and accuracy, over 15 bins of confidence. 0 is "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
@@ -13,6 +13,7 @@ from moe_jax.analysis.report.heat_map import image
 from moe_jax.analysis.report.png import COLOUR, encoded
 
 SIDE = 116  # of a picture, in pixels of the page
+NO_CLASS = (128, 128, 128)
 VEIL = 0.5  # how much of the colour lies over the image
 
 
@@ -20,12 +21,13 @@ VEIL = 0.5  # how much of the colour lies over the image
 class Picture:
     """One row's image. pixels (H, W, C), scaled as the model sees it. grid: patches along height
     and width; the row's tokens behind the first `ahead` are patches in reading order. name: of its
-    class."""
+    class. maps: the class of each pixel, (H, W), by what says so ("truth"); -1 is none."""
 
     pixels: np.ndarray
     grid: tuple[int, int]
     ahead: int = 0
     name: str = ""
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def by_patch(self, values_S: np.ndarray) -> np.ndarray:
         """Values of the row's tokens, as (rows, columns) of patches."""
@@ -48,21 +50,41 @@ def drawn(picture: Picture, expert_S: np.ndarray, colours: Sequence[str]) -> str
                 "</rect>"
             )
     size = f'width="{width * scale:.0f}" height="{height * scale:.0f}"'
+    address = _address(shown(picture.pixels))
     return (
         f'<figure class="picture"><svg {size} role="img" aria-label="{escape(picture.name)}">'
-        f'<image {size} style="image-rendering:pixelated" href="{_address(picture.pixels)}"/>'
+        f'<image {size} style="image-rendering:pixelated" href="{address}"/>'
         f"{''.join(veils)}</svg><figcaption>{escape(picture.name)}</figcaption></figure>"
     )
 
 
-def _address(pixels: np.ndarray) -> str:
-    content = base64.b64encode(encoded(shown(pixels), COLOUR)).decode()
+def mapped(picture: Picture, name: str, colours: Sequence[tuple[int, int, int]]) -> str:
+    """The map of classes of this name, in their colours; grey where there is none."""
+    table = np.array([*colours, NO_CLASS], np.uint8)  # -1 is the last
+    return alone(table[picture.maps[name]], name)
+
+
+def alone(pixels_HW3: np.ndarray, name: str) -> str:
+    """Pixels, uint8, with a name below them."""
+    height, width = pixels_HW3.shape[:2]
+    scale = SIDE / max(height, width)
+    size = f'width="{width * scale:.0f}" height="{height * scale:.0f}"'
+    return (
+        f'<figure class="picture"><img {size} style="image-rendering:pixelated" '
+        f'alt="{escape(name)}" src="{_address(pixels_HW3)}">'
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+    )
+
+
+def _address(pixels_HW3: np.ndarray) -> str:
+    content = base64.b64encode(encoded(pixels_HW3, COLOUR)).decode()
     return f"data:image/png;base64,{content}"
 
 
 def shown(pixels_HWC: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) from any scale: its least is black, its largest white."""
-    pixels = np.asarray(pixels_HWC, np.float64)
+    """uint8 (H, W, 3) from any scale: its least is black, its largest white. Channels beyond three
+    are no colours."""
+    pixels = np.asarray(pixels_HWC, np.float64)[..., :3]
     least, most = pixels.min(), pixels.max()
     pixels = (pixels - least) / (most - least if most > least else 1.0)
     return np.broadcast_to(np.round(255 * pixels), (*pixels.shape[:2], 3)).astype(np.uint8)
@@ -81,6 +103,10 @@ def place_map(relative_RC: np.ndarray, title: str) -> str:
 
 STYLE = """
 .pictures { display: flex; flex-wrap: wrap; gap: 10px; }
+.maps { display: grid; gap: 10px 24px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); }
+.palette.keys { gap: 4px 14px; }
+.palette.keys i { min-width: 14px; height: 14px; vertical-align: -2px; }
 .picture { margin: 0; padding: 8px; }
 .picture img.heat { width: 100%; height: 100%; image-rendering: pixelated; }
 .picture figcaption { font-size: 12px; color: var(--muted); text-align: center; }

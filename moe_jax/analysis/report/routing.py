@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from moe_jax.analysis.trace import Trace
 TEXT_TOKENS = 700  # of the text that is shown, over all domains
 SHOWN_LAYERS = 3  # the first, the middle and the last; the others fold away
 MAX_DOMAINS = 12
+MAX_MAPS = 8
 BINS = 32
 VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
@@ -170,10 +172,45 @@ def _pictures(view: RoutingView) -> str:
     return intro + _palette(trace.num_experts) + _by_layer(view, draw, "texts")
 
 
+def _maps(view: RoutingView) -> str:
+    """Images whose pixels have a class each: what is there, and what the model says."""
+    trace, picture = view.last, view.picture
+    if picture is None or trace.class_NS is None or not trace.classes:
+        return ""
+    names = trace.classes
+    rgb = [class_colour(c, len(names)) for c in range(len(names))]
+    keys = "".join(
+        f'<span><i style="background:rgb{rgb[c]}"></i> {escape(name)}</span>'
+        for c, name in enumerate(names)
+    )
+    rows = []
+    for row in _rows_of_classes(trace)[:MAX_MAPS]:
+        one = picture(row)
+        shown = [pictures.alone(pictures.shown(one.pixels), "image")]
+        shown += [pictures.mapped(one, name, rgb) for name in one.maps]
+        rows.append(f'<div class="pictures">{"".join(shown)}</div>')
+    intro = (
+        "<p>Some images, the true class of each pixel and the one that the model finds; grey "
+        f"counts nowhere. From the evaluation at step {trace.step:,}.</p>"
+    )
+    return f'{intro}<p class="palette keys">{keys}</p><div class="maps">{"".join(rows)}</div>'
+
+
+def class_colour(number: int, count: int) -> tuple[int, int, int]:
+    """A strong colour for a class, the hues evenly apart, every second one darker."""
+    light, strength = (0.55, 0.65) if number % 2 == 0 else (0.38, 0.7)
+    red, green, blue = colorsys.hls_to_rgb(number / max(count, 1), light, strength)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
 def _rows_of_classes(trace: Trace) -> list[int]:
-    """A row of each of the first classes."""
-    labels = np.zeros(trace.rows, int) if trace.label_N is None else trace.label_N
+    """A row of each of the first classes; where pixels have classes, those rows with most of
+    them."""
     valid = np.flatnonzero(trace.segment_NS.any(axis=1))
+    if trace.class_NS is not None:
+        different = [len(np.unique(trace.class_NS[row])) for row in valid]
+        return [int(row) for row in valid[np.argsort(different, kind="stable")[::-1]][:MAX_MAPS]]
+    labels = np.zeros(trace.rows, int) if trace.label_N is None else trace.label_N
     _, first = np.unique(labels[valid], return_index=True)
     return [int(row) for row in valid[np.sort(first)][:MAX_DOMAINS]]
 
@@ -360,6 +397,7 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
 # How the rows of a task are shown is a row here.
 SECTIONS: Rows[RoutingView] = (
     ("text", "Text by expert", _text),
+    ("maps", "Classes of pixels", _maps),
     ("pictures", "Patches by expert", _pictures),
     ("preferences", "What experts prefer", _preferences),
     ("pairs", "Experts together", _pairs),
