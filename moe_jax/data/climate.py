@@ -56,7 +56,7 @@ BLOCKS, EVERY = 15, 5  # blocks of longitude; every fifth validates
 
 @dataclass(frozen=True, kw_only=True)
 class Climate(FetchedFolder, MapDataset):
-    """Tiles of the picture between 80 degrees south and north, with the climate of each pixel:
+    """EarthTiles of the picture between 80 degrees south and north, with the climate of each pixel:
     ocean, tropical, dry, temperate, continental, polar. The earth is cut into 15 blocks of 24
     degrees of longitude, of which every fifth validates. In training a tile moves by up to half
     its size within its block.
@@ -104,15 +104,15 @@ class Climate(FetchedFolder, MapDataset):
         x = ((np.arange(picture.shape[1]) + 0.5) * zones.shape[1] / picture.shape[1]).astype(int)
         np.save(folder / "zones.npy", zones[y][:, x])
 
-    def maps(self, split: str) -> Tiles:
+    def maps(self, split: str) -> EarthTiles:
         folder = self.opened_folder()
         picture, zones = (np.load(folder / f"{name}.npy") for name in ("picture", "zones"))
         letters = list(GROUPS.values())
         group_of = np.array([0, *(letters.index(name[0]) for name in NAMES)], np.uint8)
-        return Tiles(self, picture, group_of[zones], split)
+        return EarthTiles(self, picture, group_of[zones], split)
 
 
-class Tiles:
+class EarthTiles:
     """The tiles of a split's blocks, in reading order of each block."""
 
     def __init__(

@@ -8,8 +8,10 @@ from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
 from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
+from moe_jax.data.line_pairs import LinePairs, TfdsPairs
 from moe_jax.data.map_folder import MapFolder, TfdsMaps
 from moe_jax.data.memmap import Memmap
+from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
@@ -30,6 +32,9 @@ SOURCES: dict[str, type] = {
     **PARTS,
     "sentiment": Sentiment,
     "package_sections": PackageSections,
+    "package_descriptions": PackageDescriptions,
+    "line_pairs": LinePairs,
+    "tfds_pairs": TfdsPairs,
     "labelled": LabelledFolder,
     "labelled_tfds": LabelledTfds,
     "digits": Digits,

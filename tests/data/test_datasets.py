@@ -26,6 +26,7 @@ from moe_jax.data.fetch.dataset import Fetched
 from moe_jax.data.folder import Folder
 from moe_jax.data.image_folder import ImageFolder
 from moe_jax.data.labelled_folder import LabelledFolder
+from moe_jax.data.line_pairs import LinePairs
 from moe_jax.data.map_folder import MapFolder
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.mixture import PARTS, Mixture
@@ -70,6 +71,14 @@ def made(kind, data_dir, texts, tmp_path):
                 image = np.full((8, 8), n % 3, np.uint8)
                 Image.fromarray(image).save(tmp_path / name / f"{n}.png")
         return MapFolder(path=str(tmp_path), height=8, width=8, validation_fraction=0.4)
+    if kind == "line_pairs":
+        for language in ("de", "en"):
+            lines = "".join(f"{language} {n}\n" for n in range(60))
+            (tmp_path / f"lines.{language}").write_text(lines)
+        source, target = (str(tmp_path / f"lines.{language}") for language in ("de", "en"))
+        return LinePairs(
+            source=source, target=target, data_dir=str(tmp_path), validation_fraction=0.4
+        )
     (tmp_path / "labelled").mkdir()
     lines = [f'{{"text": "number {n}", "label": {n % 3}}}' for n in range(90)]
     (tmp_path / "labelled/a.jsonl").write_text("\n".join(lines))
@@ -92,7 +101,7 @@ def dataset(request, data_dir, texts, tmp_path):
 # What needs a prepared set: tests/data/test_tfds_labelled.py. What is fetched: test_fetch.py and a
 # file each.
 FETCHED = [name for name, cls in DATASETS.items() if issubclass(cls, Fetched)]
-ELSEWHERE = ("labelled_tfds", "tfds_images", "tfds_maps", *FETCHED)
+ELSEWHERE = ("labelled_tfds", "tfds_images", "tfds_maps", "tfds_pairs", *FETCHED)
 
 
 @pytest.fixture(params=[name for name in DATASETS if name not in ELSEWHERE])
