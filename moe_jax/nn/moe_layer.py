@@ -47,8 +47,10 @@ class MoELayer(nnx.Module):
         self.router = Parameters(config.router.params(D, E), rngs)
         experts = config.expert_params(D, activation, init_scale)
         self.experts = Parameters(experts, rngs, param_dtype)
-        self.surroundings, widths = config.surroundings(activation), config.widths(D)
-        for name, around in self.surroundings.items():
+        # A tuple, so that the graph of a module with this layer can be a static argument.
+        self.surroundings = tuple(config.surroundings(activation).items())
+        widths = config.widths(D)
+        for name, around in self.surroundings:
             params = around.params(widths[name], init_scale)
             setattr(self, name, Parameters(params, rngs, param_dtype))
         self.config, self.activation = config, activation
@@ -69,7 +71,7 @@ class MoELayer(nnx.Module):
         group_size = None if context.whole_rows else self.config.group_size
         grouping = Grouping.of(group_size, x_BSD.shape[1])
         z_BSL, params, entered = x_BSD, self._surrounding_params(), {}
-        for name, around in self.surroundings.items():
+        for name, around in self.surroundings:
             entered[name] = z_BSL
             z_BSL = around.inward(params[name], z_BSL)
         arguments = ShardArguments(
@@ -94,7 +96,7 @@ class MoELayer(nnx.Module):
         )
         outputs = self._on_the_mesh(body, arguments, place)
         y_BSD, undispatched_BSD = outputs.y_BSL, outputs.undispatched_BSD
-        for name, around in reversed(self.surroundings.items()):
+        for name, around in reversed(self.surroundings):
             y_BSD = around.outward(params[name], y_BSD)
             # Undispatched experts see x itself: they join where the others are back in its width.
             if undispatched_BSD is not None and entered[name] is x_BSD:
@@ -106,7 +108,7 @@ class MoELayer(nnx.Module):
         return y_BSD, _flatten_groups(outputs.report)
 
     def _surrounding_params(self) -> dict[str, dict[str, Array]]:
-        return {name: getattr(self, name).arrays() for name in self.surroundings}
+        return {name: getattr(self, name).arrays() for name, _ in self.surroundings}
 
     def _on_the_mesh(
         self, body: ShardBody, arguments: ShardArguments, place: Place

@@ -1257,8 +1257,8 @@ KINDS = (
     _fault(
         "around: from the inside out",
         LAYER,
-        "for name, around in reversed(self.surroundings.items()):",
-        "for name, around in self.surroundings.items():",
+        "for name, around in reversed(self.surroundings):",
+        "for name, around in self.surroundings:",
         "tests/nn/test_around.py::test_one_in_the_other",
     ),
     _fault(

@@ -242,6 +242,30 @@ def test_it_works_under_vmap_and_in_a_shard_map_of_the_user():
     np.testing.assert_allclose(mapped, together, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"shared": 1, "latent_dim": 8},
+        {"router": moe_jax.routers.LossFree(k=2), "expert": moe_jax.experts.LowRank(rank=4)},
+    ],
+    ids=["usual", "surrounded", "stateful"],
+)
+def test_its_graph_is_a_static_argument(settings):
+    """As functional programs of Flax pass it: equal layers have one compilation."""
+    compiled = []
+
+    def run(graph, state, x):
+        compiled.append(graph)
+        return nnx.merge(graph, state)(x)[0]
+
+    jitted = jax.jit(run, static_argnames="graph")
+    x = jax.random.normal(jax.random.key(0), (2, 8, D))
+    outputs = [jitted(*nnx.split(of(**settings)), x) for _ in range(2)]
+    assert len(compiled) == 1
+    np.testing.assert_array_equal(outputs[0], of(**settings)(x)[0])
+
+
 def test_a_state_is_taken_on_as_the_router_says():
     layer = of(router=moe_jax.routers.LossFree(k=2))
     before = {name: jnp.asarray(v[...]) for name, v in layer.state.items()}
