@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,20 @@ from moe_jax.data.text import TextDataset
 from moe_jax.data.types import NO_LABEL, SPLITS, ArraySpec, Tokenizer
 
 NAMES = "names.json"  # of classes and domains, in a folder of tokens
+
+
+BETWEEN = ","  # the labels of an example that has several
+
+
+def several(examples: Sequence[Example], classes: Sequence[str], width: int) -> np.ndarray:
+    """int32 (rows, width): 1 where the example has the label; others are passed over."""
+    number = {name: n for n, name in enumerate(classes)}
+    labels = np.zeros((len(examples), width), np.int32)
+    for row, example in enumerate(examples):
+        for name in example.label.split(BETWEEN):
+            if name.strip() in number:
+                labels[row, number[name.strip()]] = 1
+    return labels
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,16 @@ class LabelledText(TextDataset):
         }
 
     def write(self, folder: Path, identity: Mapping[str, Json], reporter: Reporter) -> None:
+        self.write_examples(folder, identity, reporter, self.class_names())
+
+    def write_examples(
+        self,
+        folder: Path,
+        identity: Mapping[str, Json],
+        reporter: Reporter,
+        classes: tuple[str, ...],
+    ) -> None:
+        """classes: (): those that the examples have."""
         found: dict[str, list[Example]] = {split: [] for split in SPLITS}
 
         def tallied(split: str, tally: Tally) -> Iterator[str]:
@@ -78,19 +102,29 @@ class LabelledText(TextDataset):
 
         self.write_documents(folder, identity, tallied, reporter)
         every = [example for examples in found.values() for example in examples]
-        classes = self.class_names() or _in_order({example.label for example in every})
-        names = {"classes": classes, "domains": _in_order({example.domain for example in every})}
+        names = {"classes": classes or _in_order({example.label for example in every})}
+        names |= {"domains": _in_order({example.domain for example in every})}
         for split, examples in found.items():
-            labels = [names["classes"].index(e.label) for e in examples]
             domains = [names["domains"].index(e.domain) for e in examples]
             arrays: dict[str, Any] = {
-                "label": np.asarray(labels, np.int32),
+                **self.label_arrays(examples, tuple(names["classes"])),
                 "domain": np.asarray(domains, np.int32),
             }
             for name in self.numbers:
                 arrays[name] = np.asarray([e.values[name] for e in examples], np.float32)
             np.savez(_labels_path(folder, split), **arrays)
         write_whole(folder / NAMES, json.dumps(names, indent=1) + "\n")
+
+    def label_arrays(
+        self, examples: Sequence[Example], classes: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        """The columns of labels: numbers of the classes."""
+        number = {name: n for n, name in enumerate(classes)}
+        return {"label": np.asarray([number[e.label] for e in examples], np.int32)}
+
+    def counts(self, labels: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+        """How many rows have each class."""
+        return np.bincount(labels["label"], minlength=classes)
 
     def open(self, split: str) -> LabelledRows:
         return LabelledRows(self, self.opened(split), split)
@@ -100,7 +134,7 @@ class LabelledText(TextDataset):
         lines = super().summary()
         for split in SPLITS:
             rows = self.open(split)
-            counts = np.bincount(rows.labels["label"], minlength=len(rows.classes))
+            counts = self.counts(rows.labels, len(rows.classes))
             each = ", ".join(
                 f"{name} {count:,}" for name, count in zip(rows.classes, counts, strict=True)
             )
@@ -122,9 +156,9 @@ class LabelledRows:
         with np.load(path) as arrays:
             self.labels = {name: arrays[name] for name in arrays.files}
         self._ends = np.flatnonzero(self._stream == self.tokenizer.eos_id) + 1
-        if len(self._ends) != len(self.labels["label"]):
+        if len(self._ends) != len(self.labels["domain"]):
             raise UserError(
-                f"{path}: {len(self.labels['label'])} labels of {len(self._ends)} texts; remove "
+                f"{path}: {len(self.labels['domain'])} labels of {len(self._ends)} texts; remove "
                 "the folder and prepare the data again"
             )
         self.fingerprint = {

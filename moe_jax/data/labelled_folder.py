@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.folder import Folder
-from moe_jax.data.labelled import Example, LabelledText
+from moe_jax.data.labelled import Example, LabelledText, several
 from moe_jax.data.readers import READERS, LabelField, read_file
 from moe_jax.data.store import in_share
 from moe_jax.data.tfds_text import Tfds
+from moe_jax.data.types import NO_LABEL, ArraySpec
 
 ROWS = tuple(suffix for suffix in READERS if suffix != ".txt")
 ALL = "all"  # the one domain where none is named
@@ -26,6 +29,8 @@ class LabelledFolder(LabelledText, Folder):
 
     label: the field of the class, a name or a whole number. domain: a field that says where a text
     is from; None: it is not known. Classes are what the files name, numbers by their size.
+    labels: names of which a text may have several, for task.kind = tagging: the field then has them
+    with commas between, "red, round".
     """
 
     kind_name: ClassVar[str] = "labelled"
@@ -33,6 +38,7 @@ class LabelledFolder(LabelledText, Folder):
     sequence_length: int = 128
     suffixes: tuple[str, ...] = ROWS
     label: str = "label"
+    labels: tuple[str, ...] = ()
     domain: str | None = None
 
     def check(self) -> Iterator[Rule]:
@@ -41,7 +47,29 @@ class LabelledFolder(LabelledText, Folder):
             yield "label", "must name the field of the class"
 
     def identity(self) -> JsonObject:
-        return {**super().identity(), "label": self.label, "domain": self.domain}
+        names = {"labels": list(self.labels)} if self.labels else {}
+        return {**super().identity(), "label": self.label, "domain": self.domain, **names}
+
+    def class_names(self) -> tuple[str, ...]:
+        return self.labels
+
+    def columns(self) -> dict[str, ArraySpec]:
+        columns = super().columns()
+        if self.labels:
+            del columns["label"]
+            shape = (len(self.labels),)
+            columns["labels"] = ArraySpec(shape, padding=NO_LABEL, below=2)
+        return columns
+
+    def label_arrays(
+        self, examples: Sequence[Example], classes: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        if self.labels:
+            return {"labels": several(examples, self.labels, len(self.labels))}
+        return super().label_arrays(examples, classes)
+
+    def counts(self, labels: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+        return labels["labels"].sum(axis=0) if self.labels else super().counts(labels, classes)
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         files, _ = self._files(split)

@@ -13,6 +13,7 @@ from moe_jax.data.map_folder import MapFolder, TfdsMaps
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
+from moe_jax.data.package_tags import PackageTags
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
@@ -32,6 +33,7 @@ SOURCES: dict[str, type] = {
     **PARTS,
     "sentiment": Sentiment,
     "package_sections": PackageSections,
+    "package_tags": PackageTags,
     "package_descriptions": PackageDescriptions,
     "line_pairs": LinePairs,
     "tfds_pairs": TfdsPairs,

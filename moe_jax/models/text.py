@@ -14,13 +14,23 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Cache, Ends, NextId, Output, RouterStates, RowClass
+from moe_jax.models.types import (
+    IO,
+    Cache,
+    Ends,
+    NextId,
+    Output,
+    RouterStates,
+    RowClass,
+    RowLabels,
+    of_rows,
+)
 from moe_jax.nn.context import Context, TokenBatch
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import parameter
-from moe_jax.nn.predictions import ClassLogits, Predictions, chunks_of
+from moe_jax.nn.predictions import Predictions, chunks_of
 from moe_jax.ops.embedding import rows_of_table
 from moe_jax.ops.initializers import Initializer, fan_in
 from moe_jax.parallel.rules import RULES, mesh_size, sharding
@@ -62,8 +72,8 @@ class TextConfig(TransformerConfig):
     def fits(self, io: IO) -> Iterator[Rule]:
         if io.length is None:
             yield "kind", "reads rows of text, and the data has none"
-        if not isinstance(io.gives, NextId | RowClass):
-            yield "kind", "gives the next id at each place, or one class for each row"
+        if not isinstance(io.gives, NextId | RowClass | RowLabels):
+            yield "kind", "gives the next id at each place, or a class or labels for each row"
         if io.predicts_next and not self.in_order:
             yield "kind", "sees later tokens, so it cannot predict the next one"
 
@@ -95,6 +105,7 @@ class TextModel(Transformer):
         super().__init__(config, moe, mesh, rngs=rngs)
         D, V = config.model_dim, config.vocab_size
         classes = None if io is None else io.classes
+        self.gives = None if io is None else io.gives
         self.classes = (
             ClassHead(D, classes, config.pooling, init_scale=config.init_scale, rngs=rngs)
             if classes is not None
@@ -145,7 +156,8 @@ class TextModel(Transformer):
         x_BSD, output = self.through_layers(x_BSD, batch, context, router_state, cache)
         if self.classes is not None:
             valid_BS = self.layout.ensemble.rows(jnp.asarray(batch.segment_BS) > 0)
-            predictions: AnyPredictions = ClassLogits(logits_BC=self.classes(x_BSD, valid_BS))
+            logits_BC = self.classes(x_BSD, valid_BS)
+            predictions: AnyPredictions = of_rows(self.gives, logits_BC)
         else:
             predictions = self._predictions(x_BSD)
         return replace(output, predictions=self.predicted(predictions, context))

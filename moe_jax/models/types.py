@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from moe_jax.nn.context import LayerReport
 from moe_jax.nn.depth import DepthReport
 from moe_jax.nn.ensemble import AnyPredictions
-from moe_jax.nn.predictions import GivenLogits, Predictions
+from moe_jax.nn.predictions import ClassLogits, GivenLogits, LabelLogits, Predictions
 from moe_jax.routing.types import RouterState
 
 Cache = Mapping[str, PyTree[Array]]  # of the mixers, by stack, leaves (layers of the stack, ...)
@@ -37,6 +37,14 @@ class NextId(Gives):
 @dataclass(frozen=True)
 class RowClass(Gives):
     """One of the classes for each row."""
+
+    def floats(self, io: IO) -> int:
+        return self.classes or 0
+
+
+@dataclass(frozen=True)
+class RowLabels(Gives):
+    """For each row, which of the labels it has."""
 
     def floats(self, io: IO) -> int:
         return self.classes or 0
@@ -79,6 +87,12 @@ class IO:
     @property
     def predicts_next(self) -> bool:
         return isinstance(self.gives, NextId)
+
+
+def of_rows(gives: Gives | None, logits_BC: Float[Array, "B C"]) -> ClassLogits | LabelLogits:
+    """The predictions of a head over rows."""
+    kind = LabelLogits if isinstance(gives, RowLabels) else ClassLogits
+    return kind(logits_BC=logits_BC)
 
 
 @dataclass(frozen=True, kw_only=True)

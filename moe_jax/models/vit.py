@@ -16,12 +16,22 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
-from moe_jax.models.types import IO, Ends, Output, PixelClass, RouterStates, RowClass
+from moe_jax.models.types import (
+    IO,
+    Ends,
+    Output,
+    PixelClass,
+    RouterStates,
+    RowClass,
+    RowLabels,
+    of_rows,
+)
 from moe_jax.nn.context import Context, ImageBatch, TokenBatch
+from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.head import POOLINGS, ClassHead, PixelHead
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.param import parameter
-from moe_jax.nn.predictions import ClassLogits, PixelLogits
+from moe_jax.nn.predictions import PixelLogits
 from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
 from moe_jax.routing.types import LAST_TWO
@@ -61,8 +71,11 @@ class VitConfig(TransformerConfig):
             yield "kind", "reads images, and the data has none"
         elif io.image[0] % self.patch_size or io.image[1] % self.patch_size:
             yield "patch_size", f"must divide the image's {io.image[0]} x {io.image[1]} pixels"
-        if not isinstance(io.gives, RowClass | PixelClass):
-            yield "kind", "gives a class for each image or each pixel: task.kind says which"
+        if not isinstance(io.gives, RowClass | RowLabels | PixelClass):
+            yield (
+                "kind",
+                "gives a class for each image or each pixel, or labels: task.kind says which",
+            )
 
     @property
     def class_token(self) -> bool:
@@ -141,13 +154,14 @@ class VisionTransformer(Transformer):
 
     def _predictions(
         self, x_NSD: Float[Array, "N S D"], valid_BS: Bool[Array, "B S"]
-    ) -> ClassLogits | PixelLogits:
+    ) -> AnyPredictions:
         if self.pixels is not None:
             grid, (height, width, _) = self.config.grid(self.io), self.io.image or (0, 0, 0)
             logits = self.pixels(x_NSD, grid, (height, width))
             return PixelLogits(logits_BHWC=logits, grid=grid, ahead=int(self.config.class_token))
         assert self.classes is not None
-        return ClassLogits(logits_BC=self.classes(x_NSD, self.layout.ensemble.rows(valid_BS)))
+        logits_NC = self.classes(x_NSD, self.layout.ensemble.rows(valid_BS))
+        return of_rows(self.io.gives, logits_NC)
 
     def _tokens(self, image_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B S D"]:
         """The patches in reading order, behind the class token where there is one."""

@@ -9,7 +9,6 @@ has its own loss.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,13 +19,13 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.config.fields import Rule
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost
-from moe_jax.nn.predictions import ClassLogits, GivenLogits, PixelLogits, Predictions
+from moe_jax.nn.predictions import ClassLogits, GivenLogits, LabelLogits, PixelLogits, Predictions
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.losses import OF_ONE_MEMBER, RoutingLosses
 from moe_jax.routing.types import Plan, Router, SoftPlan
 
 AnyPlan = Plan | SoftPlan
-AnyPredictions = Predictions | GivenLogits | ClassLogits | PixelLogits
+AnyPredictions = Predictions | GivenLogits | ClassLogits | LabelLogits | PixelLogits
 # (tokens of groups, their plans) -> (their outputs, rows without room by group)
 Dispatch = Callable[[Array, AnyPlan], tuple[Array, Array]]
 
@@ -95,7 +94,7 @@ class Ensemble:
         """The prediction of the whole: the mean of the members' probabilities."""
         if self.members == 1:
             return predictions
-        return predictions.mapped(lambda logits_N: mean_prediction(logits_N, self.members))
+        return predictions.averaged(self.members)
 
     def joined_report(self, report: LayerReport | None) -> LayerReport | None:
         """The routes of a row's copies as those of the row."""
@@ -192,13 +191,6 @@ class Merged:
         """Counts of joined groups as those of the first copy's groups."""
         joined = count_g.reshape(-1, 1, self.pieces)
         return jnp.pad(joined, ((0, 0), (0, self.members - 1), (0, 0))).reshape(-1)
-
-
-def mean_prediction(logits_N: Float[Array, "N *S V"], members: int) -> Float[Array, "B *S V"]:
-    """log of the mean of the members' probabilities, N = B M: normalised logits."""
-    log_prob_N = jax.nn.log_softmax(logits_N, axis=-1)
-    log_prob_BM = log_prob_N.reshape(-1, members, *logits_N.shape[1:])
-    return jax.nn.logsumexp(log_prob_BM, axis=1) - math.log(members)
 
 
 def join_members(report: LayerReport | None, members: int) -> LayerReport | None:

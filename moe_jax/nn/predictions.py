@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field, replace
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.ops.cross_entropy import logits_of, nll_and_best, nll_and_best_by_chunks
-
-# Of logits, the last axis being the outcomes.
-OfLogits = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 MAX_LOGITS = 2**28  # bytes of float32 logits on a device that exist at once
 
@@ -35,8 +33,8 @@ class Predictions:
         """All logits, float32."""
         return logits_of(self.hidden_BSD, self.head_DV)
 
-    def mapped(self, change: OfLogits) -> GivenLogits:
-        return GivenLogits(logits_BSV=change(self.logits_BSV))
+    def averaged(self, members: int) -> GivenLogits:
+        return GivenLogits(logits_BSV=mean_prediction(self.logits_BSV, members))
 
     def of_targets(
         self, target_BS: Int[Array, "B S"]
@@ -56,8 +54,8 @@ class GivenLogits:
 
     logits_BSV: Float[Array, "B S V"]
 
-    def mapped(self, change: OfLogits) -> GivenLogits:
-        return GivenLogits(logits_BSV=change(self.logits_BSV))
+    def averaged(self, members: int) -> GivenLogits:
+        return GivenLogits(logits_BSV=mean_prediction(self.logits_BSV, members))
 
     def of_targets(
         self, target_BS: Int[Array, "B S"]
@@ -72,8 +70,22 @@ class ClassLogits:
 
     logits_BC: Float[Array, "B C"]
 
-    def mapped(self, change: OfLogits) -> ClassLogits:
-        return ClassLogits(logits_BC=change(self.logits_BC))
+    def averaged(self, members: int) -> ClassLogits:
+        return ClassLogits(logits_BC=mean_prediction(self.logits_BC, members))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LabelLogits:
+    """Of each row whether it has each of the labels, float32 logits."""
+
+    logits_BC: Float[Array, "B C"]
+
+    def averaged(self, members: int) -> LabelLogits:
+        """log(p / (1 - p)) of the mean p over members."""
+        both_BC2 = jnp.stack([self.logits_BC, jnp.zeros_like(self.logits_BC)], axis=-1)
+        log_prob_BC2 = mean_prediction(both_BC2, members)
+        return LabelLogits(logits_BC=log_prob_BC2[..., 0] - log_prob_BC2[..., 1])
 
 
 @jax.tree_util.register_dataclass
@@ -86,8 +98,15 @@ class PixelLogits:
     grid: tuple[int, int] = field(metadata={"static": True})
     ahead: int = field(default=0, metadata={"static": True})
 
-    def mapped(self, change: OfLogits) -> PixelLogits:
-        return replace(self, logits_BHWC=change(self.logits_BHWC))
+    def averaged(self, members: int) -> PixelLogits:
+        return replace(self, logits_BHWC=mean_prediction(self.logits_BHWC, members))
+
+
+def mean_prediction(logits_N: Float[Array, "N *S V"], members: int) -> Float[Array, "B *S V"]:
+    """log of the mean of the members' probabilities, N = B M: normalised logits."""
+    log_prob_N = jax.nn.log_softmax(logits_N, axis=-1)
+    log_prob_BM = log_prob_N.reshape(-1, members, *logits_N.shape[1:])
+    return jax.nn.logsumexp(log_prob_BM, axis=1) - math.log(members)
 
 
 def chunks_of(V: int, tokens: int, shards: int, wanted: int | None) -> int:

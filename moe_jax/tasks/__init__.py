@@ -5,9 +5,11 @@ from __future__ import annotations
 from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.tasks.segmentation import Segmentation
+from moe_jax.tasks.tagging import Tagging
 
 TASKS: dict[str, type] = {
     "language_model": LanguageModel,
     "classification": Classification,
     "segmentation": Segmentation,
+    "tagging": Tagging,
 }

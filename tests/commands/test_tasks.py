@@ -32,7 +32,7 @@ class Case:
     page: tuple[str, ...]
     no_page: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
-    by_token: bool = False  # every token has a class, not the row
+    labels: str | None = "label_N"  # the classes of a trace, of rows or of tokens
 
 
 IMAGES = {
@@ -77,6 +77,25 @@ CASES = {
             "task.classes=2": "task.classes = 2: must be at least the",
         },
     ),
+    "tags": Case(
+        own="""
+    config = read_config_file(configs / "sentiment.py")
+    config.task.kind = "tagging"
+    config.data.kind = "labelled"
+    config.data.path = str(folder / "rows.jsonl")
+    config.data.label = "tags"
+    config.data.labels = ("even", "low", "good")
+    config.data.data_dir = str(folder)
+    config.data.sequence_length = 16
+    config.data.tokenizer.kind = "bytes"
+    """,
+        metrics=frozenset({"mean_average_precision", "micro_f1", "macro_f1"}),
+        classes=("even", "low", "good"),
+        page=("Mean average precision", "Text by expert"),
+        no_page=("Classes by experts",),
+        refused={"data.kind=stdlib_text": "reads labels, and the data has tokens, segments, dom"},
+        labels=None,
+    ),
     "segments": Case(
         own="""
     config = read_config_file(configs / "segmentation.py")
@@ -98,7 +117,7 @@ CASES = {
             "data.kind=digits": "reads label_map, and the data has image, label",
             "task.classes=2": "task.classes = 2: must be at least the",
         },
-        by_token=True,
+        labels="class_NS",
     ),
 }
 COMMON = """
@@ -154,7 +173,21 @@ def config(task, tmp_path_factory) -> str:
 def texts(folder: Path) -> None:
     words = {"good": "fine lovely great", "bad": "poor broken awful", "so": "table chair door"}
     rows = [
-        {"text": f"{words[label].split()[n % 3]} {n % 7}", "label": label, "site": "ab"[n % 2]}
+        {
+            "text": f"{words[label].split()[n % 3]} {n % 7}",
+            "label": label,
+            "site": "ab"[n % 2],
+            "tags": ", ".join(
+                name
+                for name, has in [
+                    ("even", n % 7 % 2 == 0),
+                    ("low", n % 7 < 3),
+                    ("good", label == "good"),
+                    ("none of them", True),
+                ]
+                if has
+            ),
+        }
         for n in range(240)
         for label in words
     ]
@@ -230,16 +263,13 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
     trace = loaded.trace(1)
     trace.save(tmp_path / "trace.npz")
     again = type(trace).read(tmp_path / "trace.npz")
-    assert again.classes == loaded.info.classes
     valid = (trace.segment_NS > 0).any(axis=1)
-    if case.by_token:
-        np.testing.assert_array_equal(again.class_NS, trace.class_NS)
-        assert set(np.unique(trace.class_NS[valid])) == set(range(len(case.classes)))
-    else:
-        np.testing.assert_array_equal(again.label_N, trace.label_N)
-        assert np.all((trace.label_N >= 0) == valid)
-    counts, names = domain_counts(again, "class")
-    assert names == loaded.info.classes and counts.sum() > 0
+    if case.labels is not None:
+        label = getattr(trace, case.labels)
+        np.testing.assert_array_equal(getattr(again, case.labels), label)
+        assert set(np.unique(label[valid])) == set(range(len(case.classes)))
+        counts, names = domain_counts(again, "class")
+        assert names == again.classes == loaded.info.classes and counts.sum() > 0
     replayed = loaded.replay(trace)
     assert replayed["moe/dropped_fraction"] >= 0
     if task == "vision":

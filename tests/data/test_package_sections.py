@@ -11,6 +11,8 @@ from moe_jax.config.errors import UserError
 from moe_jax.data import debian
 from moe_jax.data.debian import DebianDescriptions
 from moe_jax.data.package_sections import TOPICS, PackageSections
+from moe_jax.data.package_tags import PackageTags, frequent
+from moe_jax.data.progress import Silent
 from tests.data.archives import card_of
 
 COUNT = 120
@@ -137,3 +139,21 @@ def test_languages_are_checked(data, tmp_path):
     with pytest.raises(UserError, match="no index of packages"):
         (tmp_path / "empty").write_text("nothing: here\n")
         list(debian._described(tmp_path / "empty"))
+
+
+def test_tags_are_several_a_row(data, tmp_path):
+    """The most frequent ones; packages without tags are left out."""
+    tags = PackageTags(
+        archive=data.archive, data_dir=data.data_dir, tags=2, validation_fraction=0.4,
+        sequence_length=200,
+    )  # fmt: skip
+    described = tags.prepare(Silent()) or tags.described()
+    assert frequent(described, 3) == ("role::program", "use::editing", "works-with::text")
+    assert tags.columns()["labels"].shape == (2,) and "label" not in tags.columns()
+    for split in ("train", "validation"):
+        rows = tags.open(split)
+        assert rows.classes == ("role::program", "use::editing")
+        assert all(rows[i]["labels"].tolist() == [1, 1] for i in range(len(rows)))
+    assert "role::program" in "\n".join(tags.summary())
+    number = {one.md5 for one in described if one.tags}
+    assert sum(len(tags.open(split)) for split in ("train", "validation")) == len(number)

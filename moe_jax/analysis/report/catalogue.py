@@ -58,6 +58,18 @@ LEARNING = {
         percent=True,
         best="max",
     ),
+    "mean_average_precision": Metric(
+        title="Mean average precision",
+        meaning="Mean over labels of the area below precision by recall.",
+        percent=True,
+        best="max",
+    ),
+    "micro_f1": Metric(
+        title="Micro F1",
+        meaning="2 TP / (2 TP + FP + FN) of all labels of all rows, at probability 1/2.",
+        percent=True,
+        best="max",
+    ),
     "top5_accuracy": Metric(
         title="Top-5 accuracy",
         meaning="Share of rows whose class is among the five most probable ones.",
