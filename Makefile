@@ -161,7 +161,7 @@ $(VENV)/vision.stamp: $(VENV)/core.stamp
 
 $(VENV)/hf.stamp: $(VENV)/test.stamp
 	$(PIP) "$(TORCH)"
-	$(PIP) -e ".[test,hf]"
+	$(PIP) -e ".[test,oracles]"
 	@touch $@
 
 $(VENV)/extras.stamp: $(VENV)/test.stamp

@@ -37,6 +37,7 @@ TEXT = ["tokenizers>=0.22"]
 DATA = ["pyarrow>=18.0", "zstandard>=0.22"]
 VISION = ["scikit-learn>=1.6", "pillow>=11.0"]
 VOWELS = ["praat-parselmouth>=0.4.7"]  # GPL: run as a process of its own, never imported
+HF = ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"]
 SWEEP = ["optuna>=5.0"]
 SLURM = ["submitit>=1.5.4"]
 KUBERNETES = ["pyyaml>=6.0"]
@@ -65,7 +66,8 @@ EXTRAS = {
     "data": DATA,  # .parquet, .arrow and .zst of a folder of text
     "vision": VISION,  # handwritten digits, images in files
     "vowels": VOWELS,  # the table of Peterson and Barney, by Praat
-    "hf": ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"],
+    "hf": HF,
+    "oracles": [*HF, "pycocotools>=2.0.8"],  # what figures are held against (make test-oracles)
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     # Compiling for GPUs that are not there: XLA's CUDA compiler and ptxas, no driver.

@@ -57,6 +57,7 @@ PLACEHOLDERS = {
     ANY_SWEEP: "any sweep",
     f"{ANY_SWEEP} --commands=commands.txt": "any sweep",
     "python -m experiments.local_experts.run --out=DIR [--seeds=5]": "DIR is the reader's",
+    "python -m experiments.vowels.run --out=DIR [--seeds=25]": "DIR is the reader's",
 }
 
 # In the lab: what is not run, by how it starts, and what makes a run of the others small.
