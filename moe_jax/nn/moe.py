@@ -52,21 +52,37 @@ class Report(flax.struct.PyTreeNode):
     state: State
     router: Router
     routes: Routes | None = None
+    gates: int = flax.struct.field(pytree_node=False, default=1)
 
     def metrics(self) -> dict[str, Float[Array, ""]]:
         """Named as in metrics.jsonl: moe/max_violation, moe/dropped_fraction, ..., and the router's
-        own as moe/router/NAME."""
-        own = self.router.metrics(self.state, self.sums)
-        named = routing_metrics(self.sums, self.traffic)
-        return {f"moe/{name}": value for name, value in named.items()} | {
-            f"moe/router/{name}": value for name, value in own.items()
+        own as moe/router/NAME; of several gates moe/gate_0/max_violation, ..."""
+        if self.gates == 1:
+            return self._metrics("moe/", self.state, self.sums, self.traffic)
+        found: dict[str, Float[Array, ""]] = {}
+        for number in range(self.gates):
+            of_gate = (self.state, self.sums, self.traffic)
+            state, sums, traffic = jax.tree.map(lambda leaf, n=number: leaf[n], of_gate)
+            found |= self._metrics(f"moe/gate_{number}/", state, sums, traffic)
+        return found
+
+    def _metrics(
+        self, prefix: str, state: State, sums: Sums, traffic: Traffic
+    ) -> dict[str, Float[Array, ""]]:
+        own = self.router.metrics(state, sums)
+        named = routing_metrics(sums, traffic)
+        return {f"{prefix}{name}": value for name, value in named.items()} | {
+            f"{prefix}router/{name}": value for name, value in own.items()
         }
 
 
 def updated(report: Report) -> State:
     """The router's next state, from the report of a call over the whole batch: the pure form of
     `MoE.update`, for Linen and plain JAX. {} for most routers."""
-    return report.router.update(report.state, report.sums) if report.state else {}
+    if not report.state:
+        return {}
+    update = report.router.update if report.gates == 1 else jax.vmap(report.router.update)
+    return update(report.state, report.sums)
 
 
 class MoE(nnx.Module):
@@ -78,7 +94,9 @@ class MoE(nnx.Module):
     coefficient 0.01). activation: a key of ops.expert_ffn.ACTIVATIONS. expert: what an expert
     computes, of `moe_jax.experts` or your own (default: that activation's). capacity_factor: of
     training; None: dropless. eval_capacity_factor: without `train`. group_size: tokens among which
-    capacity is shared; None: one row. shared: shared experts, of width `shared_dim`.
+    capacity is shared; None: one row. shared: shared experts, of width `shared_dim`. gates: of
+    several (multi-gate, MMoE; nn/gates.py) each routes for itself over the same experts, and y has
+    a leading axis of them, (gates, ..., D), as all that is reported.
     Further settings are those of `MoEConfig`.
 
     Products are computed in the type of x; parameters are float32.
@@ -134,7 +152,10 @@ class MoE(nnx.Module):
             rngs=rngs,
         )
         self.state = nnx.data(
-            {name: RouterState(value) for name, value in config.router.state(experts).items()}
+            {
+                name: RouterState(value)
+                for name, value in self.layer.gates.state(config.router.state(experts)).items()
+            }
         )
         if mesh is not None or axes is not None:
             self._lay_out(_axes_of(mesh, axes) if mesh is not None else axes or MeshAxes())
@@ -197,13 +218,14 @@ class MoE(nnx.Module):
         place = Place() if mesh is None else Place(mesh=mesh, axes=_axes_of(mesh, self.axes))
         rows, S = self._rows(x.shape)
         if mesh is not None:
-            _require_divisible(rows, mesh, place.axes)
+            _require_divisible(rows, self.config.num_experts, mesh, place.axes)
         batch = self._batch(rows, S, valid, ids)
         state = {name: variable[...] for name, variable in self.state.items()}
         y_BSD, report = self.layer(
             x.reshape(rows, S, self.dim), batch, context, state, jnp.int32(0), place
         )
-        return y_BSD.reshape(x.shape), self._report(report, state, S, context.router or self.router)
+        shape = self.layer.gates.shape(*x.shape)
+        return y_BSD.reshape(shape), self._report(report, state, S, context.router or self.router)
 
     @property
     def router(self) -> Router:
@@ -219,11 +241,14 @@ class MoE(nnx.Module):
     def _report(self, report: LayerReport, state: State, S: int, router: Router) -> Report:
         pieces = Grouping.of(self.config.group_size, S).pieces
         losses = self.config.losses
-        one_layer = jax.tree.map(lambda leaf: leaf[None], report.sums)
+        several = self.config.gates > 1
+        # Gates stand where layers do: each has its own losses.
+        of_layers = jax.tree.map(lambda leaf: leaf if several else leaf[None], report.sums)
         return Report(
-            loss=jnp.asarray(scoped_loss(losses, router, one_layer, SCOPES, pieces), jnp.float32),
-            sums=reduce_sums(report.sums, axis=0),
-            traffic=reduce_sums(report.traffic, axis=0),
+            loss=jnp.asarray(scoped_loss(losses, router, of_layers, SCOPES, pieces), jnp.float32),
+            sums=reduce_sums(report.sums, axis=int(several)),
+            traffic=reduce_sums(report.traffic, axis=int(several)),
+            gates=self.config.gates,
             state=state,
             router=router,
             routes=report.routes,
@@ -307,7 +332,13 @@ def _axes_of(mesh: Mesh | AbstractMesh, axes: MeshAxes | None) -> MeshAxes:
     return axes.with_all_rows()
 
 
-def _require_divisible(rows: int, mesh: Mesh | AbstractMesh, axes: MeshAxes) -> None:
+def _require_divisible(rows: int, experts: int, mesh: Mesh | AbstractMesh, axes: MeshAxes) -> None:
+    devices = 1 if axes.expert is None else mesh.shape[axes.expert]
+    if experts % devices:
+        raise ValueError(
+            f"{experts} experts are not divisible over the mesh axis {axes.expert!r} of {devices} "
+            "devices"
+        )
     parts = math.prod(mesh.shape[name] for name in axes.rows)
     if rows % parts:
         raise ValueError(

@@ -17,6 +17,7 @@ from moe_jax.experts.types import sizes_of
 from moe_jax.nn.around import AROUND, Around, Nothing
 from moe_jax.nn.cost import Cost
 from moe_jax.nn.ensemble import Ensemble
+from moe_jax.nn.gates import Gates
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.shared import Shared
 from moe_jax.ops.expert_ffn import OLDER_NAMES, ROW_BACKENDS
@@ -37,6 +38,7 @@ class MoEConfig:
     latent_dim: width L in which the routed experts work and tokens travel (`Latent`); None: the
       model's width D. around: what else stands around them.
     ensemble: M members, each with E / M of the experts (docs/layers.md); 1: none.
+    gates: routers over the one pool of experts, each with an output of its own (nn/gates.py).
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
     layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
@@ -53,6 +55,7 @@ class MoEConfig:
     latent_dim: int | None = None
     around: Around = kind(AROUND, Nothing)
     ensemble: int = 1
+    gates: int = 1
     expert: Expert = kind(EXPERTS, FeedForward)
     router: Router = kind(ROUTERS, Mixtral)
     losses: RoutingLosses = field(default_factory=RoutingLosses)
@@ -70,6 +73,9 @@ class MoEConfig:
     def check(self) -> Iterator[Rule]:
         yield from at_least(self, 1, "num_experts", "expert_dim", "shared_dim", "group_size")
         yield from at_least(self, 1, "min_capacity", "overlap_chunks", "latent_dim", "ensemble")
+        yield from at_least(self, 1, "gates")
+        if self.gates > 1 and self.ensemble > 1:
+            yield "gates", "must be 1 in an ensemble"
         yield from at_least(self, 0, "every", "first", "num_shared")
         for name in ("capacity_factor", "receive_factor"):
             if (value := getattr(self, name)) is not None and value <= 0:
@@ -125,13 +131,16 @@ class MoEConfig:
         width, F = self.width(model_dim), self.expert_dim
         one = sizes_of(expert.params(1, width, F, 1.0))
         multiplied = k * expert.multiplied(width, F)
-        router = sizes_of(self.router.params(model_dim, self.num_experts))
+        gates = Gates(number=self.gates)
+        router = sizes_of(gates.params(self.router.params(model_dim, self.num_experts)))
         found = Cost(parameters=router, active=router, multiplied=router, router=router)
-        found += Cost(
-            parameters=self.num_experts * one,
-            active=k * one,
-            multiplied=multiplied,
-            routed=multiplied,
+        found += gates.cost(
+            Cost(
+                parameters=self.num_experts * one,
+                active=k * one,
+                multiplied=multiplied,
+                routed=multiplied,
+            )
         )
         widths = self.widths(model_dim)
         for name, around in self.surroundings(activation).items():

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
+from moe_jax.nn.gates import Gates
 from moe_jax.nn.moe_config import Grouping, MoEConfig, fine_grained
 from moe_jax.nn.moe_shard import ShardArguments, ShardBody, ShardOutputs
 from moe_jax.nn.param import Parameters
@@ -24,7 +25,8 @@ __all__ = ["Grouping", "MoEConfig", "MoELayer", "fine_grained"]
 
 
 class MoELayer(nnx.Module):
-    """y = sum over the chosen experts of weight * expert(x), plus the shared experts.
+    """y = sum over the chosen experts of weight * expert(x), plus the shared experts; of several
+    gates a y for each, on a leading axis, as all that is reported (nn/gates.py).
 
     With what stands around the experts (nn/around.py): y = outward(sum of weight *
     expert(inward(x))) + beside(x). The router and what is undispatched (null, copy experts) see
@@ -44,7 +46,8 @@ class MoELayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         D, E = model_dim, config.num_experts
-        self.router = Parameters(config.router.params(D, E), rngs)
+        self.gates = Gates(number=config.gates)
+        self.router = Parameters(self.gates.params(config.router.params(D, E)), rngs)
         experts = config.expert_params(D, activation, init_scale)
         self.experts = Parameters(experts, rngs, param_dtype)
         # A tuple, so that the graph of a module with this layer can be a static argument.
@@ -102,10 +105,13 @@ class MoELayer(nnx.Module):
             if undispatched_BSD is not None and entered[name] is x_BSD:
                 y_BSD, undispatched_BSD = y_BSD + undispatched_BSD, None
             beside = around.beside(params[name], entered[name])
-            y_BSD = y_BSD if beside is None else y_BSD + beside
+            y_BSD = y_BSD if beside is None else y_BSD + self._of_each_gate(beside)
         if undispatched_BSD is not None:
             y_BSD = y_BSD + undispatched_BSD
-        return y_BSD, _flatten_groups(outputs.report)
+        return y_BSD, self.gates.mapped(_flatten_groups, outputs.report)
+
+    def _of_each_gate(self, x_BSD: Array) -> Array:
+        return x_BSD if self.gates.number == 1 else x_BSD[None]
 
     def _surrounding_params(self) -> dict[str, dict[str, Array]]:
         return {name: getattr(self, name).arrays() for name, _ in self.surroundings}
@@ -125,7 +131,7 @@ class MoELayer(nnx.Module):
             body,
             mesh=mesh,
             in_specs=(specs,),
-            out_specs=axes.tokens,
+            out_specs=PartitionSpec(*([None] if self.gates.number > 1 else []), *axes.tokens),
             check_vma=False,
         )(arguments)
         return outputs

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
+from moe_jax.nn.gates import Gates
 from moe_jax.nn.moe_config import Grouping, MoEConfig
 from moe_jax.parallel.axes import MeshAxes, axis_index, axis_size
 from moe_jax.routing.capacity import expert_capacity
@@ -86,7 +87,8 @@ class ShardArguments:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ShardOutputs:
-    """y: of the matrix experts; undispatched: of the others, None without any; the statistics."""
+    """y: of the matrix experts; undispatched: of the others, None without any; the statistics. Of
+    several gates all leaves have a leading axis of them."""
 
     y_BSL: Float[Array, "B S L"]
     undispatched_BSD: Float[Array, "B S D"] | None
@@ -121,19 +123,22 @@ class ShardBody:
     def __call__(self, a: ShardArguments) -> ShardOutputs:
         router = rerouted(a.router, self.switches.counterfactual)
         inputs = self._inputs(a)
-        routed = jax.vmap(lambda inputs: self._route(router, a.params, a.state, inputs))(inputs)
+        gates = Gates(number=self.config.gates)
+        routed = gates.each(partial(self._route, router), inputs, a.params, a.state)
         y_gTL, overflow_g = self._through_experts(a, routed.plan)
         undispatched_bsD = None
         if routed.undispatched_TD is not None:
-            undispatched_bsD = routed.undispatched_TD.astype(a.x_BSD.dtype).reshape(a.x_BSD.shape)
+            undispatched_TD = routed.undispatched_TD.astype(a.x_BSD.dtype)
+            undispatched_bsD = undispatched_TD.reshape(gates.shape(*a.x_BSD.shape))
         traffic_g = routed.traffic
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = self._routes(router, a, inputs, routed.plan) if self.switches.capture else None
         report = LayerReport(sums=routed.sums, traffic=traffic_g)
-        report = jax.tree.map(lambda leaf: leaf.reshape(*a.group_BP.shape, *leaf.shape[1:]), report)
-        sums = pool(report.sums, router.pooled)
+        shape = gates.shape(*a.group_BP.shape)
+        report = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), report)
+        sums = gates.mapped(lambda sums: pool(sums, router.pooled), report.sums)
         return ShardOutputs(
-            y_BSL=y_gTL.reshape(a.z_BSL.shape),
+            y_BSL=y_gTL.reshape(gates.shape(*a.z_BSL.shape)),
             undispatched_BSD=undispatched_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
@@ -208,7 +213,7 @@ class ShardBody:
             chunks=config.overlap_chunks,
             axes=self.axes,
         )
-        z_gTL = self.grouping.cut(a.z_BSL)
+        z_gTL = Gates(number=config.gates).copies(self.grouping.cut(a.z_BSL))
         return config.members.dispatched(dispatch, z_gTL, plan_g, a.group_BP.shape[1])
 
     def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
@@ -223,12 +228,10 @@ class ShardBody:
     def _routes(
         self, router: Router, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
     ) -> Routes:
-        prob_gTE = jax.vmap(lambda inputs: token_probabilities(router, a.params, a.state, inputs))(
-            inputs
-        )
+        gates = Gates(number=self.config.gates)
+        prob_gTE = gates.each(partial(token_probabilities, router), inputs, a.params, a.state)
         most = router.choices(self.config.num_experts)
-        b, s = a.x_BSD.shape[:2]
-        return _routes(plan_g, prob_gTE, (b, s), most)
+        return _routes(plan_g, prob_gTE, gates.shape(*a.x_BSD.shape[:2]), most)
 
 
 def _row_parts(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:
@@ -238,7 +241,7 @@ def _row_parts(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:
     return jnp.broadcast_to((position_s * ROW_PARTS // S)[None, :], (b, s))
 
 
-def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, int], most: int) -> Routes:
+def _routes(plan_g: Plan | SoftPlan, prob_gTE: Array, shape: tuple[int, ...], most: int) -> Routes:
     """The plan of g groups as K choices for each token of a (b, s) shard, K = `most`."""
     g, _, E = prob_gTE.shape
     unused = E

@@ -115,10 +115,13 @@ def layout_problem(experiment: Experiment) -> Problem | None:
 
 
 def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
-    """Each member chooses among E / M experts of its own."""
+    """Each member chooses among E / M experts of its own. No model has several gates."""
     moe = experiment.moe
     if not moe.every:
         return
+    if moe.gates > 1:
+        rule = "must be 1: the models of the package have one gate, moe_jax.MoE takes several"
+        yield Problem("moe.gates", moe.gates, rule)
     rules = moe.members.fits(
         moe.num_experts, moe.router, moe.losses, moe.group_size, experiment.row_length
     )

@@ -787,8 +787,8 @@ IN_THE_LAYER = (
     _fault(
         "shared experts take the place of the routed ones",
         LAYER,
-        "else y_BSD + beside",
-        "else beside",
+        "else y_BSD + self._of_each_gate(beside)",
+        "else self._of_each_gate(beside)",
         LAYERS + "dropless_layer_with_shared_experts[rows]",
     ),
     _fault(
@@ -1368,6 +1368,109 @@ KINDS = (
     ),
 )
 
+GATES, TILES = "tests/nn/test_gates.py::test_", "tests/tasks/test_segmentation.py::test_"
+PACKAGES = "tests/data/test_package_sections.py::test_"
+APPLICATIONS = (
+    _fault(
+        "gates: the same noise for all",
+        "moe_jax/nn/gates.py",
+        "lambda key: jax.random.fold_in(key, number)",
+        "lambda key: key",
+        GATES + "noise_is_each_gates_own",
+    ),
+    _fault(
+        "gates: parameters that are drawn alike",
+        "moe_jax/nn/gates.py",
+        "for k in jax.random.split(key, shape[0])",
+        "for k in [key] * shape[0]",
+        GATES + "parameters_say_what_they_are",
+    ),
+    _fault(
+        "gates: the experts' arithmetic is there once",
+        "moe_jax/nn/gates.py",
+        "routed=G * cost.routed",
+        "routed=cost.routed",
+        GATES + "parameters_say_what_they_are",
+    ),
+    _fault(
+        "segmentation: the union counts the intersection twice",
+        "moe_jax/tasks/segmentation.py",
+        "confusion.sum(axis=1) - right",
+        "confusion.sum(axis=1)",
+        TILES + "metrics_are_scikit_learns",
+    ),
+    _fault(
+        "segmentation: the loss counts pixels without a class",
+        "moe_jax/tasks/segmentation.py",
+        "return jnp.where(self.valid(raw), -of_label, 0)",
+        "return -of_label",
+        TILES + "pixels_without_a_label_have_no_gradient",
+    ),
+    _fault(
+        "segmentation: the first tokens are patches",
+        "moe_jax/nn/head.py",
+        "x_BSD[:, x_BSD.shape[1] - rows * columns :]",
+        "x_BSD[:, : rows * columns]",
+        "tests/models/test_vit.py::test_a_class_for_each_pixel",
+    ),
+    _fault(
+        "tagging: equal scores one by one",
+        "moe_jax/tasks/tagging.py",
+        "np.append(score[1:] != score[:-1], True)",
+        "np.ones(len(score), bool)",
+        "tests/tasks/test_tagging.py::test_average_precision_of_equal_scores_and_of_none",
+    ),
+    _fault(
+        "detections: an object is found twice",
+        "moe_jax/tasks/average_precision.py",
+        "free_M[best], right_TN[t, n] = False, True",
+        "free_M[best], right_TN[t, n] = True, True",
+        "tests/tasks/test_average_precision.py::test_an_object_is_found_once",
+    ),
+    _fault(
+        "boxes: the hull's rest is not taken off",
+        "moe_jax/ops/boxes.py",
+        "return ratio - (hull - union) / jnp.maximum(hull, SMALLEST)",
+        "return ratio",
+        "tests/ops/test_boxes.py::test_boxes_apart_are_drawn_together",
+    ),
+    _fault(
+        "fetch: any archive will do",
+        "moe_jax/data/fetch/archives.py",
+        "if sha256 != archive.sha256:",
+        "if not sha256:",
+        "tests/data/test_fetch.py::test_a_changed_archive_and_a_changed_file_are_refused",
+    ),
+    _fault(
+        "fetch: what is prepared is not looked at again",
+        "moe_jax/data/fetch/dataset.py",
+        "if not is_unchanged(folder / name, str(sha256)):",
+        "if not (folder / name):",
+        "tests/data/test_fetch.py::test_a_changed_archive_and_a_changed_file_are_refused",
+    ),
+    _fault(
+        "packages: sources that share a description in two splits",
+        "moe_jax/data/debian.py",
+        "groups.join(_source(blocks[0]), _source(block))",
+        "groups.join(_source(block), _source(block))",
+        PACKAGES + "no_source_is_in_two_splits",
+    ),
+    _fault(
+        "pairs: paragraphs of the training split validate",
+        "moe_jax/data/package_descriptions.py",
+        "texts, seen = self.texts(language), set(trained)",
+        "texts, seen = self.texts(language), set()",
+        "tests/data/test_paired.py::test_what_was_trained_on_does_not_validate",
+    ),
+    _fault(
+        "climate: a tile that moves leaves its block",
+        "moe_jax/data/climate.py",
+        "return int(np.clip(moved, first, end - length))",
+        "return int(np.clip(moved, 0, end - length))",
+        "tests/data/test_climate.py::test_no_longitude_is_in_two_splits",
+    ),
+)
+
 FAULTS = (
     CHOICES
     + ORDER
@@ -1379,4 +1482,5 @@ FAULTS = (
     + LABORATORY
     + FILES
     + KINDS
+    + APPLICATIONS
 )

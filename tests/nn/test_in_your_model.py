@@ -303,6 +303,9 @@ def test_wrong_calls_are_told():
     axes = moe_jax.MeshAxes(rows=("a",), expert="b")
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="12 rows are not divisible over"):
         of(axes=axes)(jnp.ones((12, 4, D)))
+    six = moe_jax.MoE(D, experts=6, hidden=F, rngs=nnx.Rngs(0), axes=axes)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="6 experts are not divisible over"):
+        six(jnp.ones((8, 4, D)))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="axes names c; the mesh has a, b"):
         of(axes=moe_jax.MeshAxes(rows=("c",)))(X)
 
