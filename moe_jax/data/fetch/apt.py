@@ -48,7 +48,7 @@ class DebianPackage(Archive):
 
     @classmethod
     def bring(cls, archives: Sequence[DebianPackage], folder: Path) -> str:
-        apt = _Apt(folder / "apt", archives[0].suite)
+        apt = Apt(folder / "apt", archives[0].suite)
         said = apt.update()
         for archive in archives:
             wanted = f"{archive.name}={archive.version}"
@@ -79,7 +79,7 @@ class DebianIndex(Archive):
         prefix = "Translation-"
         files = [archive.file for archive in archives]
         languages = [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
-        apt = _Apt(folder / "apt", archives[0].suite, languages)
+        apt = Apt(folder / "apt", archives[0].suite, languages)
         said = apt.update()
         for name in files:
             for path in apt.lists(name):
@@ -89,7 +89,7 @@ class DebianIndex(Archive):
         return said
 
 
-class _Apt:
+class Apt:
     """apt with its lists, cache and source in `folder`."""
 
     def __init__(self, folder: Path, suite: str, languages: Sequence[str] = ()):
