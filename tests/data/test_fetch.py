@@ -140,6 +140,9 @@ def test_indices_may_be_packed_as_mirrors_have_them(tmp_path):
     (tmp_path / "in/Translation-en.xz").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"Translation-en\.xz: cannot be unpacked"):
         fetched(card.archives, str(tmp_path / "in"), "data.archive", tmp_path / "out")
+    (tmp_path / "in/Translation-en.xz").unlink()
+    with pytest.raises(UserError, match=r"no file .*Translation-en, which is index Translation-en"):
+        fetched(card.archives, str(tmp_path / "in"), "data.archive", tmp_path / "out")
     with pytest.raises(UserError, match="is no folder"):
         fetched(card.archives, str(tmp_path / "in/Packages"), "data.archive", tmp_path)
 

@@ -141,6 +141,15 @@ def test_languages_are_checked(data, tmp_path):
         list(debian._described(tmp_path / "empty"))
 
 
+def test_a_damaged_index_is_not_read_again(data):
+    """Another setting reads the same folder, which has changed meanwhile."""
+    data.open("train")
+    file = data.source_folder() / "descriptions-en.jsonl"
+    file.write_text(file.read_text().replace("first", "fifth", 1))
+    with pytest.raises(UserError, match=r"descriptions-en\.jsonl: has changed"):
+        replace(data, languages=("en",)).open("train")
+
+
 def test_tags_are_several_a_row(data, tmp_path):
     """The most frequent ones; packages without tags are left out."""
     tags = PackageTags(

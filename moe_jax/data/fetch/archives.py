@@ -79,11 +79,13 @@ def fetched(
     given: the one file, or a folder that has all. setting: the name of that, for messages.
     UserError where one is not to be had, or is not the one with the checksum.
     """
-    found = _given(archives, given, setting, folder) if given else _brought(archives, folder)
+    found = (
+        _given(archives, given, setting, folder) if given else _brought(archives, setting, folder)
+    )
     for archive in archives:
         path = found[archive.file]
         if not path.is_file():
-            raise UserError(_missing(archives, archive, setting, said=str(path)))
+            raise UserError(f"{setting}: no file {path}, which is {archive.title}")
         sha256 = sha256_of(path)
         if sha256 != archive.sha256:
             raise UserError(
@@ -120,7 +122,7 @@ def _unpacked(path: Path, archive: Archive, folder: Path) -> Path:
     return path
 
 
-def _brought(archives: Sequence[Archive], folder: Path) -> dict[str, Path]:
+def _brought(archives: Sequence[Archive], setting: str, folder: Path) -> dict[str, Path]:
     by_client: dict[type[Archive], list[Archive]] = {}
     for archive in archives:
         by_client.setdefault(type(archive), []).append(archive)
@@ -128,12 +130,12 @@ def _brought(archives: Sequence[Archive], folder: Path) -> dict[str, Path]:
         said = client.bring(wanted, folder)
         for archive in wanted:
             if not (folder / archive.file).is_file():
-                raise UserError(_missing(archives, archive, "data.archive", said))
+                raise UserError(_missing(archives, archive, setting, said))
     return {archive.file: folder / archive.file for archive in archives}
 
 
 def _missing(archives: Sequence[Archive], archive: Archive, setting: str, said: str) -> str:
-    """said: the client's last words, or the path where it was looked for."""
+    """said: the client's last words."""
     one = len(archives) == 1
     names = ", ".join(archive.file for archive in archives)
     where = f"{setting}=PATH" if one else f"{setting}=FOLDER, with {names} in it"

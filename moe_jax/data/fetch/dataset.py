@@ -47,6 +47,17 @@ class Fetched(Prepared):
         for line in self.card.lines():
             reporter.message(line)
         build_once(self.source_folder(), self._write)
+        self.require_unchanged()
+
+    def require_unchanged(self) -> None:
+        """UserError where a file of the folder is not what was written."""
+        folder = self.source_folder()
+        for name, sha256 in read_object(folder / SUMS).items():
+            if not is_unchanged(folder / name, str(sha256)):
+                raise UserError(
+                    f"{folder / name}: has changed since it was written; remove the folder and "
+                    "prepare the data again"
+                )
 
     def _write(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -71,13 +82,7 @@ class FetchedFolder(Fetched):
     def opened_folder(self) -> Path:
         """The prepared folder; UserError where it is not there and not to be prepared, or where a
         file of it has changed."""
-        folder = self.source_folder()
-        if not folder.exists():
+        if not self.source_folder().exists():
             self.prepare_or_refuse()
-        for name, sha256 in read_object(folder / SUMS).items():
-            if not is_unchanged(folder / name, str(sha256)):
-                raise UserError(
-                    f"{folder / name}: has changed since it was written; remove the folder and "
-                    "prepare the data again"
-                )
-        return folder
+        self.require_unchanged()
+        return self.source_folder()
