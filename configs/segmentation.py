@@ -1,8 +1,8 @@
 """Segmentation: the climate of every pixel of a satellite picture, by a small V-MoE.
 
 Tiles of 64 x 64 pixels in 8 x 8 patches; 4 layers, D=96, every second one with 8 experts of
-F=96, 2 per patch, and a linear head. Its iso-FLOP dense twin: configs/segmentation.py:dense.
-Needs the extra `vision`; the picture is fetched with pip.
+F=96, 2 per patch, dropless (an image may be all ocean), and a linear head. Its iso-FLOP dense twin:
+--config=configs/segmentation.py:dense. Needs the extra `vision`; the picture is fetched with pip.
 """
 
 from ml_collections import ConfigDict
@@ -45,16 +45,14 @@ def get_config(arg: str = "") -> ConfigDict:
                 first=1,
                 num_experts=8,
                 expert_dim=96,
-                router=VMoE(k=2, drop_order="batch_priority"),
-                group_size=512,
-                capacity_factor=1.25,
+                router=VMoE(k=2),
                 receive_factor=8.0,
                 losses=RoutingLosses(
                     importance=Importance(coefficient=0.005), load=Load(coefficient=0.005)
                 ),
             ),
             optimizer=AdamW(learning_rate=2e-3, schedule=WarmupCosine(warmup_steps=50)),
-            evaluation=EvalConfig(every=100, batches=-1, capacity_factor=1.25),
+            evaluation=EvalConfig(every=100, batches=-1),
             checkpoint=CheckpointConfig(every=200),
             logging=LoggingConfig(load_every=10, probe_every=50),
         )
