@@ -60,6 +60,7 @@ PLACEHOLDERS = {
     "python -m experiments.vowels.run --out=DIR [--seeds=25]": "DIR is the reader's",
 }
 
+APT = "fetches with apt, which other systems do not have; tests/extras/test_data_sets.py does"
 # In the lab: what is not run, by how it starts, and what makes a run of the others small.
 NOT_RUN = {
     "make": "its targets are run by .ci/run",
@@ -67,6 +68,8 @@ NOT_RUN = {
     "python3 -m venv": "make installs the same",
     "pytest": "runs this",
     "python -m experiments.benchmarks": "measures for minutes, or shows what was measured",
+    "python -m moe_jax.train --config=configs/topics.py": APT,
+    "python -m moe_jax.data.prepare --dataset=fashion_mnist": APT,
 }
 FEW = (
     *("--config.steps=2", "--config.batch_size=8", "--config.model.num_layers=2"),
