@@ -66,6 +66,11 @@ class LabelledText(TextDataset):
         """The classes as the settings say them; (): those that the data have, in order."""
         return ()
 
+    def several_labels(self) -> int:
+        """Of how many labels a text may have several, which `Example.label` then has with BETWEEN
+        between; 0: it has one. The column is `labels`, int32 (number,), in the place of `label`."""
+        return 0
+
     def documents(self, split: str) -> Iterator[str]:
         return (example.text for example in self.examples(split, Tally()))
 
@@ -74,10 +79,13 @@ class LabelledText(TextDataset):
 
     def columns(self) -> dict[str, ArraySpec]:
         S = self.sequence_length
+        label = {"label": ArraySpec(padding=NO_LABEL)}
+        if width := self.several_labels():
+            label = {"labels": ArraySpec((width,), padding=NO_LABEL, below=2)}
         return {
             "tokens": ArraySpec((S,)),
             "segments": ArraySpec((S,)),
-            "label": ArraySpec(padding=NO_LABEL),
+            **label,
             "domain": ArraySpec(),
             **{name: ArraySpec(dtype="float32") for name in self.numbers},
         }
@@ -118,12 +126,16 @@ class LabelledText(TextDataset):
     def label_arrays(
         self, examples: Sequence[Example], classes: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
-        """The columns of labels: numbers of the classes."""
+        """The column of labels: numbers of the classes, or 0 and 1 of each."""
+        if width := self.several_labels():
+            return {"labels": several(examples, classes, width)}
         number = {name: n for n, name in enumerate(classes)}
         return {"label": np.asarray([number[e.label] for e in examples], np.int32)}
 
     def counts(self, labels: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
         """How many rows have each class."""
+        if "labels" in labels:
+            return np.asarray(labels["labels"].sum(axis=0))
         return np.bincount(labels["label"], minlength=classes)
 
     def open(self, split: str) -> LabelledRows:

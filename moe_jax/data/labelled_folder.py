@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
 
 from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.faults import EMPTY_FILE, EMPTY_TEXT, Fault, Tally
 from moe_jax.data.folder import Folder
-from moe_jax.data.labelled import Example, LabelledText, several
+from moe_jax.data.labelled import Example, LabelledText
 from moe_jax.data.readers import READERS, LabelField, read_file
 from moe_jax.data.store import in_share
 from moe_jax.data.tfds_text import Tfds
-from moe_jax.data.types import NO_LABEL, ArraySpec
 
 ROWS = tuple(suffix for suffix in READERS if suffix != ".txt")
 ALL = "all"  # the one domain where none is named
@@ -53,23 +50,8 @@ class LabelledFolder(LabelledText, Folder):
     def class_names(self) -> tuple[str, ...]:
         return self.labels
 
-    def columns(self) -> dict[str, ArraySpec]:
-        columns = super().columns()
-        if self.labels:
-            del columns["label"]
-            shape = (len(self.labels),)
-            columns["labels"] = ArraySpec(shape, padding=NO_LABEL, below=2)
-        return columns
-
-    def label_arrays(
-        self, examples: Sequence[Example], classes: tuple[str, ...]
-    ) -> dict[str, np.ndarray]:
-        if self.labels:
-            return {"labels": several(examples, self.labels, len(self.labels))}
-        return super().label_arrays(examples, classes)
-
-    def counts(self, labels: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
-        return labels["labels"].sum(axis=0) if self.labels else super().counts(labels, classes)
+    def several_labels(self) -> int:
+        return len(self.labels)
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         files, _ = self._files(split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from moe_jax.config.paths import expanded
 from moe_jax.data.faults import Fault, Tally
 from moe_jax.data.paired import Pair, PairedText
 from moe_jax.data.readers import READERS, read_file, suffix_of
-from moe_jax.data.store import in_share, resolve_data_dir
+from moe_jax.data.store import in_share, resolve_data_dir, sha256_of
 from moe_jax.data.tfds_set import PreparedSet
 
 EMPTY = "empty lines"
@@ -61,7 +60,7 @@ class LinePairs(PairedText):
         names = (self.source, self.target, self.validation_source, self.validation_target)
         files = [_file(name) for name in names if name]
         return {
-            "files": [[str(file.name), file.stat().st_size, _sha256(file)] for file in files],
+            "files": [[str(file.name), file.stat().st_size, sha256_of(file)] for file in files],
             "languages": list(self.languages),
             "validation_fraction": self.validation_fraction,
         }
@@ -94,11 +93,6 @@ def _file(name: str) -> Path:
     if not file.is_file():
         raise UserError(f"data.source: no file {file}")
     return file
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _lines(source: str, target: str) -> Iterator[tuple[str, str]]:

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import Json, JsonObject
 from moe_jax.data.debian import ENGLISH, DebianDescriptions, Described
 from moe_jax.data.faults import Tally
-from moe_jax.data.labelled import BETWEEN, Example, LabelledText, several
+from moe_jax.data.labelled import BETWEEN, Example, LabelledText
 from moe_jax.data.package_sections import whole
 from moe_jax.data.progress import Reporter
 from moe_jax.data.store import in_share
-from moe_jax.data.types import NO_LABEL, ArraySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +46,8 @@ class PackageTags(DebianDescriptions, LabelledText):
             "validation_fraction": self.validation_fraction,
         }
 
-    def columns(self) -> dict[str, ArraySpec]:
-        columns = super().columns()
-        del columns["label"]
-        return {**columns, "labels": ArraySpec((self.tags,), padding=NO_LABEL, below=2)}
+    def several_labels(self) -> int:
+        return self.tags
 
     def examples(self, split: str, tally: Tally) -> Iterator[Example]:
         texts = self.texts(ENGLISH)
@@ -66,14 +61,6 @@ class PackageTags(DebianDescriptions, LabelledText):
 
     def write(self, folder: Path, identity: Mapping[str, Json], reporter: Reporter) -> None:
         self.write_examples(folder, identity, reporter, frequent(self.described(), self.tags))
-
-    def label_arrays(
-        self, examples: Sequence[Example], classes: tuple[str, ...]
-    ) -> dict[str, np.ndarray]:
-        return {"labels": several(examples, classes, self.tags)}
-
-    def counts(self, labels: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
-        return labels["labels"].sum(axis=0)
 
 
 def frequent(described: Sequence[Described], count: int) -> tuple[str, ...]:

@@ -135,6 +135,12 @@ class TokenFolder:
         return np.asarray(np.memmap(path, dtype, "r"))
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def is_unchanged(path: Path, digest: str) -> bool:
     """Whether the file is there with this sha256. A large one is read through once for each time of
     change, which a file beside it remembers."""
@@ -147,9 +153,8 @@ def is_unchanged(path: Path, digest: str) -> bool:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if mark.read_text("utf-8") == seen:
                 return True
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            return False
+    if sha256_of(path) != digest:
+        return False
     if stat.st_size > SMALL:
         with contextlib.suppress(OSError):  # a folder that is not ours to write
             write_whole(mark, seen)

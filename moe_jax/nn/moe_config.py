@@ -131,7 +131,7 @@ class MoEConfig:
         width, F = self.width(model_dim), self.expert_dim
         one = sizes_of(expert.params(1, width, F, 1.0))
         multiplied = k * expert.multiplied(width, F)
-        gates = Gates(number=self.gates)
+        gates = self.gating
         router = sizes_of(gates.params(self.router.params(model_dim, self.num_experts)))
         found = Cost(parameters=router, active=router, multiplied=router, router=router)
         found += gates.cost(
@@ -150,6 +150,10 @@ class MoEConfig:
     def experts_per_token(self, sequence_length: int) -> float:
         """Matrix experts of a token, on average."""
         return self.router.experts_per_token(self.num_experts, self.group_size or sequence_length)
+
+    @property
+    def gating(self) -> Gates:
+        return Gates(number=self.gates)
 
     @property
     def members(self) -> Ensemble:

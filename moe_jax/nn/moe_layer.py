@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
-from moe_jax.nn.gates import Gates
 from moe_jax.nn.moe_config import Grouping, MoEConfig, fine_grained
 from moe_jax.nn.moe_shard import ShardArguments, ShardBody, ShardOutputs
 from moe_jax.nn.param import Parameters
@@ -46,7 +45,7 @@ class MoELayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         D, E = model_dim, config.num_experts
-        self.gates = Gates(number=config.gates)
+        self.gates = config.gating
         self.router = Parameters(self.gates.params(config.router.params(D, E)), rngs)
         experts = config.expert_params(D, activation, init_scale)
         self.experts = Parameters(experts, rngs, param_dtype)

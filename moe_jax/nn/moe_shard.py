@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, Key
 from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
 from moe_jax.nn.context import LayerReport, Routes, Switches, TokenBatch
-from moe_jax.nn.gates import Gates
 from moe_jax.nn.moe_config import Grouping, MoEConfig
 from moe_jax.parallel.axes import MeshAxes, axis_index, axis_size
 from moe_jax.routing.capacity import expert_capacity
@@ -123,7 +122,7 @@ class ShardBody:
     def __call__(self, a: ShardArguments) -> ShardOutputs:
         router = rerouted(a.router, self.switches.counterfactual)
         inputs = self._inputs(a)
-        gates = Gates(number=self.config.gates)
+        gates = self.config.gating
         routed = gates.each(partial(self._route, router), inputs, a.params, a.state)
         y_gTL, overflow_g = self._through_experts(a, routed.plan)
         undispatched_bsD = None
@@ -213,7 +212,7 @@ class ShardBody:
             chunks=config.overlap_chunks,
             axes=self.axes,
         )
-        z_gTL = Gates(number=config.gates).copies(self.grouping.cut(a.z_BSL))
+        z_gTL = config.gating.copies(self.grouping.cut(a.z_BSL))
         return config.members.dispatched(dispatch, z_gTL, plan_g, a.group_BP.shape[1])
 
     def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
@@ -228,7 +227,7 @@ class ShardBody:
     def _routes(
         self, router: Router, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
     ) -> Routes:
-        gates = Gates(number=self.config.gates)
+        gates = self.config.gating
         prob_gTE = gates.each(partial(token_probabilities, router), inputs, a.params, a.state)
         most = router.choices(self.config.num_experts)
         return _routes(plan_g, prob_gTE, gates.shape(*a.x_BSD.shape[:2]), most)

@@ -184,7 +184,7 @@ def _maps(view: RoutingView) -> str:
         for c, name in enumerate(names)
     )
     rows = []
-    for row in _rows_of_classes(trace)[:MAX_MAPS]:
+    for row in _rows_of_classes(trace):
         one = picture(row)
         shown = [pictures.alone(pictures.shown(one.pixels), "image")]
         shown += [pictures.mapped(one, name, rgb) for name in one.maps]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import expanded
+from moe_jax.data.store import sha256_of
 
 TIMEOUT = 1200.0  # seconds that a client may take
 PACKED: dict[str, Any] = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
@@ -144,12 +145,6 @@ def _missing(archives: Sequence[Archive], archive: Archive, setting: str, said: 
         f"{archive.title} could not be fetched with {archive.client}: {reason}\n"
         f"  Fetch {archive.file} by other means, and name it: {where}"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_words(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:

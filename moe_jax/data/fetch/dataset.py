@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import JsonObject, read_object
-from moe_jax.data.fetch.archives import Card, fetched, sha256_of
+from moe_jax.data.fetch.archives import Card, fetched
 from moe_jax.data.prepared import Prepared
 from moe_jax.data.progress import Reporter
-from moe_jax.data.store import build_once, is_unchanged, resolve_data_dir
+from moe_jax.data.store import build_once, is_unchanged, resolve_data_dir, sha256_of
 
 SOURCE = "SOURCE.txt"  # the card, beside the data
 SUMS = "sha256.json"  # of each file of the folder
@@ -82,7 +82,8 @@ class FetchedFolder(Fetched):
     def opened_folder(self) -> Path:
         """The prepared folder; UserError where it is not there and not to be prepared, or where a
         file of it has changed."""
-        if not self.source_folder().exists():
+        if self.source_folder().exists():
+            self.require_unchanged()
+        else:
             self.prepare_or_refuse()
-        self.require_unchanged()
         return self.source_folder()
