@@ -17,8 +17,8 @@ from moe_jax.config.json_files import JsonObject
 from moe_jax.config.paths import expanded
 from moe_jax.data.images import ImageDataset
 from moe_jax.data.rand_augment import PillowImage
-from moe_jax.data.store import digest, in_share, resolve_data_dir
-from moe_jax.data.tfds_set import Examples, PreparedSet
+from moe_jax.data.store import digest, in_share
+from moe_jax.data.tfds_set import Examples, ImagesOfSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -147,43 +147,23 @@ class SetPictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfdsImages(ImageDataset):
+class TfdsImages(ImagesOfSet, ImageDataset):
     """A prepared TFDS set with an image and a class label: mnist, cifar10, cifar100, imagenet2012.
-    It is read without TensorFlow.
 
-    name, tfds_dir: see data.kind = tfds. feature, label: of the image and of its class. train,
-    validation: splits in the syntax of TFDS.
+    label: the feature of the class.
     """
 
     kind_name: ClassVar[str] = "tfds_images"
+    example: ClassVar[str] = "cifar10"
 
-    name: str = ""
-    feature: str = "image"
     label: str = "label"
-    train: str = "train"
-    validation: str = "test"
-    tfds_dir: str | None = None
-
-    def check(self) -> Iterator[Rule]:
-        yield from super().check()
-        if not self.name:
-            yield "name", "must name a TFDS data set, such as cifar10"
-
-    def description(self) -> str:
-        return f"TFDS set {self.name}"
-
-    def _set(self) -> PreparedSet:
-        return PreparedSet(self.name, resolve_data_dir(self.tfds_dir))
 
     def classes(self) -> tuple[str, ...]:
-        found = self._set()
+        found = self.found
         found.require("Image", self.feature, "image (data.feature)")
         return tuple(found.class_names(self.label))
 
-    def identity(self) -> JsonObject:
-        return {**self._set().identity(), "splits": [self.train, self.validation]}
-
     def pictures(self, split: str) -> SetPictures:
         self.classes()  # the features are there
-        source = self._set().source(getattr(self, split), (self.feature, self.label))
+        source = self.found.source(getattr(self, split), (self.feature, self.label))
         return SetPictures(self, source)

@@ -18,8 +18,8 @@ from moe_jax.config.paths import expanded
 from moe_jax.data.image_folder import SUFFIXES, library
 from moe_jax.data.maps import MapDataset
 from moe_jax.data.rand_augment import PillowImage
-from moe_jax.data.store import digest, in_share, resolve_data_dir
-from moe_jax.data.tfds_set import Examples, PreparedSet
+from moe_jax.data.store import digest, in_share
+from moe_jax.data.tfds_set import Examples, ImagesOfSet
 from moe_jax.data.types import NO_LABEL
 
 VOC = (
@@ -174,42 +174,22 @@ def _opened(file: Path) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfdsMaps(SizedMaps):
+class TfdsMaps(ImagesOfSet, SizedMaps):
     """A prepared TFDS set with an image and a map of classes, such as oxford_iiit_pet (names: pet,
-    background, border; first: 1). It is read without TensorFlow.
+    background, border; first: 1).
 
-    name, tfds_dir: see data.kind = tfds. feature, map_feature: of the image and of its classes.
-    train, validation: splits in the syntax of TFDS.
+    map_feature: the feature of the map.
     """
 
     kind_name: ClassVar[str] = "tfds_maps"
+    example: ClassVar[str] = "oxford_iiit_pet"
 
-    name: str = ""
-    feature: str = "image"
     map_feature: str = "segmentation_mask"
-    train: str = "train"
-    validation: str = "test"
-    tfds_dir: str | None = None
-
-    def check(self) -> Iterator[Rule]:
-        yield from super().check()
-        if not self.name:
-            yield "name", "must name a TFDS data set, such as oxford_iiit_pet"
-
-    def description(self) -> str:
-        return f"TFDS set {self.name}"
-
-    @cached_property
-    def _set(self) -> PreparedSet:
-        return PreparedSet(self.name, resolve_data_dir(self.tfds_dir))
-
-    def identity(self) -> JsonObject:
-        return {**self._set.identity(), "splits": [self.train, self.validation]}
 
     def maps(self, split: str) -> SetMaps:
-        self._set.require("Image", self.feature, "image (data.feature)")
-        self._set.require("Image", self.map_feature, "image (data.map_feature)")
-        source = self._set.source(getattr(self, split), (self.feature, self.map_feature))
+        self.found.require("Image", self.feature, "image (data.feature)")
+        self.found.require("Image", self.map_feature, "image (data.map_feature)")
+        source = self.found.source(getattr(self, split), (self.feature, self.map_feature))
         return SetMaps(self, source)
 
 

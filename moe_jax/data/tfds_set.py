@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
+from moe_jax.data.store import resolve_data_dir
 
 Examples = Sequence[Mapping[str, Any]]  # of TFDS: the features by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOfSet:
+    """What data sets of images share that are a prepared TFDS set. It is read without TensorFlow.
+
+    name, tfds_dir: see data.kind = tfds. feature: of the image. train, validation: splits in the
+    syntax of TFDS.
+    """
+
+    example: ClassVar[str]  # the name of one, for messages
+
+    name: str = ""
+    feature: str = "image"
+    train: str = "train"
+    validation: str = "test"
+    tfds_dir: str | None = None
+
+    def check(self) -> Iterator[Rule]:
+        yield from super().check()  # type: ignore[misc]  # of the kind of images that it is
+        if not self.name:
+            yield "name", f"must name a TFDS data set, such as {self.example}"
+
+    def description(self) -> str:
+        return f"TFDS set {self.name}"
+
+    @cached_property
+    def found(self) -> PreparedSet:
+        return PreparedSet(self.name, resolve_data_dir(self.tfds_dir))
+
+    def identity(self) -> JsonObject:
+        return {**self.found.identity(), "splits": [self.train, self.validation]}
 
 
 @dataclass(frozen=True)
