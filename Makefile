@@ -110,8 +110,8 @@ test-mutants: $(VENV)/test.stamp
 	$(RUN) -m tests.mutants.run --workers=$(WORKERS) $(DRAWN)
 
 lint: $(VENV)/dev.stamp
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check --no-cache .
+	$(RUN) -m ruff format --no-cache --check .
 	$(RUN) -m mypy
 
 # The newest versions of today for each Python, and the lowest that setup.py allows. torch is left

@@ -24,7 +24,6 @@ def main() -> int:
         parser.error("--seeds must be at least 2: the verdict needs differences")
     # Imported here: --help and a misspelt flag need no JAX.
     from experiments.vowels.figure import figure
-
     from experiments.vowels.judged import run
     from moe_jax.data.vowels import Vowels
 
