@@ -64,10 +64,10 @@ def count(config: TransformerConfig, moe: MoEConfig, io: IO) -> Counts:
 
 
 def _block(config: TransformerConfig, moe: MoEConfig, layout: Layout, layer: int, S: int) -> Cost:
-    sparse = moe if layer in layout.moe_layers else None
-    if layer in layout.depth_layers:
-        return config.depth.cost(lambda c: config.block_cost(sparse, c), config.model_dim, S)
-    return config.block_cost(sparse, S)
+    stack = layout.stack_of(layer)
+    if stack.depth:
+        return config.depth.cost(lambda c: config.block_cost(stack, moe, c), config.model_dim, S)
+    return config.block_cost(stack, moe, S)
 
 
 def _dense_dim(config: TransformerConfig, moe: MoEConfig, S: int) -> int:

@@ -26,7 +26,8 @@ def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
 class Stack:
     """Layers first, first + step, ...: `count` layers of one kind that scan treats as one.
 
-    moe: a sparse layer. depth: only some tokens take part.
+    moe: a sparse layer. depth: only some tokens take part. causal: no token sees a later one.
+    crosses: its tokens attend to a memory too, as a decoder's do to what its encoder gives.
     """
 
     first: int
@@ -34,6 +35,8 @@ class Stack:
     count: int
     moe: bool
     depth: bool = False
+    causal: bool = False
+    crosses: bool = False
 
     @property
     def name(self) -> str:
@@ -46,19 +49,23 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A prologue, then `repeats` x a pattern of blocks; one stack per place in the pattern.
+class LayerPart:
+    """Layers that follow each other: a prologue, then `repeats` x a pattern of blocks; one stack
+    per place in the pattern."""
 
-    shared: so many layers stand before the first part, of the prologue or the pattern, with a
-    sparse one: an ensemble has one copy of them. ensemble: what becomes of rows behind them.
-    """
+    prologue: tuple[Stack, ...] = ()
+    pattern: tuple[Stack, ...] = ()
 
-    prologue: tuple[Stack, ...]
-    pattern: tuple[Stack, ...]
-    shared: int = 0
-    ensemble: Ensemble = Ensemble()
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return self.prologue + self.pattern
 
-    def unrolled(self) -> Layout:
+    @property
+    def runs(self) -> tuple[tuple[Stack, ...], ...]:
+        """What one loop goes over, in order: each layer of the prologue by itself, the pattern."""
+        return (*((stack,) for stack in self.prologue), self.pattern)
+
+    def unrolled(self) -> LayerPart:
         """Every layer a stack of its own: no loop, and no array of several layers to cut up."""
         layers = sorted(
             (
@@ -68,11 +75,48 @@ class Layout:
             ),
             key=lambda stack: stack.first,
         )
-        return dataclasses.replace(self, prologue=tuple(layers), pattern=())
+        return LayerPart(prologue=tuple(layers))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layers of a model: one part, or several that do not feed each other layer by layer, as an
+    encoder and a decoder. Layers are numbered through all parts.
+
+    shared: so many layers stand before the first place, of the prologue or the pattern, with a
+    sparse one: an ensemble has one copy of them. ensemble: what becomes of rows behind them.
+    """
+
+    parts: tuple[LayerPart, ...]
+    shared: int = 0
+    ensemble: Ensemble = Ensemble()
+
+    def unrolled(self) -> Layout:
+        return dataclasses.replace(self, parts=tuple(part.unrolled() for part in self.parts))
+
+    @property
+    def prologue(self) -> tuple[Stack, ...]:
+        """Of a model of one part."""
+        (part,) = self.parts
+        return part.prologue
+
+    @property
+    def pattern(self) -> tuple[Stack, ...]:
+        """Of a model of one part."""
+        (part,) = self.parts
+        return part.pattern
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        return self.prologue + self.pattern
+        return tuple(stack for part in self.parts for stack in part.stacks)
+
+    def stack_of(self, layer: int) -> Stack:
+        return next(stack for stack in self.stacks if layer in stack.layers)
+
+    def moe_layers_of(self, part: int) -> tuple[int, ...]:
+        """The numbers of the sparse layers of a part."""
+        stacks = self.parts[part].stacks
+        return tuple(sorted(i for stack in stacks if stack.moe for i in stack.layers))
 
     @property
     def layers_by_name(self) -> dict[str, tuple[int, ...]]:
@@ -128,12 +172,21 @@ class Layout:
 ALL_TOKENS = MixtureOfDepths()
 
 
-def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKENS) -> Layout:
+def layout_of(
+    num_layers: int,
+    moe: MoEConfig,
+    depth: MixtureOfDepths = ALL_TOKENS,
+    *,
+    causal: bool = False,
+    crosses: bool = False,
+    behind: int = 0,
+) -> Layout:
     """Cuts the layers into a prologue and a repeated pattern, as long as the least common multiple
     of moe.every and depth.every.
 
     The prologue is what does not fit: layers well before moe.first or depth.first, and the
-    remainder.
+    remainder. behind: so many layers of other parts are numbered before these, whose kinds are
+    counted from their own first.
     """
     period = math.lcm(moe.every or 1, depth.every or 1)
     # Layers before the first of a kind belong to the pattern as far as it reaches back.
@@ -142,15 +195,18 @@ def layout_of(num_layers: int, moe: MoEConfig, depth: MixtureOfDepths = ALL_TOKE
     start = min(start, num_layers)
 
     def stack(first: int, step: int, count: int) -> Stack:
-        return Stack(first, step, count, is_moe_layer(moe, first), depth.chooses_in(first))
+        sparse, chooses = is_moe_layer(moe, first), depth.chooses_in(first)
+        return Stack(behind + first, step, count, sparse, chooses, causal, crosses)
 
     repeats = (num_layers - start) // period
     places = range(start, start + period if repeats else start)
     prologue = tuple(stack(layer, 1, 1) for layer in range(start))
     dense = itertools.takewhile(lambda stack: not stack.moe, prologue)
-    layout = Layout(
-        prologue=prologue,
-        pattern=tuple(stack(at, period, repeats) for at in places),
-        shared=len(tuple(dense)),
-    )
+    pattern = tuple(stack(at, period, repeats) for at in places)
+    layout = Layout(parts=(LayerPart(prologue, pattern),), shared=len(tuple(dense)))
     return dataclasses.replace(layout, ensemble=moe.members) if layout.moe_layers else layout
+
+
+def joined(*layouts: Layout) -> Layout:
+    """A layout with the parts of all, which have no ensembles."""
+    return Layout(parts=tuple(part for layout in layouts for part in layout.parts))

@@ -72,6 +72,8 @@ class TextConfig(TransformerConfig):
     def fits(self, io: IO) -> Iterator[Rule]:
         if io.length is None:
             yield "kind", "reads rows of text, and the data has none"
+        if io.source is not None:
+            yield "kind", "reads no pairs of texts: that is model.kind = encoder_decoder"
         if not isinstance(io.gives, NextId | RowClass | RowLabels):
             yield "kind", "gives the next id at each place, or a class or labels for each row"
         if io.predicts_next and not self.in_order:
@@ -135,7 +137,7 @@ class TextModel(Transformer):
         caches = {}
         for stack in self.layout.stacks:
             rows = B if stack in self.layout.before_sparse else B * members
-            cache = config.mixer.cache(config.row_sizes, rows, P, self.dtype)
+            cache = config.mixer.cache(config.sizes_of(stack), rows, P, self.dtype)
             if cache is None:
                 raise ValueError("this model's mixer keeps no cache")
             caches[stack.name] = jax.tree.map(
@@ -150,19 +152,24 @@ class TextModel(Transformer):
         router_state: RouterStates,
         cache: Cache | None = None,
     ) -> Output:
-        x_BSD = rows_of_table(self._embedding_table(), jnp.asarray(batch.token_BS), self.dtype)
-        # Embedding rows have norm 1; the blocks expect elements of variance 1.
-        x_BSD = x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype)
+        x_BSD = self.embedded(batch)
         x_BSD, output = self.through_layers(x_BSD, batch, context, router_state, cache)
         if self.classes is not None:
             valid_BS = self.layout.ensemble.rows(jnp.asarray(batch.segment_BS) > 0)
             logits_BC = self.classes(x_BSD, valid_BS)
             predictions: AnyPredictions = of_rows(self.gives, logits_BC)
         else:
-            predictions = self._predictions(x_BSD)
+            predictions = self.next_ids(x_BSD)
         return replace(output, predictions=self.predicted(predictions, context))
 
-    def _predictions(self, x_BSD: Float[Array, "B S D"]) -> Predictions:
+    def embedded(self, batch: TokenBatch) -> Float[Array, "B S D"]:
+        """The tokens as the layers take them."""
+        x_BSD = rows_of_table(self._embedding_table(), jnp.asarray(batch.token_BS), self.dtype)
+        # Embedding rows have norm 1; the blocks expect elements of variance 1.
+        return x_BSD * jnp.asarray(self.config.model_dim**0.5, self.dtype)
+
+    def next_ids(self, x_BSD: Float[Array, "B S D"]) -> Predictions:
+        """What the head makes of the last hidden states."""
         head_DV = self.embedding[...].T if self.head is None else self.head[...]
         (B, S, _), V = x_BSD.shape, head_DV.shape[1]
         shards = mesh_size(self.mesh, RULES["vocab"])

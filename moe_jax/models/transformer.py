@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
 from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
-from moe_jax.nn.cost import Cost
+from moe_jax.nn.cost import Cost, Here, Planned
+from moe_jax.nn.cross import CrossAttention, Memory, cross_cost, cross_planned
 from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.mixer import Mixer, RowSizes
@@ -138,17 +139,32 @@ class TransformerConfig:
         does."""
         return self.mixer.cache(self.row_sizes, 1, 1, jnp.float32) is not None
 
-    def block_cost(self, moe: MoEConfig | None, S: int) -> Cost:
-        """Of a block for rows of S tokens, without its two norms; moe: of a sparse one."""
-        mixer = self.mixer.cost(self.row_sizes, S)
-        if moe is not None:
+    def sizes_of(self, stack: Stack) -> RowSizes:
+        """What the mixers of a stack know of the model."""
+        return replace(self.row_sizes, causal=stack.causal)
+
+    def attention_cost(self, stack: Stack, S: int) -> Cost:
+        """Of what the tokens of a row see of each other, and of a memory as long as the row."""
+        cost = self.mixer.cost(self.sizes_of(stack), S)
+        if not stack.crosses:
+            return cost
+        return cost + cross_cost(self.row_sizes, S) + Cost.of_vectors(self.model_dim)
+
+    def attention_planned(self, stack: Stack, here: Here) -> Planned:
+        planned = self.mixer.planned(self.sizes_of(stack), here)
+        return planned + cross_planned(self.row_sizes, here) if stack.crosses else planned
+
+    def block_cost(self, stack: Stack, moe: MoEConfig, S: int) -> Cost:
+        """Of a block for rows of S tokens, without the norms that every block has."""
+        mixer = self.attention_cost(stack, S)
+        if stack.moe:
             return mixer + moe.cost(self.model_dim, self.activation, S)
         dense = feed_forward_params(self.model_dim, self.mlp_dim, self.activation, 1.0)
         return mixer + Cost.of_matrices(sizes_of(dense))
 
     def layout(self, moe: MoEConfig) -> Layout:
         """Which layers are sparse, and how they are stacked."""
-        return layout_of(max(self.num_layers, 0), moe, self.depth)
+        return layout_of(max(self.num_layers, 0), moe, self.depth, causal=self.in_order)
 
     def fits(self, io: IO) -> Iterator[Rule]:
         """What keeps it from taking and giving that: (field, rule)."""
@@ -169,6 +185,36 @@ class TransformerConfig:
     def build(self, moe: MoEConfig, io: IO, mesh: Mesh, *, rngs: nnx.Rngs) -> Transformer:
         """The module: (inputs, context, router_state) -> Output."""
         raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """What layers report, by the stack that they are of: sparse layers, depths, new caches."""
+
+    reports: dict[str, LayerReport] = field(default_factory=dict)
+    depths: dict[str, DepthReport] = field(default_factory=dict)
+    caches: dict[str, PyTree[Array]] = field(default_factory=dict)
+
+    def and_of(self, other: Passed) -> Passed:
+        return Passed(
+            reports=self.reports | other.reports,
+            depths=self.depths | other.depths,
+            caches=self.caches | other.caches,
+        )
+
+
+def with_equal_rows(reports: dict[str, LayerReport]) -> dict[str, LayerReport]:
+    """Routes of parts whose rows have not the same length, filled up with tokens that no expert
+    takes."""
+    routes = [report.routes for report in reports.values() if report.routes is not None]
+    S = max((route.expert_BSK.shape[2] for route in routes), default=0)
+    if all(route.expert_BSK.shape[2] == S for route in routes):
+        return reports
+    return {
+        name: replace(report, routes=report.routes and report.routes.filled(S))
+        for name, report in reports.items()
+    }
 
 
 class Transformer(nnx.Module):
@@ -202,7 +248,10 @@ class Transformer(nnx.Module):
         options = dict(activation=config.activation, init_scale=config.init_scale)
 
         def mixer(rngs: nnx.Rngs) -> nnx.Module:
-            return config.mixer.make(config.row_sizes, self.mesh, rngs)
+            return config.mixer.make(config.sizes_of(stack), self.mesh, rngs)
+
+        def cross(rngs: nnx.Rngs) -> CrossAttention:
+            return CrossAttention(config.row_sizes, self.mesh, rngs)
 
         def feed_forward(rngs: nnx.Rngs) -> MLP | MoELayer:
             given: dict[str, Any] = dict(model_dim=D, rngs=rngs, **options)
@@ -218,6 +267,7 @@ class Transformer(nnx.Module):
                 D,
                 mixer=mixer,
                 feed_forward=feed_forward,
+                cross=cross if stack.crosses else None,
                 depth=depth if stack.depth else None,
                 rngs=nnx.Rngs(params=key),
             )
@@ -242,27 +292,45 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "N S D"], Output]:
         """What the layers and the last norm make of the tokens, a row for each copy in an ensemble;
         and all of the output but its predictions."""
-        reports: dict[str, LayerReport] = {}
-        depths: dict[str, DepthReport] = {}
-        caches: dict[str, PyTree[Array]] = {}
+        x_BSD, passed = self.through_part(0, x_BSD, batch, context, router_state, cache)
+        return self.final_norm(x_BSD), self.output_of([passed])
+
+    def through_part(
+        self,
+        part: int,
+        x_BSD: Float[Array, "B S D"],
+        batch: TokenBatch,
+        context: Context,
+        router_state: RouterStates,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Float[Array, "N S D"], Passed]:
+        """The tokens behind the layers of one part of the layout, and what these report."""
+        passed = Passed()
         x_BSD, ensemble = self.constrain(x_BSD), self.layout.ensemble
         entered = ensemble.members == 1
-        for stacks in [(stack,) for stack in self.layout.prologue] + [self.layout.pattern]:
+        for stacks in self.layout.parts[part].runs:
             if not entered and stacks and stacks[0].first >= self.layout.shared:
                 x_BSD, batch = ensemble.enter(x_BSD, batch)
                 x_BSD, entered = self.constrain(x_BSD), True
-            x_BSD, (new_reports, new_depths, new_caches) = self._run(
-                stacks, x_BSD, batch, context, router_state, cache
-            )
-            reports |= new_reports
-            depths |= new_depths
-            caches |= new_caches
-        report = self.layout.in_layer_order(reports) if reports else None
-        return self.final_norm(x_BSD), Output(
+            if stacks:
+                x_BSD, new = self._run(stacks, x_BSD, batch, context, router_state, cache, memory)
+                passed = passed.and_of(new)
+        return x_BSD, passed
+
+    def output_of(self, parts: Sequence[Passed]) -> Output:
+        """All of the output but its predictions, of what the parts of the layout report."""
+        layout, all_parts = self.layout, Passed()
+        for passed in parts:
+            all_parts = all_parts.and_of(passed)
+        reports = with_equal_rows(all_parts.reports)
+        report = layout.in_layer_order(reports) if reports else None
+        depths = all_parts.depths
+        return Output(
             predictions=None,
-            report=ensemble.joined_report(report),
-            depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
-            cache=caches if cache is not None else None,
+            report=layout.ensemble.joined_report(report),
+            depth=layout.in_layer_order(depths, layout.depth_stacks) if depths else None,
+            cache=all_parts.caches or None,
         )
 
     def predicted(self, predictions: AnyPredictions, context: Context) -> AnyPredictions:
@@ -281,11 +349,9 @@ class Transformer(nnx.Module):
         context: Context,
         router_state: RouterStates,
         cache: Cache | None,
-    ) -> tuple[Array, tuple[dict[str, LayerReport], dict[str, DepthReport], Cache]]:
-        """Scans over the repeats of a pattern whose places are `stacks`: the activations, and by
-        stack what was reported of sparse layers, of depths, and the caches."""
-        if not stacks:
-            return x_BSD, ({}, {}, {})
+        memory: Memory | None,
+    ) -> tuple[Array, Passed]:
+        """Scans over the repeats of a pattern whose places are `stacks`."""
         split = {stack.name: nnx.split(self.layers[stack.name]) for stack in stacks}
         graphs = {name: graph for name, (graph, _) in split.items()}
         per_layer = {
@@ -298,20 +364,23 @@ class Transformer(nnx.Module):
             for stack in stacks
         }
 
-        def body(x_BSD: Array, layers: dict[str, PyTree]) -> tuple[Array, PyTree]:
-            reports: dict[str, LayerReport] = {}
-            depths: dict[str, DepthReport] = {}
-            caches: dict[str, PyTree[Array]] = {}
+        def body(x_BSD: Array, layers: dict[str, PyTree]) -> tuple[Array, Passed]:
+            passed = Passed()
             for name, layer in layers.items():
                 block = nnx.merge(graphs[name], layer["params"])
+                own, number = layer["state"], layer["number"]
                 x_BSD, report, new_cache = block(
-                    x_BSD, batch, context, layer["state"], layer["number"], layer["cache"]
+                    x_BSD, batch, context, own, number, layer["cache"], memory
                 )
                 x_BSD = self.constrain(x_BSD)
-                reports |= {name: report.moe} if report.moe is not None else {}
-                depths |= {name: report.depth} if report.depth is not None else {}
-                caches |= {name: new_cache} if new_cache is not None else {}
-            return x_BSD, (reports, depths, caches)
+                passed = passed.and_of(
+                    Passed(
+                        reports={name: report.moe} if report.moe is not None else {},
+                        depths={name: report.depth} if report.depth is not None else {},
+                        caches={name: new_cache} if new_cache is not None else {},
+                    )
+                )
+            return x_BSD, passed
 
         unroll = stacks[0].count == 1
         if self.config.remat != "none":
@@ -319,6 +388,12 @@ class Transformer(nnx.Module):
             # Of a loop's two bodies none is taken for the other.
             body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
         return jax.lax.scan(body, x_BSD, per_layer, unroll=unroll)
+
+    def block(self, stack: Stack, row: int) -> Block:
+        """One layer of a stack."""
+        graph, state = nnx.split(self.layers[stack.name])
+        block: Block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[row], state))
+        return block
 
     @property
     def _unrolls(self) -> bool:

@@ -63,12 +63,14 @@ class PixelClass(Gives):
 class IO:
     """What goes into a model and what it is to give, as the task and the data say it.
 
-    length: tokens of a row of text; None: no text. image: height, width and channels; None: no
+    length: tokens of a row of text; None: no text. source: of the text that it is a translation of;
+    None: of nothing. image: height, width and channels; None: no
     image. gives: by default one of `classes` for each row, or, without classes, the next id at each
     place. classes: of what it gives.
     """
 
     length: int | None = None
+    source: int | None = None
     image: tuple[int, int, int] | None = None
     classes: int | None = None
     gives: Gives | None = None

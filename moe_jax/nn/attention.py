@@ -187,7 +187,7 @@ class GroupedQuery(BaseMixer):
     def cost(self, sizes: RowSizes, S: int) -> Cost:
         """Scores and their products are 12 * heads * head_dim * S FLOPs, as if not causal."""
         norms = 2 * sizes.head_dim if sizes.qk_norm else 0
-        projections = sizes.model_dim * _projected(sizes)
+        projections = sizes.model_dim * projected_columns(sizes)
         attended = 12.0 * sizes.num_heads * sizes.head_dim * S
         return Cost.of_matrices(projections) + Cost.of_vectors(norms) + Cost(attended=attended)
 
@@ -196,7 +196,7 @@ class GroupedQuery(BaseMixer):
         kernel = attention_kernel(sizes.kernel, here.platform, here.row, split)
         # One block of queries. Nothing of it is kept: the backward pass computes it again.
         block = 0 if sizes.causal and kernel == "splash" else query_block(here.row, split)
-        projected = here.tokens * _projected(sizes) / here.tensor * here.bytes
+        projected = here.tokens * projected_columns(sizes) / here.tensor * here.bytes
         logits = here.tokens * block * sizes.num_heads / here.tensor * (4 + here.bytes)
         # Backward, the gradients of the three matrices that take the input are summed one by one.
         summed = (here.forward + 3) * here.tokens * sizes.model_dim * here.bytes
@@ -217,7 +217,7 @@ class GroupedQuery(BaseMixer):
             yield f"model.{name}", getattr(sizes, name), mesh["tensor"], "mesh.tensor"
 
 
-def _projected(sizes: RowSizes) -> int:
+def projected_columns(sizes: RowSizes) -> int:
     """Columns of queries, keys, values and outputs."""
     return (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim
 

@@ -46,10 +46,25 @@ class TokenBatch:
             row_B=row_B,
         )
 
-    def tokens_and_segments(self, S: int) -> tuple[Array, Array]:
-        """(id, segment) of each of the S tokens that the layers see, for who looks on."""
+    def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:
+        """(id, segment) of each of the S tokens that the layers of a part of the model see, for who
+        looks on."""
         assert self.token_BS is not None
         return self.token_BS, self.segment_BS
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """A batch of pairs: what an encoder reads, and what a decoder reads beside it. Segments of a
+    row's target belong to those of its source with the same number."""
+
+    source: TokenBatch
+    target: TokenBatch
+
+    def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:
+        """Of the encoder's part 0, or the decoder's part 1."""
+        return (self.source, self.target)[part].tokens_and_segments(S)
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +76,7 @@ class ImageBatch:
     valid_B: Bool[Array, "B"]
     row_B: Int[Array, "B"]
 
-    def tokens_and_segments(self, S: int) -> tuple[Array, Array]:
+    def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:
         """(id, segment) of each of the S tokens that the layers see: a patch's place is its id."""
         shape = (self.valid_B.shape[0], S)
         place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], shape)
@@ -124,6 +139,23 @@ class Routes:
     kept_BSK: Shaped[Array, "*L B S K"]
     prob_BSE: Float[Array, "*L B S E"]
     unused: int = field(metadata={"static": True})  # the id of no expert, E + Z
+
+    def filled(self, S: int) -> Routes:
+        """With further tokens that no expert takes, S in all."""
+        more = S - self.expert_BSK.shape[-2]
+
+        def fill(leaf: Array, value: float) -> Array:
+            widths = [(0, 0)] * leaf.ndim
+            widths[-2] = (0, more)
+            return jnp.pad(leaf, widths, constant_values=value)
+
+        return Routes(
+            expert_BSK=fill(self.expert_BSK, self.unused),
+            weight_BSK=fill(self.weight_BSK, 0),
+            kept_BSK=fill(self.kept_BSK, False),
+            prob_BSE=fill(self.prob_BSE, 0),
+            unused=self.unused,
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -67,7 +67,30 @@ def attend_rows(
     queries = [_to_rows(query_BNSH, M) for query_BNSH in blocks(query_BSNH)]
     segments = jax.lax.split(segment_BS, sizes, axis=1)
     keys, values = blocks(key_BSMH), blocks(value_BSMH)
-    outs = _by_blocks(N // M, causal, queries, keys, values, segments)
+    return _joined(_by_blocks(N // M, causal, queries, keys, values, (segments, segments)), N)
+
+
+def attend_memory(
+    query_BSNH: Float[Array, "B S N H"],
+    key_BPMH: Float[Array, "B P M H"],
+    value_BPMH: Float[Array, "B P M H"],
+    segment_BS: Int[Array, "B S"],
+    memory_BP: Int[Array, "B P"],
+    block: int,
+) -> Float[Array, "B S N H"]:
+    """`attend` of every token to the places of a memory whose segment (memory_BP) is its own, a
+    block of queries at a time; positions first."""
+    (_, S, N, _), M = query_BSNH.shape, key_BPMH.shape[2]
+    sizes = [min(block, S - start) for start in range(0, S, block)]
+    parts = jax.lax.split(query_BSNH, sizes, axis=1)
+    queries = [_to_rows(part.swapaxes(1, 2), M) for part in parts]
+    segments = (jax.lax.split(segment_BS, sizes, axis=1), [memory_BP])
+    keys, values = [key_BPMH.swapaxes(1, 2)], [value_BPMH.swapaxes(1, 2)]
+    return _joined(_by_blocks(N // M, False, queries, keys, values, segments), N)
+
+
+def _joined(outs: list[Array], N: int) -> Array:
+    """Blocks of positions (B, M, R, H) as (B, S, N, H)."""
     outs = [_from_rows(out_BMRH, N).swapaxes(1, 2) for out_BMRH in outs]
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
 
@@ -125,26 +148,28 @@ def _softmax_times(
     return (out_BMRH / total_BMR1).astype(dtype), log_BMR
 
 
-def _seen(segments: list[Array], i: int, j: int, Q: int, causal: bool) -> Array:
+Blocks = list[Array]
+Segments = tuple[Blocks, Blocks]  # of the blocks of queries, and of keys
+
+
+def _seen(segments: Segments, i: int, j: int, Q: int, causal: bool) -> Array:
     """(B, 1, R, P): which keys of block j the rows of block i see."""
-    mask_BSP = segments[i][:, :, None] == segments[j][:, None, :]
+    of_queries, of_keys = segments
+    mask_BSP = of_queries[i][:, :, None] == of_keys[j][:, None, :]
     if causal and i == j:
         mask_BSP = jnp.tril(mask_BSP)
     return _of_rows(mask_BSP, Q)
 
 
-Blocks = list[Array]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_blocks(
-    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
+    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Segments
 ) -> Blocks:
     return _forward(Q, causal, queries, keys, values, segments)[0]
 
 
 def _forward(
-    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Blocks
+    Q: int, causal: bool, queries: Blocks, keys: Blocks, values: Blocks, segments: Segments
 ) -> tuple[Blocks, tuple[PyTree, ...]]:
     outs, logs = [], []
     for i, query_BMRH in enumerate(queries):
@@ -165,13 +190,13 @@ def _backward(
     be transposed for a product.
     """
     queries, keys, values, segments, outs, logs = residuals
-    n, dtype = len(queries), queries[0].dtype
+    n, dtype = len(keys), queries[0].dtype
     dots = [jnp.sum(upcast(dout) * out, axis=-1) for dout, out in zip(douts, outs, strict=True)]
     transposed = [key_BMPH.swapaxes(2, 3) for key_BMPH in keys]
-    dqueries: list[list[Array]] = [[] for _ in range(n)]
+    dqueries: list[list[Array]] = [[] for _ in queries]
     dkeys: list[list[Array]] = [[] for _ in range(n)]
     dvalues: list[list[Array]] = [[] for _ in range(n)]
-    for i in range(n):
+    for i in range(len(queries)):
         for j in range(i + 1 if causal else n):
             mask_B1PR = _seen(segments, i, j, Q, causal).swapaxes(2, 3)
             logits_BMPR = _product("BMPH,BMRH->BMPR", keys[j], queries[i])
@@ -186,7 +211,7 @@ def _backward(
         [_sum(terms).swapaxes(2, 3).astype(dtype) for terms in dqueries],
         [_sum(terms).astype(dtype) for terms in dkeys],
         [_sum(terms).astype(dtype) for terms in dvalues],
-        [np.zeros(segment.shape, jax.dtypes.float0) for segment in segments],
+        jax.tree.map(lambda segment: np.zeros(segment.shape, jax.dtypes.float0), segments),
     )
 
 

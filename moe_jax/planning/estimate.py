@@ -15,6 +15,7 @@ from moe_jax.config.schedules import parse_schedules
 from moe_jax.experts import Expert
 from moe_jax.experts.types import sizes_of
 from moe_jax.models.counts import Counts
+from moe_jax.models.layout import Stack
 from moe_jax.models.network import Params
 from moe_jax.models.text import TextConfig
 from moe_jax.models.transformer import DTYPES
@@ -86,6 +87,7 @@ def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") ->
     model_flops = counts.flops_per_token * shape.batch_tokens / num_devices
     gradients = parameters * (2 if experiment.accumulation > 1 else 1)
     saved = sum(part.saved(experiment.model.remat) * part.layers for part in shape.parts)
+    layer = max(part.saved("none") for part in shape.parts)
     again = experiment.model.remat != "none"
     passes = shape.micro_batches * (2 + again + shape.extra_passes)
     weights = shape.weight_bytes(parameters - experts) + shape.whole_expert_bytes * shape.sparse
@@ -101,7 +103,7 @@ def estimate(experiment: Experiment, num_devices: int, platform: str = "cpu") ->
         other=state_bytes(state, shape.sizes) - parameters - optimizer,
         gradients=gradients,
         activations=round(saved),
-        workspace=round(max(shape.saved("none") * 2 + shape.whole_expert_bytes, shape.logits)),
+        workspace=round(max(2 * layer + shape.whole_expert_bytes, shape.logits)),
         model_flops=model_flops,
         hardware_flops=model_flops * (shape.recomputation(counts) + shape.extra_passes / 3)
         + sum(part.padding_flops for part in shape.parts),
@@ -156,8 +158,9 @@ def _on_one_device(experiment: Experiment) -> Experiment:
 class Shape:
     """The sizes that the formulas are made of, for one device and one micro-batch.
 
-    With a mixture of depths `parts` are the layers in which all tokens take part and those in which
-    few do, each with its own tokens and row length; properties of tokens are those of one part.
+    `parts` are the layers of one kind each: those in which few tokens take part (a mixture of
+    depths), those that attend to a memory. Each has its own tokens and row length; properties of
+    tokens and of attention are those of one part.
     """
 
     experiment: Experiment
@@ -167,40 +170,45 @@ class Shape:
     sparse: int  # sparse layers
     tokens: int  # T: of one device, in one micro-batch
     row: int  # tokens of a row
+    kind: Stack  # one of its layers, for what it is
 
     @classmethod
     def of(cls, experiment: Experiment, num_devices: int, platform: str) -> Shape:
         sizes = experiment.mesh.sizes(num_devices)
         batch = experiment.batch_size * experiment.row_length
         shards = num_devices // sizes["tensor"] * experiment.accumulation
-        layers = experiment.model.num_layers
+        layers, layout = experiment.model.num_layers, experiment.model.layout(experiment.moe)
         return cls(
             experiment=experiment,
             platform=platform,
             sizes=sizes,
             layers=layers,
-            sparse=len(experiment.model.layout(experiment.moe).moe_layers),
+            sparse=len(layout.moe_layers),
             tokens=batch // shards,
             row=experiment.row_length,
+            kind=layout.stacks[0],
         )
 
     @functools.cached_property
     def parts(self) -> tuple[Shape, ...]:
-        """Layers in which all tokens take part, and those of a mixture of depths."""
+        """The layers of each kind; without any, one part of none."""
         model = self.experiment.model
-        layout = model.layout(self.experiment.moe)
-        few = layout.depth_layers
-        if not few:
-            return (self,)
-        sparse = len(set(layout.moe_layers) & set(few))
-        c = model.depth.tokens(self.row)
-        whole = dataclasses.replace(
-            self, layers=self.layers - len(few), sparse=self.sparse - sparse
-        )
-        part = dataclasses.replace(
-            self, layers=len(few), sparse=sparse, tokens=self.tokens * c // self.row, row=c
-        )
-        return whole, part
+        kinds: dict[tuple[bool, bool, bool], list[Stack]] = {}
+        for stack in model.layout(self.experiment.moe).stacks:
+            kinds.setdefault((stack.depth, stack.causal, stack.crosses), []).append(stack)
+        found = []
+        for (depth, _, _), stacks in sorted(kinds.items()):
+            row = model.depth.tokens(self.row) if depth else self.row
+            part = dataclasses.replace(
+                self,
+                layers=sum(stack.count for stack in stacks),
+                sparse=sum(stack.count for stack in stacks if stack.moe),
+                tokens=self.tokens * row // self.row if depth else self.tokens,
+                row=row,
+                kind=stacks[0],
+            )
+            found.append(part)
+        return tuple(found) or (self,)
 
     @property
     def micro_batches(self) -> int:
@@ -271,10 +279,9 @@ class Shape:
         )
 
     @functools.cached_property
-    def mixer(self) -> Planned:
-        """Of one layer."""
-        model = self.experiment.model
-        return model.mixer.planned(model.row_sizes, self.here)
+    def attention(self) -> Planned:
+        """Of the mixer of one layer, and of its attention to a memory."""
+        return self.experiment.model.attention_planned(self.kind, self.here)
 
     @functools.cached_property
     def dense(self) -> Planned:
@@ -377,9 +384,9 @@ class Shape:
         if remat == "expert_hidden":
             return x + named + hidden
         if remat == "dots":
-            return x + self.mixer.products + hidden
+            return x + self.attention.products + hidden
         around = self.around.kept if self.sparse else 0.0
-        return 4 * x + self.mixer.kept + 2 * rows + 2 * hidden + around
+        return 4 * x + self.attention.kept + 2 * rows + 2 * hidden + around
 
     @property
     def logits(self) -> float:
@@ -466,7 +473,7 @@ class Shape:
         width = self.experiment.model.model_dim + own * self.width
         sparse = self.around.summed + width * self.tokens * self.b
         dense = (self.layers - self.sparse) * self.dense.summed
-        return self.layers * self.mixer.summed + dense + self.sparse * sparse
+        return self.layers * self.attention.summed + dense + self.sparse * sparse
 
     def gathered_over_tensor(self) -> float:
         """Bytes of what the sparse ones of these layers gather and scatter."""
@@ -478,7 +485,8 @@ class Shape:
         s = self.sizes["sequence"]
         # Gathered forward, reduce-scattered backward.
         times = self.micro_batches * (2 + self.extra_passes)
-        sent = times * self.layers * (s - 1) * self.mixer.exchanged
+        exchanged = sum(part.layers * part.attention.exchanged for part in self.parts)
+        sent = times * (s - 1) * exchanged
         return [Transfer(op="all-gather", axes=("sequence",), what="keys, values", bytes_sent=sent)]
 
     def _over_fsdp(self, dense: int) -> list[Transfer]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe_jax.nn.attention import Attention, KeyValueCache, rotate, rotations
 from moe_jax.nn.mixer import RowSizes
-from moe_jax.ops.attention import attend, attend_rows, query_block
+from moe_jax.ops.attention import attend, attend_memory, attend_rows, query_block
 from moe_jax.ops.attention_splash import attend_splash
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -158,6 +158,34 @@ def test_blocks_are_the_whole():
     broken = key.at[:, block:].set(jnp.nan)
     first = attend_rows(query, broken, value, segment_BS, block)[:, :block]
     assert np.array_equal(first, blocks[0][:, :block])
+
+
+def test_attention_to_a_memory_in_blocks_is_that_at_once():
+    """Of another length than the row; values and gradients, and nothing of another segment."""
+    rng, B, S, P = np.random.default_rng(0), 2, 150, 40
+    shapes = ((B, S, N, H), (B, P, M, H), (B, P, M, H), (B, S, N, H))
+    query, key, value, slope = (
+        jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes
+    )
+    segment_BS = jnp.asarray(np.repeat([[1, 2], [1, 1]], 75, axis=1), jnp.int32)
+    memory_BP = jnp.asarray(np.repeat([[1, 2], [1, 0]], 20, axis=1), jnp.int32)
+    mask_BSP = segment_BS[:, :, None] == memory_BP[:, None, :]
+
+    def gradients(run):
+        out, pull_back = jax.vjp(jax.jit(run), query, key, value)
+        return out, *pull_back(slope)
+
+    def at_once(q, k, v):
+        return attend(*(x.swapaxes(1, 2) for x in (q, k, v)), mask_BSP).swapaxes(1, 2)
+
+    def in_blocks(q, k, v):
+        return attend_memory(q, k, v, segment_BS, memory_BP, 64)
+
+    for mine, right in zip(gradients(in_blocks), gradients(at_once), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5)
+    broken = in_blocks(query, key, value.at[1, 20:].set(jnp.nan))
+    assert np.array_equal(broken[0], in_blocks(query, key, value)[0])
+    assert np.isnan(np.asarray(value.at[1, 20:].set(jnp.nan))).any()
 
 
 def test_splash_is_the_blocks():
