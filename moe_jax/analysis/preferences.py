@@ -18,14 +18,14 @@ from moe_jax.analysis.trace import Trace
 
 def taken(trace: Trace) -> np.ndarray:
     """(L, N, S, K) bool: assignments to matrix experts that took the token; no padding."""
-    real = (trace.segment_NS > 0)[None, :, :, None]
+    real = (trace.segment_LNS > 0)[..., None]
     return trace.kept_LNSK & (trace.expert_LNSK < trace.num_experts) & real
 
 
 def load(trace: Trace) -> np.ndarray:
     """(L, E): the share of the wanted assignments of each expert, before drops: the evaluation's
     `load`."""
-    wanted = (trace.expert_LNSK < trace.num_experts) & (trace.segment_NS > 0)[None, :, :, None]
+    wanted = (trace.expert_LNSK < trace.num_experts) & (trace.segment_LNS > 0)[..., None]
     counts_LE = np.stack(
         [
             np.bincount(expert[here], minlength=trace.num_experts)
@@ -75,7 +75,7 @@ def saturation(traces: Sequence[Trace], k: int | None = None) -> np.ndarray:
     last = traces[-1]
     result = np.full((len(traces), len(last.layers_L)), np.nan)
     for number, trace in enumerate(traces):
-        if not np.array_equal(trace.token_NS, last.token_NS):
+        if not np.array_equal(trace.tokens_of_parts, last.tokens_of_parts):
             raise ValueError("the traces are of different tokens")
         for layer in range(len(last.layers_L)):
             old, new = (_choices(t, layer, k) for t in (trace, last))
@@ -85,13 +85,13 @@ def saturation(traces: Sequence[Trace], k: int | None = None) -> np.ndarray:
 
 def _choices(trace: Trace, layer: int, k: int | None) -> np.ndarray:
     """(T, k) experts of the tokens that are no padding, the undispatched as no expert."""
-    expert_TK = trace.expert_LNSK[layer][trace.segment_NS > 0][:, :k]
+    expert_TK = trace.expert_LNSK[layer][trace.segment_LNS[layer] > 0][:, :k]
     return np.minimum(expert_TK, trace.num_experts)
 
 
 def dropped_by_position(trace: Trace, bins: int) -> np.ndarray:
     """(L, bins): dropped / wanted assignments by the place in the row; nan where none is wanted."""
-    wanted = (trace.expert_LNSK < trace.num_experts) & (trace.segment_NS > 0)[None, :, :, None]
+    wanted = (trace.expert_LNSK < trace.num_experts) & (trace.segment_LNS > 0)[..., None]
     lost = wanted & ~trace.kept_LNSK
     edges = np.linspace(0, trace.token_NS.shape[1], bins + 1).round().astype(int)
     sums = [
@@ -114,7 +114,7 @@ class Preference:
 
 def chance(trace: Trace, layer: int) -> float:
     """The share of tokens that an expert takes on the average: assignments / (tokens E)."""
-    tokens = max(int((trace.segment_NS > 0).sum()), 1)
+    tokens = max(int((trace.segment_LNS[layer] > 0).sum()), 1)
     return float(taken(trace)[layer].sum()) / tokens / trace.num_experts
 
 
@@ -125,11 +125,10 @@ def preferred_tokens(
     chance; of input tokens that occur at least `min_count` times (the vocabulary specialisation
     of OLMoE). layer: index of the trace's layers."""
     E, there = trace.num_experts, taken(trace)[layer]
-    values, index, whole = np.unique(
-        trace.token_NS[trace.segment_NS > 0], return_inverse=True, return_counts=True
-    )
-    index_NS = np.full(trace.token_NS.shape, -1)
-    index_NS[trace.segment_NS > 0] = index
+    token_NS, real_NS = trace.token_LNS[layer], trace.segment_LNS[layer] > 0
+    values, index, whole = np.unique(token_NS[real_NS], return_inverse=True, return_counts=True)
+    index_NS = np.full(token_NS.shape, -1)
+    index_NS[real_NS] = index
     counts = np.zeros((len(values), E), np.int64)
     row = np.broadcast_to(index_NS[:, :, None], there.shape)[there]
     np.add.at(counts, (row, trace.expert_LNSK[layer][there]), 1)

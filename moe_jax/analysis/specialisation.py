@@ -13,7 +13,7 @@ def domain_counts(trace: Trace, by: str = "auto") -> tuple[np.ndarray, tuple[str
     by: "source" (of each token, planted), "domain", "class" (of each row, or of each patch) or
     "auto": sources where they are known, else domains.
     """
-    counted_NS = trace.segment_NS > 0
+    counted_LNS = trace.segment_LNS > 0
     use_source = by == "source" or (by == "auto" and trace.source_NS is not None)
     if use_source:
         assert trace.source_NS is not None, "this data does not know its sources"
@@ -22,7 +22,7 @@ def domain_counts(trace: Trace, by: str = "auto") -> tuple[np.ndarray, tuple[str
     elif by == "class" and trace.class_NS is not None:
         assert trace.classes is not None
         domain_NS, names = trace.class_NS, trace.classes
-        counted_NS = counted_NS & (domain_NS >= 0)
+        counted_LNS = counted_LNS & (domain_NS >= 0)[None]
     else:
         row_N, names = trace.domain_N, trace.domains
         if by == "class":
@@ -31,7 +31,7 @@ def domain_counts(trace: Trace, by: str = "auto") -> tuple[np.ndarray, tuple[str
         domain_NS = np.broadcast_to(row_N[:, None], trace.token_NS.shape)
     L, E = len(trace.layers_L), trace.num_experts
     counts = np.zeros((L, len(names), E), np.int64)
-    taken = trace.kept_LNSK & (trace.expert_LNSK < E) & counted_NS[None, :, :, None]
+    taken = trace.kept_LNSK & (trace.expert_LNSK < E) & counted_LNS[..., None]
     K = trace.expert_LNSK.shape[-1]
     domain_NSK = np.repeat(domain_NS[:, :, None], K, axis=2)
     for layer in range(L):

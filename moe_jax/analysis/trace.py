@@ -21,6 +21,14 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     class           int32 (N, S)  the same of each patch, where every pixel has a class
     classes         str (C,)      with either
 
+and of a model of several parts, as an encoder and a decoder, whose last part `token`, `segment` and
+`nats` are of:
+
+    parts           str (P,)      their names
+    part            int32 (L,)    which of them each sparse layer is in
+    part_token      int32 (P, N, S)   input ids of each
+    part_segment    int32 (P, N, S)
+
 Of images, token is the place of the patch and nats is the loss of the row, or of the patch where
 every pixel has a class.
 """
@@ -63,6 +71,10 @@ class Trace:
     label_N: np.ndarray | None = None
     class_NS: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
+    part_L: np.ndarray | None = None
+    token_PNS: np.ndarray | None = None
+    segment_PNS: np.ndarray | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the file, under exactly this name."""
@@ -96,13 +108,41 @@ class Trace:
         values |= {name: int(found[name]) for name in ("step", "num_experts", "unused")}
         values["capacity_factor"] = None if np.isnan(factor) else factor
         values["domains"] = tuple(str(name) for name in found["domains"])
-        if "classes" in found:
-            values["classes"] = tuple(str(name) for name in found["classes"])
+        for names in ("classes", "parts"):
+            if names in found:
+                values[names] = tuple(str(name) for name in found[names])
         return cls(**values)
 
     @property
     def rows(self) -> int:
         return len(self.token_NS)
+
+    @property
+    def tokens_of_parts(self) -> np.ndarray:
+        """(P, N, S): the input ids of each part of the model."""
+        return self.token_NS[None] if self.token_PNS is None else self.token_PNS
+
+    @property
+    def token_LNS(self) -> np.ndarray:
+        """The input ids of each sparse layer."""
+        return self._of_layers(self.token_NS, self.token_PNS)
+
+    @property
+    def segment_LNS(self) -> np.ndarray:
+        """The segments of each sparse layer's tokens; 0: padding."""
+        return self._of_layers(self.segment_NS, self.segment_PNS)
+
+    def _of_layers(self, last_NS: np.ndarray, of_parts: np.ndarray | None) -> np.ndarray:
+        if of_parts is None or self.part_L is None:
+            return np.broadcast_to(last_NS[None], (len(self.layers_L), *last_NS.shape))
+        return of_parts[self.part_L]
+
+    def title(self, layer: int) -> str:
+        """Of the sparse layer at an index, "Layer 3", with its part where there are several."""
+        part = (
+            f", {self.parts[self.part_L[layer]]}" if self.parts and self.part_L is not None else ""
+        )
+        return f"Layer {int(self.layers_L[layer])}{part}"
 
     def gates(self) -> np.ndarray:
         """(L, N, S, E) float32: the weight of each matrix expert in each token's output."""
@@ -125,4 +165,6 @@ def gates_of(
 def _key(field: str) -> str:
     """The name in the file: without the shape suffix."""
     name, _, suffix = field.rpartition("_")
+    if suffix == "PNS":
+        return f"part_{name}"
     return name if suffix.isupper() else field

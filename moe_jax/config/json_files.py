@@ -15,16 +15,22 @@ JsonObject = dict[str, Json]
 
 def parsed(text: str | bytes) -> Json:
     """The value of a JSON text. ValueError for whatever is wrong with it, its depth included. Half
-    a surrogate pair, which JSON may hold and no UTF-8 text, becomes a question mark."""
+    a surrogate pair, which JSON may hold and no UTF-8 text, becomes a question mark; an integer
+    that is too large for a float64 is inf, as 1e999 is."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
         if "\\ud" in text or "\\uD" in text:
             whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-            value = json.loads(whole)
+            value = json.loads(whole, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
+
+
+def _integer(digits: str) -> int | float:
+    # Of 309 digits and more some are beyond 2^1024.
+    return int(digits) if len(digits) < 309 else float(digits)
 
 
 def read_value(file: Path) -> Json:

@@ -63,8 +63,8 @@ class EncoderDecoderConfig(TextConfig):
         """The encoder's layers, then the decoder's."""
         here = max(min(self.layers_of_encoder, self.num_layers), 0)
         there = max(self.num_layers - here, 0)
-        encoder = layout_of(here, moe)
-        decoder = layout_of(there, moe, causal=True, crosses=True, behind=here)
+        encoder = layout_of(here, moe, name="encoder")
+        decoder = layout_of(there, moe, causal=True, crosses=True, behind=here, name="decoder")
         return joined(encoder, decoder)
 
     def fits(self, io: IO) -> Iterator[Rule]:

@@ -51,10 +51,11 @@ class Stack:
 @dataclass(frozen=True)
 class LayerPart:
     """Layers that follow each other: a prologue, then `repeats` x a pattern of blocks; one stack
-    per place in the pattern."""
+    per place in the pattern. name: of one of several parts."""
 
     prologue: tuple[Stack, ...] = ()
     pattern: tuple[Stack, ...] = ()
+    name: str = ""
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
@@ -75,7 +76,7 @@ class LayerPart:
             ),
             key=lambda stack: stack.first,
         )
-        return LayerPart(prologue=tuple(layers))
+        return LayerPart(prologue=tuple(layers), name=self.name)
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,16 @@ class Layout:
     def stack_of(self, layer: int) -> Stack:
         return next(stack for stack in self.stacks if layer in stack.layers)
 
-    def moe_layers_of(self, part: int) -> tuple[int, ...]:
-        """The numbers of the sparse layers of a part."""
-        stacks = self.parts[part].stacks
-        return tuple(sorted(i for stack in stacks if stack.moe for i in stack.layers))
+    @property
+    def part_of_moe_layers(self) -> tuple[int, ...]:
+        """Of each sparse layer, in the order of `moe_layers`, the part that it is in."""
+        part_of = {
+            layer: number
+            for number, part in enumerate(self.parts)
+            for stack in part.stacks
+            for layer in stack.layers
+        }
+        return tuple(part_of[layer] for layer in self.moe_layers)
 
     @property
     def layers_by_name(self) -> dict[str, tuple[int, ...]]:
@@ -180,13 +187,14 @@ def layout_of(
     causal: bool = False,
     crosses: bool = False,
     behind: int = 0,
+    name: str = "",
 ) -> Layout:
     """Cuts the layers into a prologue and a repeated pattern, as long as the least common multiple
     of moe.every and depth.every.
 
     The prologue is what does not fit: layers well before moe.first or depth.first, and the
     remainder. behind: so many layers of other parts are numbered before these, whose kinds are
-    counted from their own first.
+    counted from their own first. name: of the part.
     """
     period = math.lcm(moe.every or 1, depth.every or 1)
     # Layers before the first of a kind belong to the pattern as far as it reaches back.
@@ -203,7 +211,7 @@ def layout_of(
     prologue = tuple(stack(layer, 1, 1) for layer in range(start))
     dense = itertools.takewhile(lambda stack: not stack.moe, prologue)
     pattern = tuple(stack(at, period, repeats) for at in places)
-    layout = Layout(parts=(LayerPart(prologue, pattern),), shared=len(tuple(dense)))
+    layout = Layout(parts=(LayerPart(prologue, pattern, name),), shared=len(tuple(dense)))
     return dataclasses.replace(layout, ensemble=moe.members) if layout.moe_layers else layout
 
 

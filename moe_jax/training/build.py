@@ -275,13 +275,17 @@ class Program:
         return len(raw[next(iter(self.columns))])
 
     def tokens_and_segments(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(id, segment), int32 (B, S), of each token that the layers see of numpy rows; segment 0
-        is none."""
+        """(id, segment), int32 (P, B, S), of each token that the layers of each of the P parts of
+        the model see of numpy rows; segment 0 is none."""
         rows = np.arange(self._rows_of(raw), dtype=np.int32)
         batch: dict[str, Any] = {**raw, "row": rows}  # a task takes numpy's arrays too
-        inputs = self.step.task.inputs(batch).tokens_and_segments(self.experiment.row_length)
-        token_BS, segment_BS = (np.asarray(x, np.int32) for x in inputs)
-        return token_BS, segment_BS
+        inputs, S = self.step.task.inputs(batch), self.experiment.row_length
+        found = [inputs.tokens_and_segments(S, p) for p in range(len(self.layout.parts))]
+        token_PBS, segment_PBS = (
+            np.stack([np.asarray(x, np.int32) for x in of_parts])
+            for of_parts in zip(*found, strict=True)
+        )
+        return token_PBS, segment_PBS
 
     @cached_property
     def scalars(self) -> Schedules:

@@ -32,7 +32,8 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
     for number, raw in enumerate(counted_batches("tracing", batches)):
         seen = _observe(program, state, raw, number)
         routes, unused = seen.routes, seen.routes.unused
-        token_NS, segment_NS = program.tokens_and_segments(raw)
+        token_PNS, segment_PNS = program.tokens_and_segments(raw)
+        token_NS, segment_NS = token_PNS[-1], segment_PNS[-1]
         part = {
             "token_NS": token_NS,
             "segment_NS": segment_NS,
@@ -42,7 +43,9 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             "weight_LNSK": routes.weight_BSK,
             "kept_LNSK": routes.kept_BSK,
         }
-        if "source" in raw:
+        if len(token_PNS) > 1:
+            part |= {"token_PNS": token_PNS, "segment_PNS": segment_PNS}
+        if "source" in raw and "tokens" in raw:
             part["source_NS"] = raw["source"][:, :-1]
         if "label" in raw:
             part["label_N"] = raw["label"]
@@ -57,7 +60,9 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         name: np.concatenate([part[name] for part in parts], axis=_axis_of_rows(name))
         for name in parts[0]
     }
-    moe = program.experiment.moe
+    moe, layout = program.experiment.moe, program.layout
+    parts_L = np.asarray(layout.part_of_moe_layers, np.int32)
+    names = tuple(one.name for one in layout.parts)
     return Trace(
         step=int(state.step),
         num_experts=moe.num_experts,
@@ -66,6 +71,7 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         layers_L=np.asarray(program.layout.moe_layers, np.int32),
         domains=info.domains or ("all",),
         classes=info.classes if {"label_N", "class_NS"} & joined.keys() else None,
+        **({"part_L": parts_L, "parts": names} if len(names) > 1 else {}),
         **joined,
     )
 
@@ -86,7 +92,8 @@ def classes_of_patches(label_NHW: np.ndarray, grid: tuple[int, int], length: int
 
 
 def _axis_of_rows(name: str) -> int:
-    return int(name.endswith("LNSK"))
+    """The axes in front of it are of layers or of parts."""
+    return int(name.endswith(("LNSK", "PNS")))
 
 
 def _rows(name: str, array: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
@@ -118,10 +125,10 @@ def recorded_batches(
             return
         rows = slice(done, min(done + size, whole))
         count = rows.stop - rows.start
-        token_NS, segment_NS = program.tokens_and_segments(raw)
-        if count > np.count_nonzero(segment_NS.any(axis=1)):
+        token_PNS, segment_PNS = program.tokens_and_segments(raw)
+        if count > np.count_nonzero(segment_PNS[-1].any(axis=1)):
             break  # the rest of the batch is no data
-        if not np.array_equal(trace.token_NS[rows], token_NS[:count]):
+        if not np.array_equal(trace.tokens_of_parts[:, rows], token_PNS[:, :count]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
         shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)

@@ -32,7 +32,8 @@ class Probe:
         for name, spec in program.columns.items():
             self._raw[name] = spec.filled(whole)
             self._raw[name][:count] = np.stack([row[name] for row in chosen])
-        self._valid = program.tokens_and_segments(self._raw)[1][:count] > 0
+        valid_PBS = program.tokens_and_segments(self._raw)[1][:, :count] > 0
+        self._valid = [valid_PBS[part] for part in program.layout.part_of_moe_layers]
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """The state with the new routes in it, and the metrics `moe/probe/...`.
@@ -57,9 +58,10 @@ class Probe:
         if np.all(old >= 0):
             per_layer |= {"churn": [], "overlap": []}
         for row in range(expert.shape[0]):
-            per_layer["margin"].append(float(margin(probability[row][self._valid], 1)))
+            valid = self._valid[row]
+            per_layer["margin"].append(float(margin(probability[row][valid], 1)))
             if "churn" in per_layer:
-                before, after = old[row][self._valid], expert[row][self._valid]
+                before, after = old[row][valid], expert[row][valid]
                 per_layer["churn"].append(float(churn(before, after)))
                 per_layer["overlap"].append(float(overlap(before, after)))
         return self._named(per_layer)

@@ -119,6 +119,10 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
     moe = experiment.moe
     if not moe.every:
         return
+    if moe.ensemble > 1 and len(experiment.model.layout(moe).parts) > 1:
+        rule = "must be 1: a model of several parts has no ensembles"
+        yield Problem("moe.ensemble", moe.ensemble, rule)
+        return
     if moe.gates > 1:
         rule = "must be 1: the models of the package have one gate, moe_jax.MoE takes several"
         yield Problem("moe.gates", moe.gates, rule)

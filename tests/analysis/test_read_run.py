@@ -61,6 +61,14 @@ def test_values_that_are_not_finite_are_nan(tmp_path):
     assert series.last == 3
 
 
+def test_an_integer_beyond_float64_is_not_finite(tmp_path):
+    digits = "9" * 309
+    lines = [f'{{"step": {n}, "split": "train", "loss": {x}}}' for n, x in ((1, 2), (2, digits))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    values = read_runs([tmp_path])[0]["loss"].values
+    assert values[0] == 2 and not np.isfinite(values[1])
+
+
 def test_lists_are_rows(tmp_path):
     name = layer_name(7, "load")
     write(tmp_path, train(1, **{name: [0.25, 0.75]}), train(2, **{name: [0.5, 0.5], "note": "x"}))

@@ -427,6 +427,9 @@ def test_percentages_for_people():
     assert formatted(0.0309, percent=True) == "3.09 %"
     assert formatted(1.0, percent=True) == "100 %"
     assert tick_labels([0.0, 0.25, 0.5], percent=True) == ["0 %", "25 %", "50 %"]
+    assert tick_labels([-1e29, -5e28, 0.0], percent=True) == ["-1e31 %", "-5e30 %", "0 %"]
+    assert tick_labels([0.0, 5e12]) == ["0", "5000G"]
+    assert tick_labels([0.0, 1e13]) == ["0", "1e13"]
 
 
 def test_only_what_differs_is_listed():

@@ -122,7 +122,8 @@ def test_routes_and_sums_of_both_halves(unrolled_layers):
     pairs = some_pairs()
     layout = network.abstract_module.layout
     assert layout.moe_layers == (1, 3)
-    assert [layout.moe_layers_of(part) for part in (0, 1)] == [(1,), (3,)]
+    assert layout.part_of_moe_layers == (0, 1)
+    assert [part.name for part in layout.parts] == ["encoder", "decoder"]
     context = Context(whole_rows=True, capture=True)
     report = jax.jit(lambda: network.apply(params, pairs, context, state).report)()
     k = MOE.router.choices(4)

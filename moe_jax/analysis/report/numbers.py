@@ -39,6 +39,8 @@ def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
     if percent:
         return [f"{label} %" for label in tick_labels([100 * value for value in values])]
     largest = max(map(abs, values), default=0)
+    if largest >= 1e13:
+        return [f"{value:.4g}".replace("e+", "e") if value else "0" for value in values]
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if largest >= 10 * unit or (unit > 1e3 and largest >= unit):
             return [

@@ -76,7 +76,7 @@ def _by_layer(view: RoutingView, draw: Callable[[int], str], kind: str = "") -> 
 
 
 def _title(view: RoutingView, layer: int) -> str:
-    return f"Layer {int(view.last.layers_L[layer])}"
+    return view.last.title(layer)
 
 
 # Text
@@ -93,7 +93,7 @@ def _text(view: RoutingView) -> str:
 
     def draw(layer: int) -> str:
         paragraphs = "".join(
-            f'<p class="text">{_coloured(view, row, experts[layer, row], length)}</p>'
+            f'<p class="text">{_coloured(view, layer, row, experts[layer, row], length)}</p>'
             for row in rows
         )
         return figure(_title(view, layer), paragraphs, kind="panel")
@@ -113,13 +113,14 @@ def _sample_rows(trace: Trace) -> list[int]:
     return rows if len(rows) > 1 else list(range(min(2, trace.rows)))
 
 
-def _coloured(view: RoutingView, row: int, expert_S: np.ndarray, length: int) -> str:
+def _coloured(view: RoutingView, layer: int, row: int, expert_S: np.ndarray, length: int) -> str:
     """The row's first tokens, runs of one expert in one span."""
     trace = view.last
-    real = np.flatnonzero(trace.segment_NS[row] > 0)[:length]
+    token_S = trace.token_LNS[layer, row]
+    real = np.flatnonzero(trace.segment_LNS[layer, row] > 0)[:length]
     spans = []
     for expert, group in itertools.groupby(real, key=lambda s: int(expert_S[s])):
-        text = "".join(_visible(view.text(int(trace.token_NS[row, s]))) for s in group)
+        text = "".join(_visible(view.text(int(token_S[s]))) for s in group)
         if expert < 0:
             spans.append(escape(text))
         else:
