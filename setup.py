@@ -36,6 +36,7 @@ CORE = [
 TEXT = ["tokenizers>=0.22"]
 DATA = ["pyarrow>=18.0", "zstandard>=0.22"]
 VISION = ["scikit-learn>=1.6", "pillow>=11.0"]
+TRANSLATION = ["sacrebleu>=2.5"]
 VOWELS = ["praat-parselmouth>=0.4.7"]  # GPL: run as a process of its own, never imported
 HF = ["transformers>=5.0", "safetensors>=0.5", "torch>=2.8"]
 SWEEP = ["optuna>=5.0"]
@@ -58,6 +59,7 @@ TEST = [
     *TEXT,
     *DATA,
     *VISION,
+    *TRANSLATION,
 ]
 
 EXTRAS = {
@@ -65,6 +67,7 @@ EXTRAS = {
     "text": TEXT,
     "data": DATA,  # .parquet, .arrow and .zst of a folder of text
     "vision": VISION,  # handwritten digits, images in files
+    "translation": TRANSLATION,  # BLEU and chrF
     "vowels": VOWELS,  # the table of Peterson and Barney, by Praat
     "hf": HF,
     "oracles": [*HF, "pycocotools>=2.0.8"],  # what figures are held against (make test-oracles)

@@ -20,6 +20,8 @@ usage: python -m moe_jax.generate --workdir=DIR --prompt=TEXT [--max_tokens=N]
 
 Continues the prompt with the newest checkpoint of the run in DIR.
   python -m moe_jax.generate --workdir=runs/quickstart --prompt="def " --show_routing
+Or, where the run translates, puts it into another language by beam search:
+  python -m moe_jax.generate --workdir=runs/translation --prompt="a small editor" --into=de
 """
 FLAGS = command_flags("workdir")
 flags.DEFINE_string("prompt", None, "the text to go on from", flag_values=FLAGS, required=True)
@@ -28,6 +30,8 @@ flags.DEFINE_integer("seed", 0, "seed of the drawing", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 0.95, "draw from the most probable tokens only", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "checkpoint (default: the newest)", flag_values=FLAGS)
+flags.DEFINE_string("into", None, "the language to translate into", flag_values=FLAGS)
+flags.DEFINE_integer("beams", 4, "hypotheses of a translation; 1: greedy", flag_values=FLAGS)
 flags.DEFINE_boolean(
     "show_routing", False, "each token with its experts and weights", flag_values=FLAGS
 )
@@ -39,6 +43,8 @@ def main(arguments: Arguments) -> int:
         problems.append("--max_tokens must be at least 0")
     if FLAGS.temperature < 0:
         problems.append("--temperature must be at least 0")
+    if FLAGS.beams < 1:
+        problems.append("--beams must be at least 1")
     if not 0 < FLAGS.top_p <= 1:
         problems.append("--top_p must be above 0 and at most 1")
     if not FLAGS.prompt:
@@ -55,6 +61,9 @@ def main(arguments: Arguments) -> int:
 
     keep_compiled_programs()
     run = load(FLAGS.workdir, step=FLAGS.step)
+    if FLAGS.into is not None:
+        print(*run.translate([FLAGS.prompt], FLAGS.into, beams=FLAGS.beams), sep="\n")
+        return 0
     tokens = written(run)
     tokenizer = run.tokenizer
     print(tokenizer.decode([token.id for token in tokens]))  # a character may span several tokens

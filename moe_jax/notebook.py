@@ -25,11 +25,12 @@ from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
-from moe_jax.data.tokenizer import BPE_FILE, Bpe
+from moe_jax.data.tokenizer import BPE_FILE, Bpe, WithLanguages
 from moe_jax.data.types import DataInfo, Dataset, Rows, Tokenizer, described
 from moe_jax.models.by_layer import unstack
 from moe_jax.models.generation import Generator, Token
 from moe_jax.models.network import Params
+from moe_jax.models.translation import Decoding
 from moe_jax.nn.context import Routes
 from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.hosts import is_multiprocess
@@ -42,7 +43,13 @@ from moe_jax.training.evaluation import evaluate
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.identity import data_changes
 from moe_jax.training.state import TrainState
+from moe_jax.training.translating import translations
 from moe_jax.training.workdir import TOKENIZER, info_of
+
+LATER_TOKENS = (
+    "this model's routing lets a token see later ones, so it cannot generate "
+    "(config.moe.router: its kind or drop_order)"
+)
 
 
 def train(
@@ -322,7 +329,7 @@ class LoadedRun:
         """How much later tokens decide of earlier ones (analysis/leak.py), over `batches`
         evaluation batches; train: with the routing and the capacity of training."""
         self._alone("the leak")
-        if not self.config.io.predicts_next:
+        if not self.config.io.predicts_next or self.config.io.source is not None:
             raise UserError("the leak is of models that predict the next token (config.task)")
         return observation.leak(self.program, self.state, self._batches(batches), train=train)
 
@@ -354,6 +361,36 @@ class LoadedRun:
         tokens = self.generate(prompt, max_tokens, **options)
         return self.tokenizer.decode([token.id for token in tokens])
 
+    def translate(
+        self, texts: Sequence[str], into: str, *, beams: int = 4, length_penalty: float = 0.6
+    ) -> list[str]:
+        """What the model makes of texts in the language `into`, one of `run.languages`; by beam
+        search over `beams` hypotheses, 1 is greedy. Each text by itself: no other decides of it.
+
+        UserError for a model that does not translate, a language that it does not know, a text that
+        is empty or longer than its rows, and routing that lets a token see later ones.
+        """
+        if into not in self.languages:
+            raise UserError(f"into {into!r}: the run translates into {', '.join(self.languages)}")
+        if self.config.moe.every and not self.config.moe.causal:
+            raise UserError(LATER_TOKENS)
+        decoding = Decoding(beams=beams, length_penalty=length_penalty)
+        if rules := list(decoding.check()):
+            raise UserError("; ".join(f"{name} {rule}" for name, rule in rules))
+        return translations(self.program, self.state, self._translator, texts, into, decoding)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that the run translates into. UserError where it does not translate."""
+        return self._translator.languages
+
+    @property
+    def _translator(self) -> WithLanguages:
+        tokenizer = self.tokenizer
+        if self.config.io.source is None or not isinstance(tokenizer, WithLanguages):
+            raise UserError("this model does not translate (config.task)")
+        return tokenizer
+
     def generate(
         self,
         prompt: str,
@@ -368,6 +405,8 @@ class LoadedRun:
         UserError for an empty prompt, and for a model whose routing lets a token see later ones."""
         if not self.config.io.predicts_next:
             raise UserError("this model does not predict the next token (config.task)")
+        if self.config.io.source is not None:
+            raise UserError("this model translates: --into=LANGUAGE, or run.translate(...)")
         moe, tokenizer = self.config.moe, self.tokenizer
         if not self.config.model.causal:
             raise UserError(
@@ -378,10 +417,7 @@ class LoadedRun:
             kind = type(self.config.model.mixer).__name__
             raise UserError(f"{kind} keeps no cache, so it cannot generate (config.model.mixer)")
         if moe.every and not moe.causal:
-            raise UserError(
-                "this model's routing lets a token see later ones, so it cannot generate "
-                "(config.moe.router: its kind or drop_order)"
-            )
+            raise UserError(LATER_TOKENS)
         ids = list(tokenizer.encode(prompt))
         if not ids:
             raise UserError("--prompt is empty: give at least one character to go on from")

@@ -118,10 +118,12 @@ def test_only_declared_packages_are_imported(module: str):
         *(third_party(node) for node in top_level if isinstance(node, ast.Import | ast.ImportFrom))
     )
     assert at_import <= requirements("CORE")
-    extras = requirements("EXTRAS").union(*map(requirements, ("TEXT", "DATA", "VISION", "SWEEP")))
+    extras = requirements("EXTRAS").union(*map(requirements, USED)))
     assert third_party(TREES[module]) <= requirements("CORE") | extras
 
 
+# Extras that the package itself imports.
+USED = ("TEXT", "DATA", "VISION", "SWEEP", "TRANSLATION")
 # What the tests of a folder import beside the usual; a target of its own installs it.
 FOLDERS = {
     "oracles": {"torch", "transformers", "pycocotools"},
@@ -133,7 +135,7 @@ def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
     usual = requirements("CORE") | requirements("TEST") | {"experiments"}
     usual = usual.union(
-        *map(requirements, ("TEXT", "DATA", "VISION", "SWEEP", "SLURM", "KUBERNETES"))
+        *map(requirements, (*USED, "SLURM", "KUBERNETES"))
     )
     for path in sorted((ROOT / "tests").rglob("*.py")):
         allowed = usual.union(*(more for folder, more in FOLDERS.items() if folder in path.parts))

@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,9 @@ class Series:
 class RunRecord:
     """All that was written of a run.
 
-    series: (split, name) -> Series, names as in metrics.jsonl. config, environment: the content of
-    their files, {} where the file is absent. name: short, and its own among runs read together.
+    series: (split, name) -> Series, names as in metrics.jsonl. config, environment, data: the
+    content of their files, {} where the file is absent. name: short, and its own among runs read
+    together.
     """
 
     workdir: Path
@@ -49,6 +50,15 @@ class RunRecord:
     config: Mapping[str, Json]
     environment: Mapping[str, Json]
     series: Mapping[tuple[str, str], Series]
+    data: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def rows_by_domain(self) -> dict[str, int]:
+        """Training rows of each domain, where the run has said so."""
+        rows = self.data.get("rows_by_domain")
+        return (
+            {str(k): v for k, v in rows.items() if type(v) is int} if isinstance(rows, dict) else {}
+        )
 
     @property
     def last_step(self) -> int:
@@ -118,6 +128,7 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
             name=name,
             config=_read_object(folder / "config.json"),
             environment=_read_object(folder / "environment.json"),
+            data=_read_object(folder / "data.json"),
             series=_read_series(folder),
         )
         for folder, name in zip(folders, _short_names(folders), strict=True)

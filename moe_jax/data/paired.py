@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from moe_jax.data.packing import require_ids
 from moe_jax.data.progress import Reporter
 from moe_jax.data.store import TokenFolder
 from moe_jax.data.text import TextDataset
-from moe_jax.data.types import SPLITS, ArraySpec, Tokenizer
+from moe_jax.data.tokenizer import WithLanguages
+from moe_jax.data.types import SPLITS, ArraySpec
 
 NAMES = "pairs.json"  # of the pairs of languages, in a folder of tokens
 
@@ -31,35 +32,6 @@ class Pair:
     source: str
     target: str
     languages: tuple[str, str]
-
-
-class WithLanguages:
-    """A tokenizer with an id for each language behind its own, which stands in front of a source
-    and says into which language it goes (Johnson et al., 1611.04558, section 3)."""
-
-    def __init__(self, inner: Tokenizer, languages: tuple[str, ...]):
-        self.inner, self.languages = inner, languages
-        self.bos_id, self.eos_id, self.pad_id = inner.bos_id, inner.eos_id, inner.pad_id
-        self.vocab_size = inner.vocab_size + len(languages)
-        own = tuple(range(inner.vocab_size, self.vocab_size))
-        self.special_ids = (*inner.special_ids, *own)
-        zeros = np.zeros(len(own), inner.bytes_per_token_V.dtype)
-        self.bytes_per_token_V = np.concatenate([inner.bytes_per_token_V, zeros])
-
-    def language_id(self, language: str) -> int:
-        return self.inner.vocab_size + self.languages.index(language)
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.inner.encode(text)
-
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        return self.inner.encode_batch(texts)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.inner.decode([i for i in ids if i < self.inner.vocab_size])
-
-    def describe(self) -> JsonObject:
-        return {**self.inner.describe(), "languages": list(self.languages)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +102,9 @@ class PairedText(TextDataset):
         lines = super().summary()
         for split in SPLITS:
             rows = self.open(split)
-            counts = np.bincount(rows.domain_of_row, minlength=len(rows.domains))
             each = ", ".join(
-                f"{name} {count:,}" for name, count in zip(rows.domains, counts, strict=True)
+                f"{name} {count:,}"
+                for name, count in zip(rows.domains, rows.rows_by_domain, strict=True)
             )
             left = f"; {rows.left_out:,} longer than a row" if rows.left_out else ""
             lines.append(f"pairs of {split}: {each}{left}")
@@ -181,6 +153,11 @@ class PairRows:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def rows_by_domain(self) -> tuple[int, ...]:
+        counts = np.bincount(self.domain_of_row, minlength=len(self.domains))
+        return tuple(map(int, counts))
 
     def place_of(self, index: int) -> int:
         """Which pair that fits stands at row `index`."""

@@ -292,10 +292,41 @@ def load_tokenizer(folder: Path, description: JsonObject) -> Tokenizer:
 # Carried by a run, so that its model is read and written without its data
 
 
+class WithLanguages:
+    """A tokenizer with an id for each language behind its own, which stands in front of a source
+    and says into which language it goes (Johnson et al., 1611.04558, section 3)."""
+
+    def __init__(self, inner: Tokenizer, languages: tuple[str, ...]):
+        self.inner, self.languages = inner, languages
+        self.bos_id, self.eos_id, self.pad_id = inner.bos_id, inner.eos_id, inner.pad_id
+        self.vocab_size = inner.vocab_size + len(languages)
+        own = tuple(range(inner.vocab_size, self.vocab_size))
+        self.special_ids = (*inner.special_ids, *own)
+        zeros = np.zeros(len(own), inner.bytes_per_token_V.dtype)
+        self.bytes_per_token_V = np.concatenate([inner.bytes_per_token_V, zeros])
+
+    def language_id(self, language: str) -> int:
+        return self.inner.vocab_size + self.languages.index(language)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.inner.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.inner.encode_batch(texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.inner.decode([i for i in ids if i < self.inner.vocab_size])
+
+    def describe(self) -> JsonObject:
+        return {**self.inner.describe(), "languages": list(self.languages)}
+
+
 def carry_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a tokenizer of this package into a folder of its own. One from outside is only
     described: it comes with its dataset."""
     content: JsonObject = {"description": tokenizer.describe()}
+    if isinstance(tokenizer, WithLanguages):
+        tokenizer = tokenizer.inner
     if isinstance(tokenizer, IdTokenizer):
         content["bytes_per_id"] = tokenizer.bytes_per_id
     folder.mkdir(exist_ok=True)
@@ -316,10 +347,16 @@ def carried_tokenizer(folder: Path) -> Tokenizer | None:
         raise UserError(f"{folder / DESCRIPTION}: describes no tokenizer")
     if description.get("kind") not in ("bytes", "ids", "bpe"):
         return None
+    languages = description.pop("languages", None)
     try:
-        if description["kind"] == "ids":
-            size, eos = description["vocab_size"], description["eos_id"]
-            return IdTokenizer(size, eos_id=eos, bytes_per_id=content["bytes_per_id"])
-        return load_tokenizer(folder, description)
+        inner = _carried(folder, description, content)
+        return inner if languages is None else WithLanguages(inner, tuple(map(str, languages)))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / DESCRIPTION}: describes no tokenizer ({error})") from error
+
+
+def _carried(folder: Path, description: JsonObject, content: JsonObject) -> Tokenizer:
+    if description["kind"] == "ids":
+        size, eos = description["vocab_size"], description["eos_id"]
+        return IdTokenizer(size, eos_id=eos, bytes_per_id=content["bytes_per_id"])
+    return load_tokenizer(folder, description)

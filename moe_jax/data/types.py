@@ -83,12 +83,13 @@ class DataInfo:
     """What a model and a task must know of opened data, beside its columns.
 
     tokenizer: of text; None: no text. classes: the names of what `label` counts. domains: of what
-    `domain` counts.
+    `domain` counts. rows_by_domain: how many rows of this split each has; (): not known.
     """
 
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    rows_by_domain: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, rows: Any) -> DataInfo:
@@ -100,6 +101,7 @@ class DataInfo:
                 tokenizer=getattr(rows, "tokenizer", None),
                 classes=tuple(getattr(rows, "classes", ())),
                 domains=tuple(rows.domains),
+                rows_by_domain=tuple(getattr(rows, "rows_by_domain", ())),
             )
         return cls(tokenizer=rows)
 

@@ -46,6 +46,17 @@ class Predictions:
             self.hidden_BSD, self.head_DV, target_BS, self.chunks, self.shards
         )
 
+    def mean_nll(
+        self, nll_BS: Float[Array, "B S"], target_BS: Int[Array, "B S"]
+    ) -> Float[Array, "B S"]:
+        """The mean over all ids of -log p(id), float32, from that of the targets: the logarithm of
+        the sum is nll + logit(target), and a mean of logits is one product."""
+        h_BSD, w_DV = self.hidden_BSD, self.head_DV.astype(self.hidden_BSD.dtype)
+        target_BSD = w_DV.T[target_BS].astype(jnp.float32)
+        mean_D = jnp.mean(w_DV.astype(jnp.float32), axis=1)
+        hit_BS = jnp.sum(h_BSD.astype(jnp.float32) * (target_BSD - mean_D[None, None]), axis=-1)
+        return nll_BS + hit_BS
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,12 @@ class GivenLogits:
         self, target_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
         return nll_and_best(self.logits_BSV, target_BS)
+
+    def mean_nll(
+        self, nll_BS: Float[Array, "B S"], target_BS: Int[Array, "B S"]
+    ) -> Float[Array, "B S"]:
+        """The mean over all ids of -log p(id)."""
+        return -jnp.mean(jax.nn.log_softmax(self.logits_BSV, axis=-1), axis=-1)
 
 
 @jax.tree_util.register_dataclass

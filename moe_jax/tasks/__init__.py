@@ -6,10 +6,12 @@ from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.tasks.segmentation import Segmentation
 from moe_jax.tasks.tagging import Tagging
+from moe_jax.tasks.translation import Translation
 
 TASKS: dict[str, type] = {
     "language_model": LanguageModel,
     "classification": Classification,
     "segmentation": Segmentation,
     "tagging": Tagging,
+    "translation": Translation,
 }

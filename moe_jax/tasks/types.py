@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
-from moe_jax.models.types import IO
-from moe_jax.nn.context import ImageBatch, TokenBatch
+from moe_jax.models.types import IO, RouterStates
+from moe_jax.nn.context import Context, ImageBatch, PairBatch, TokenBatch
 
 RawBatch = Mapping[str, Array]  # the columns of a batch, and `row`: each row's number in it
 Sums = dict[str, Array]  # by name: float32 sums and int32 counts
@@ -61,6 +61,25 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Writes(Protocol):
+    """An objective whose evaluations also look at what the model writes by itself: further results
+    of rows (`Objective.rows`), which take many passes through the model.
+
+    written: of so many rows of an evaluation, the first ones; 0: of none.
+    """
+
+    written: int
+
+    # model: the module of a model that writes.
+
+    def write(
+        self, model: Any, context: Context, router_state: RouterStates, raw: RawBatch
+    ) -> dict[str, Array]:
+        """Results by row, (B, ...), of what the model writes."""
+        ...
+
+
 class Objective(Protocol):
     """A task on known data: pure functions of a batch and of what the model predicts.
 
@@ -75,7 +94,7 @@ class Objective(Protocol):
     counters: ClassVar[tuple[str, ...]]
     losses: ClassVar[tuple[str, ...]]
 
-    def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch:
+    def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch | PairBatch:
         """What the model sees of a batch (nn/context.py)."""
         ...
 

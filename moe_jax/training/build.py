@@ -29,7 +29,7 @@ from moe_jax.parallel.mesh import ROW_AXES, make_mesh, row_shards
 from moe_jax.parallel.placement import local_rows, put, put_rows
 from moe_jax.routing.counterfactual import Counterfactual
 from moe_jax.routing.types import Recorded
-from moe_jax.tasks.types import RawBatch
+from moe_jax.tasks.types import RawBatch, Writes
 from moe_jax.training.experiment import Experiment
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.rules import cross_check, rows_per_group
@@ -174,6 +174,17 @@ class Program:
             )
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
+
+    @property
+    def written(self) -> int:
+        """Of how many rows of an evaluation the task wants what the model writes."""
+        task = self.step.task
+        return task.written if isinstance(task, Writes) else 0
+
+    @cached_property
+    def write_step(self) -> Wrapped:
+        """(params, router_state, raw, scalars) -> Rows of what the model writes of each row."""
+        return jax.jit(self.step.write, out_shardings=replicated(self.mesh))
 
     @cached_property
     def observe_step(self) -> Wrapped:

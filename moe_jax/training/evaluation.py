@@ -46,14 +46,19 @@ def evaluate(
         batch = program.put(raw, first_row=number * size, batch_size=size)
         found = program.eval_step(state.params, state.router_state, batch, scalars, replayed)
         sums, rows = jax.device_get(found)
+        if number * size < program.written:
+            some = program.write_step(state.params, state.router_state, batch, scalars)
+            rows = {**rows, **_first(jax.device_get(some), program.written - number * size)}
         if rows:
             by_row.append({name: leaf[rows[VALID]] for name, leaf in rows.items()})
         wide = jax.tree.map(_widen, sums)
         total = wide if total is None else add_sums(total, wide)
     if total is None:
         raise ValueError("an evaluation needs at least one batch")
+    # The first rows alone have what is written of them.
     gathered = {
-        name: np.concatenate([rows[name] for rows in by_row]) for name in (by_row or [{}])[0]
+        name: np.concatenate([rows[name] for rows in by_row if name in rows])
+        for name in (by_row or [{}])[0]
     }
     metrics: JsonObject = dict(program.step.task.metrics(total.task, gathered))
     factor = program.experiment.evaluation.capacity_factor
@@ -62,6 +67,10 @@ def evaluate(
     metrics |= load_report(program, total)
     metrics |= depth_report(program, total)
     return metrics
+
+
+def _first(rows: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    return {name: leaf[:count] for name, leaf in rows.items()}
 
 
 def counted_batches(what: str, batches: Iterable[T]) -> Iterator[T]:

@@ -56,12 +56,11 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             )
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
-    joined = {
+    joined: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts], axis=_axis_of_rows(name))
         for name in parts[0]
     }
     moe, layout = program.experiment.moe, program.layout
-    parts_L = np.asarray(layout.part_of_moe_layers, np.int32)
     names = tuple(one.name for one in layout.parts)
     return Trace(
         step=int(state.step),
@@ -71,7 +70,8 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         layers_L=np.asarray(program.layout.moe_layers, np.int32),
         domains=info.domains or ("all",),
         classes=info.classes if {"label_N", "class_NS"} & joined.keys() else None,
-        **({"part_L": parts_L, "parts": names} if len(names) > 1 else {}),
+        parts=names if len(names) > 1 else None,
+        part_L=np.asarray(layout.part_of_moe_layers, np.int32) if len(names) > 1 else None,
         **joined,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from moe_jax.routing.losses import SCOPES, RoutingLosses, global_terms, scoped_l
 from moe_jax.routing.plan import add_sums, reduce_sums
 from moe_jax.routing.scalars import as_pytree
 from moe_jax.routing.types import Recorded, Router, RouterState, Sums, Traffic
-from moe_jax.tasks.types import Objective, RawBatch
+from moe_jax.tasks.types import Objective, RawBatch, Writes
 from moe_jax.tasks.types import Sums as TaskSums
 from moe_jax.training.parameters import trained
 from moe_jax.training.state import TrainState
@@ -232,9 +232,7 @@ class Step:
         inputs = self.task.inputs(raw)
         output = self.network.apply(params, inputs, context, router_state)
         rows = self.task.rows(output.predictions, raw) if by_row else {}
-        if rows:
-            _, segment_BS = inputs.tokens_and_segments(self.row_length)
-            rows = {**rows, VALID: jnp.any(segment_BS > 0, axis=1)}
+        rows = self._told_valid(rows, inputs)
         if context.per_member:
             raw = jax.tree.map(self.layout.ensemble.rows, dict(raw))
         task = self.task.sums(output.predictions, raw)
@@ -250,6 +248,21 @@ class Step:
             traffic=reduce_sums(report.traffic, axis=1),
         )
         return sums, report, rows
+
+    def write(
+        self, params: Params, router_state: RouterStates, raw: RawBatch, scalars: Scalars
+    ) -> Rows:
+        """The task's results by row of what the model writes by itself, without drops."""
+        assert isinstance(self.task, Writes)
+        context = Context(router=self.router_at(scalars), whole_rows=True)
+        rows = self.task.write(self.network.module(params), context, router_state, raw)
+        return self._told_valid(rows, self.task.inputs(raw))
+
+    def _told_valid(self, rows: Rows, inputs: Any) -> Rows:
+        if not rows:
+            return rows
+        _, segment_BS = inputs.tokens_and_segments(self.row_length)
+        return {**rows, VALID: jnp.any(segment_BS > 0, axis=1)}
 
     # --- gradients ---
 

@@ -101,7 +101,11 @@ def is_bare(path: Path) -> bool:
 def write_facts(program: Program, workdir: Path, info: DataInfo) -> None:
     """config.json, environment.json, data.json and tokenizer/."""
     facts = {
-        DATA: {"classes": info.classes, "domains": info.domains},
+        DATA: {
+            "classes": info.classes,
+            "domains": info.domains,
+            "rows_by_domain": dict(zip(info.domains, info.rows_by_domain, strict=False)),
+        },
         "config.json": to_json_dict(program.experiment),
         "environment.json": {**environment(program.mesh), "model": summary(program.counts)},
     }
@@ -118,8 +122,8 @@ def info_of(workdir: Path, experiment: Experiment) -> DataInfo:
     if carried is None and "tokens" in experiment.columns:
         return DataInfo.of(experiment.data.open(experiment.evaluation.split))
     known = read_object(workdir / DATA) if (workdir / DATA).exists() else {}
-    names = {name: tuple(map(str, known.get(name, ()))) for name in ("classes", "domains")}
-    return DataInfo(tokenizer=carried, **names)
+    classes, domains = (tuple(map(str, known.get(name, ()))) for name in ("classes", "domains"))
+    return DataInfo(tokenizer=carried, classes=classes, domains=domains)
 
 
 def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str]) -> None:

@@ -117,6 +117,29 @@ CASES = {
         },
         labels="class_NS",
     ),
+    "pairs": Case(
+        own="""
+    config = read_config_file(configs / "translation.py")
+    config.data.kind = "line_pairs"
+    config.data.source = str(folder / "pairs.up")
+    config.data.target = str(folder / "pairs.down")
+    config.data.data_dir = str(folder)
+    config.data.sequence_length = 16
+    config.data.tokenizer.kind = "bytes"
+    config.task.written = 20
+    """,
+        metrics=frozenset({"bleu", "chrf", "perplexity", "smoothed_cross_entropy", "accuracy"}),
+        classes=(),
+        page=("BLEU", "Text by expert", "Layer 0, encoder"),
+        no_page=("Classes by experts",),
+        refused={
+            "data.kind=stdlib_text": "reads source, source_segments, target, target_segments",
+            "model.kind=decoder": "reads no pairs of texts: that is model.kind = encoder_decoder",
+            "model.depth.every=1": "model.depth.every",
+            "moe.ensemble=2": "moe.ensemble = 2: must be 1: a model of several parts has no",
+        },
+        labels=None,
+    ),
 }
 COMMON = """
 from pathlib import Path
@@ -161,6 +184,7 @@ def case(task) -> Case:
 def config(task, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp(task)
     texts(folder)
+    pairs(folder)
     maps(folder)
     configs = Path(__file__).parents[2] / "configs"
     own = CASES[task].own.strip("\n").rstrip()
@@ -190,6 +214,14 @@ def texts(folder: Path) -> None:
         for label in words
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pairs(folder: Path) -> None:
+    """Words in capitals and small."""
+    words = "one two three four five six seven".split()
+    texts = [f"{words[n % 7]} {words[n // 7 % 7]}" for n in range(280)]
+    (folder / "pairs.up").write_text("".join(f"{n} {t.upper()}\n" for n, t in enumerate(texts)))
+    (folder / "pairs.down").write_text("".join(f"{n} {t}\n" for n, t in enumerate(texts)))
 
 
 def maps(folder: Path) -> None:
@@ -277,7 +309,23 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         maps = loaded.picture(0).maps
         np.testing.assert_array_equal(maps["truth"], loaded.rows[0]["label_map"])
         assert maps["prediction"].shape == (16, 16)
-    with pytest.raises(UserError, match=r"does not predict the next token \(config.task\)"):
+    if task == "pairs":
+        assert trace.parts == ("encoder", "decoder") and trace.part_L.tolist() == [0, 1]
+        texts = ["1 ONE TWO", "2 SIX"]
+        both = loaded.translate(texts, "down", beams=2)
+        assert both[1] == loaded.translate(texts[1:], "down", beams=2)[0]
+        with pytest.raises(UserError, match="into 'de': the run translates into up, down"):
+            loaded.translate(texts, "de")
+        with pytest.raises(UserError, match="room for 14"):
+            loaded.translate(["1 " * 9], "down")
+        why = "this model translates: --into=LANGUAGE"
+    else:
+        with pytest.raises(
+            UserError, match=r"this model does not translate \(config.task\)|no text"
+        ):
+            loaded.translate(["x"], "de")
+        why = r"does not predict the next token \(config.task\)"
+    with pytest.raises(UserError, match=why):
         loaded.generate("x")
     with pytest.raises(UserError, match="the leak is of models that predict the next token"):
         loaded.leak()

@@ -91,6 +91,9 @@ def test_a_changed_archive_and_a_changed_file_are_refused(data, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match=r"train\.images\.npy: has changed"):
         data.open("validation")
+    (data.source_folder() / "sha256.json").unlink()
+    with pytest.raises(UserError, match=r"has no sha256\.json, so it is not what was written"):
+        data.open("validation")
 
 
 def test_once_prepared_nothing_is_fetched(data, tmp_path, monkeypatch):

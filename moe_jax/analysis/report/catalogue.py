@@ -76,6 +76,24 @@ LEARNING = {
         percent=True,
         best="max",
     ),
+    "bleu": Metric(
+        title="BLEU",
+        meaning="Of texts that the model writes by itself, the mean over pairs of languages; 100 "
+        "is the true text.",
+        best="max",
+        include=(0.0,),
+    ),
+    "chrf": Metric(
+        title="chrF",
+        meaning="F score of runs of letters, of the same texts.",
+        best="max",
+        include=(0.0,),
+    ),
+    "smoothed_cross_entropy": Metric(
+        title="Smoothed cross-entropy",
+        meaning="The part of the loss that the task has, with label smoothing.",
+        best="min",
+    ),
     "mean_iou": Metric(
         title="Mean intersection over union",
         meaning="Mean over classes of TP / (TP + FP + FN), of all pixels.",

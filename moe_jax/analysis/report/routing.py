@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 
 from moe_jax.analysis import preferences
+from moe_jax.analysis.languages import by_family, family
 from moe_jax.analysis.read_run import Series
 from moe_jax.analysis.report import pictures
 from moe_jax.analysis.report.frame import figure
@@ -28,6 +29,12 @@ SHOWN_LAYERS = 3  # the first, the middle and the last; the others fold away
 MAX_DOMAINS = 12
 MAX_MAPS = 8
 BINS = 32
+ONE_OF = {
+    "Domains": "domain",
+    "Classes": "class",
+    "Source languages": "source language",
+    "Target languages": "target language",
+}
 VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
 
@@ -239,7 +246,7 @@ def _places(view: RoutingView, layer: int) -> str:
 
 def _preferences(view: RoutingView) -> str:
     trace = view.last
-    groups = {"Domains": domain_counts(trace)}
+    groups = by_language(*domain_counts(trace)) or {"Domains": domain_counts(trace)}
     if trace.classes:
         groups["Classes"] = domain_counts(trace, "class")
     groups = {name: found for name, found in groups.items() if len(found[1]) > 1}
@@ -286,7 +293,8 @@ def _tokens(view: RoutingView, liked: Sequence[preferences.Preference]) -> str:
 def _domains(
     view: RoutingView, layer: int, kind: str, counts_DE: np.ndarray, domains: Sequence[str]
 ) -> str:
-    """Domains (or classes) by experts, relative to the share that the expert takes of all."""
+    """Domains (or classes, or languages) by experts, relative to the share that the expert takes
+    of all."""
     largest = np.argsort(-counts_DE.sum(axis=1), kind="stable")[:MAX_DOMAINS]
     kept = sorted(largest.tolist())
     share_DE = counts_DE[kept] / np.maximum(counts_DE[kept].sum(axis=1, keepdims=True), 1)
@@ -296,11 +304,34 @@ def _domains(
     names = [domains[d] for d in kept]
     title = f"{_title(view, layer)}, {kind.lower()}"
     drawn = named_grid(times, names, _numbers(view), title, "times")
-    one = {"Domains": "domain", "Classes": "class"}[kind]
+    one = ONE_OF[kind]
     caption = f"How much more of a {one}'s assignments an expert takes than of all assignments."
     return scale("times its share of all") + figure(
         f"{kind} by experts", drawn, caption=caption, kind="panel"
     )
+
+
+def by_language(
+    counts_LDE: np.ndarray, domains: Sequence[str]
+) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
+    """Counts of pairs of languages, named "de-en", by the language of the source and by that of the
+    target, families side by side; {} for domains that are no pairs."""
+    pairs = [name.split("-") for name in domains]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        return {}
+    found = {}
+    for place, title in enumerate(("Source languages", "Target languages")):
+        languages = by_family(sorted({pair[place] for pair in pairs}))
+        counts = np.stack(
+            [
+                counts_LDE[:, [pair[place] == language for pair in pairs]].sum(axis=1)
+                for language in languages
+            ],
+            axis=1,
+        )
+        names = [f"{code} ({family(code)})" if family(code) else code for code in languages]
+        found[title] = (counts, tuple(names))
+    return found
 
 
 def _numbers(view: RoutingView) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,6 +34,7 @@ from moe_jax.analysis.report.tables import (
     ordered,
     shares_table,
     summary_table,
+    table,
     tiles,
 )
 
@@ -49,6 +51,7 @@ PER_PLACE = {
     "experts_histogram": ("Experts that a token got", "experts"),
 }
 NAMES = {"eval": "evaluation", "train": "training"}
+OF_DOMAIN = re.compile(r"domain/(.+)/([^/]+)")
 BY_LAYER = ("moe/max_violation", "moe/router_entropy", "moe/dropped_fraction", "moe/probe/churn")
 
 
@@ -141,9 +144,43 @@ def _is_sparse(run: RunRecord) -> bool:
 
 
 def _unknown(runs: Sequence[RunRecord]) -> list[str]:
-    """Scalar metrics of the whole model that the catalogue does not know."""
+    """Scalar metrics of the whole model that the catalogue does not know, but for those of one
+    domain, which have a table."""
     names = ordered(name for run in runs for name in run.names())
-    return [name for name in names if name not in METRICS and layer_of(name)[0] is None]
+    return [
+        name
+        for name in names
+        if name not in METRICS and layer_of(name)[0] is None and not OF_DOMAIN.fullmatch(name)
+    ]
+
+
+def _domains(runs: Sequence[RunRecord]) -> str:
+    """Last evaluation of each domain (a pair of languages, say), those with most rows first."""
+    found: dict[str, list[str]] = {}  # the metrics of each domain
+    for run in runs:
+        for name in run.names():
+            if match := OF_DOMAIN.fullmatch(name):
+                found.setdefault(match[1], []).append(match[2])
+    if not found:
+        return ""
+    sizes = {name: n for run in runs for name, n in run.rows_by_domain.items()}
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    head = ["domain", *(["training rows"] if sizes else [])]
+    head += [
+        escape(metric(name).title) + ("<br/>" + chip(run, number) if len(runs) > 1 else "")
+        for name in names
+        for number, run in enumerate(runs)
+    ]
+    rows = []
+    for domain in sorted(found, key=lambda domain: (-sizes.get(domain, 0), domain)):
+        cells = [escape(domain), *([f"{sizes.get(domain, 0):,}"] if sizes else [])]
+        for name in names:
+            for run in runs:
+                series = run.get(f"domain/{domain}/{name}", "eval")
+                value = None if series is None else series.last
+                cells.append(formatted(value, metric(name).percent))
+        rows.append(cells)
+    return table(head, rows, kind="numbers")
 
 
 def _charts(runs: Sequence[RunRecord], names: Iterable[str], extra: Sequence[str] = ()) -> str:
@@ -344,6 +381,7 @@ def _folded(title: str, html: str) -> str:
 SECTIONS: Rows[Sequence[RunRecord]] = (
     ("summary", "Summary", _summary),
     ("learning", "Learning", _learning),
+    ("domains", "By domain", _domains),
     ("load", "Expert load", _load),
     ("routing", "Routing", _routing),
     ("layers", "Layer by layer", _by_layer),

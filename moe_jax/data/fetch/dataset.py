@@ -52,7 +52,14 @@ class Fetched(Prepared):
     def require_unchanged(self) -> None:
         """UserError where a file of the folder is not what was written."""
         folder = self.source_folder()
-        for name, sha256 in read_object(folder / SUMS).items():
+        try:
+            sums = read_object(folder / SUMS)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder}: has no {SUMS}, so it is not what was written; remove the folder and "
+                "prepare the data again"
+            ) from error
+        for name, sha256 in sums.items():
             if not is_unchanged(folder / name, str(sha256)):
                 raise UserError(
                     f"{folder / name}: has changed since it was written; remove the folder and "
