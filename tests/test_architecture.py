@@ -118,7 +118,7 @@ def test_only_declared_packages_are_imported(module: str):
         *(third_party(node) for node in top_level if isinstance(node, ast.Import | ast.ImportFrom))
     )
     assert at_import <= requirements("CORE")
-    extras = requirements("EXTRAS").union(*map(requirements, USED)))
+    extras = requirements("EXTRAS").union(*map(requirements, USED))
     assert third_party(TREES[module]) <= requirements("CORE") | extras
 
 
@@ -134,9 +134,7 @@ FOLDERS = {
 def test_tests_import_only_their_extras():
     # Tests of experiments import them from the clone; the package must not.
     usual = requirements("CORE") | requirements("TEST") | {"experiments"}
-    usual = usual.union(
-        *map(requirements, (*USED, "SLURM", "KUBERNETES"))
-    )
+    usual = usual.union(*map(requirements, (*USED, "SLURM", "KUBERNETES")))
     for path in sorted((ROOT / "tests").rglob("*.py")):
         allowed = usual.union(*(more for folder, more in FOLDERS.items() if folder in path.parts))
         assert third_party(ast.parse(path.read_text("utf-8"))) <= allowed, path
