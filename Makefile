@@ -31,7 +31,7 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision segmentation topics test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision segmentation topics translation test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make sentiment     train a small sparse encoder on rated sentences, write its report"
 	@echo "make vision        train a small V-MoE on handwritten digits, write its report"
 	@echo "make segmentation  the climate of every pixel of a satellite picture, write its report"
+	@echo "make translation   descriptions of software packages from Danish into English"
 	@echo "make topics        what software packages are about, by their descriptions"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
@@ -71,6 +72,11 @@ segmentation: $(VENV)/vision.stamp
 topics: $(VENV)/text.stamp
 	$(RUN) -m moe_jax.train --config=configs/topics.py --workdir=runs/topics
 	$(RUN) -m moe_jax.report --workdir=runs/topics --routing
+
+translation: $(VENV)/translation.stamp
+	$(RUN) -m moe_jax.train --config=configs/translation.py:danish --workdir=runs/translation
+	$(RUN) -m moe_jax.report --workdir=runs/translation --routing
+	$(RUN) -m moe_jax.generate --workdir=runs/translation --into=en --prompt="en lille teksteditor"
 
 vision: $(VENV)/vision.stamp
 	$(RUN) -m moe_jax.train --config=configs/vision.py --workdir=runs/vision
@@ -153,6 +159,10 @@ $(VENV)/test.stamp: $(VENV)/core.stamp
 
 $(VENV)/text.stamp: $(VENV)/core.stamp
 	$(PIP) -e ".[text]"
+	@touch $@
+
+$(VENV)/translation.stamp: $(VENV)/core.stamp
+	$(PIP) -e ".[text,translation]"
 	@touch $@
 
 $(VENV)/vision.stamp: $(VENV)/core.stamp

@@ -381,8 +381,11 @@ class LoadedRun:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those that the run translates into. UserError where it does not translate."""
-        return self._translator.languages
+        """Those that the run has learned to translate into. UserError where it does not
+        translate."""
+        known = self._translator.languages
+        learned = {name.partition("-")[2] for name in self.info.domains}
+        return tuple(language for language in known if language in learned)
 
     @property
     def _translator(self) -> WithLanguages:

@@ -69,6 +69,9 @@ NOT_RUN = {
     "pytest": "runs this",
     "python -m experiments.benchmarks": "measures for minutes, or shows what was measured",
     "python -m moe_jax.train --config=configs/topics.py": APT,
+    "python -m moe_jax.train --config=configs/translation.py": APT,
+    "python -m moe_jax.report --workdir=runs/translation": APT,
+    "python -m moe_jax.generate --workdir=runs/translation": APT,
     "python -m moe_jax.data.prepare --dataset=fashion_mnist": APT,
 }
 FEW = (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moe_jax.config.activity import counted
 from moe_jax.config.errors import UserError
 from moe_jax.data.fetch.apt import DebianIndex
 from moe_jax.data.fetch.archives import Card
@@ -75,13 +76,15 @@ class DebianDescriptions(Fetched):
     source_name: ClassVar[str] = "debian_descriptions"
 
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
-        described = list(_described(archives["Packages"]))
+        index = counted("reading the index of packages", _described(archives["Packages"]), "texts")
+        described = list(index)
         with (folder / PACKAGES).open("w", encoding="utf-8") as file:
             for one in described:
                 file.write(json.dumps(vars(one)) + "\n")
         known = {one.md5 for one in described}
         for language in LANGUAGES:
             texts = _texts(archives[PREFIX + language], language, known)
+            texts = counted(f"reading the descriptions in {language}", texts, "texts")
             with (folder / TEXTS.format(language)).open("w", encoding="utf-8") as file:
                 for text in texts:
                     file.write(json.dumps(vars(text), ensure_ascii=False) + "\n")
@@ -89,11 +92,13 @@ class DebianDescriptions(Fetched):
     def described(self) -> list[Described]:
         """All descriptions, in the order of the index of packages."""
         lines = _lines(self.source_folder() / PACKAGES)
+        lines = counted("reading the descriptions", lines, "texts")
         return [Described(**{**line, "tags": tuple(line["tags"])}) for line in lines]
 
     def texts(self, language: str) -> dict[str, Text]:
         """By md5, those that there are in a language."""
         lines = _lines(self.source_folder() / TEXTS.format(language))
+        lines = counted(f"reading the descriptions in {language}", lines, "texts")
         return {
             line["md5"]: Text(**{**line, "paragraphs": tuple(line["paragraphs"])}) for line in lines
         }

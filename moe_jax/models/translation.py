@@ -55,6 +55,9 @@ def translate(
     memory, _ = model.encode(source, context, router_state)
     B = memory.hidden_BPD.shape[0]
     row_N = jnp.repeat(jnp.asarray(source.row_B), decoding.beams)
+    task_N1 = source.task_BS
+    if task_N1 is not None:
+        task_N1 = jnp.repeat(task_N1[:, :1], decoding.beams, axis=0)
     # Rows that only fill up a batch have no source: their tokens are padding too.
     real_N = jnp.repeat(jnp.max(memory.segment_BP, axis=1), decoding.beams)
 
@@ -64,6 +67,7 @@ def translate(
             position_BS=jnp.full((len(id_N), 1), place, jnp.int32),
             segment_BS=real_N[:, None],
             row_B=row_N,
+            task_BS=task_N1,
         )
         output = model.decode(target, context, router_state, cache=cache)
         assert output.cache is not None

@@ -21,6 +21,12 @@ def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
     return place_S[None] - start_BS
 
 
+def each_token(of_row_B: Int[Array, "B"], S: int) -> Int[Array, "B S"]:
+    """What a row has, for each of its S tokens."""
+    of_row_B = jnp.asarray(of_row_B, jnp.int32)
+    return jnp.broadcast_to(of_row_B[:, None], (of_row_B.shape[0], S))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
@@ -33,17 +39,24 @@ class TokenBatch:
     member_B: Int[Array, "B"] | None = None  # whose copy the row is, in an ensemble
     # Which of the routing.types.ROW_PARTS parts of its row each token is in; None: as they stand.
     row_part_BS: Int[Array, "B S"] | None = None
+    # The task of each token, for routers that route by it; None: not told.
+    task_BS: Int[Array, "B S"] | None = None
 
     @classmethod
     def packed(
-        cls, token_BS: Int[Array, "B S"], segment_BS: Int[Array, "B S"], row_B: Int[Array, "B"]
+        cls,
+        token_BS: Int[Array, "B S"],
+        segment_BS: Int[Array, "B S"],
+        row_B: Int[Array, "B"],
+        task_B: Int[Array, "B"] | None = None,
     ) -> TokenBatch:
-        """Of rows as they are stored: positions follow from the segments."""
+        """Of rows as they are stored: positions follow from the segments. task_B: of each row."""
         return cls(
             token_BS=token_BS,
             position_BS=segment_positions(segment_BS),
             segment_BS=segment_BS,
             row_B=row_B,
+            task_BS=None if task_B is None else each_token(task_B, token_BS.shape[1]),
         )
 
     def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:

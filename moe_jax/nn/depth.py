@@ -219,6 +219,7 @@ class DepthRouter(nnx.Module):
             batch,
             token_BS=None if batch.token_BS is None else take(batch.token_BS),
             position_BS=take(batch.position_BS),
+            task_BS=None if batch.task_BS is None else take(batch.task_BS),
             segment_BS=take(batch.segment_BS),
             row_part_BS=place_bc * ROW_PARTS // x_bsD.shape[1],
         )

@@ -175,11 +175,11 @@ class MoE(nnx.Module):
 
         x (..., S, D): rows of S tokens, or (T, D). valid: x's shape without D, False: padding,
         which is not routed (its output is that of the shared experts) and not counted. ids: the
-        tokens' ids, for routers that choose by them. key: of the routing noise. train: the noise
-        and the capacity of training. routes: report where each token went. router: the layer's own
-        with other scalars, which may be traced: `replace(layer.router, noise_std=value)`, with
-        dataclasses.replace, follows a schedule without a new compilation. ValueError where the
-        sizes do not fit.
+        tokens' ids, for routers that choose by them; of task_level their tasks. key: of the routing
+        noise. train: the noise and the capacity of training. routes: report where each token went.
+        router: the layer's own with other scalars, which may be traced: `replace(layer.router,
+        noise_std=value)`, with dataclasses.replace, follows a schedule without a new compilation.
+        ValueError where the sizes do not fit.
         """
         context = Context(
             key=key,
@@ -279,6 +279,7 @@ class MoE(nnx.Module):
             position_BS=of_tokens(position),
             segment_BS=of_tokens(segment),
             row_B=jnp.arange(rows, dtype=jnp.int32),
+            task_BS=of_tokens(jnp.asarray(ids)) if router.reads_tasks and ids is not None else None,
         )
 
     def _mesh(self) -> Mesh | AbstractMesh | None:

@@ -68,6 +68,7 @@ class ShardArguments:
             row_B=axes.by_row,  # type: ignore[arg-type]
             member_B=axes.by_row,  # type: ignore[arg-type]
             row_part_BS=axes.tokens,  # type: ignore[arg-type]
+            task_BS=axes.tokens,  # type: ignore[arg-type]
         )
         return ShardArguments(
             x_BSD=axes.tokens,  # type: ignore[arg-type]
@@ -163,6 +164,7 @@ class ShardBody:
             allowed_E=config.members.allowed(
                 batch.member_B, a.group_BP.shape[1], config.num_experts
             ),
+            task_T=None if batch.task_BS is None else cut(batch.task_BS),
             recorded=jax.tree.map(cut, a.recorded),
             key=keys_g,
             E=config.num_experts,

@@ -22,6 +22,7 @@ from moe_jax.routing.token_choice.moe_plus_plus import MoEPlusPlus
 from moe_jax.routing.token_choice.noisy_top_k import NoisyTopK
 from moe_jax.routing.token_choice.remoe import ReMoE
 from moe_jax.routing.token_choice.switch import Switch
+from moe_jax.routing.token_choice.task_level import TaskLevel
 from moe_jax.routing.token_choice.threshold import Threshold
 from moe_jax.routing.token_choice.top_k import TopK
 from moe_jax.routing.token_choice.top_p import TopP
@@ -55,4 +56,5 @@ ROUTERS: dict[str, type] = {
     "top_p": TopP,
     "threshold": Threshold,
     "moe_plus_plus": MoEPlusPlus,
+    "task_level": TaskLevel,
 }

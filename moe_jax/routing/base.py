@@ -37,6 +37,8 @@ class BaseRouter:
     soft: ClassVar[bool] = False
     # Whether `route` looks at the ids of tokens, which patches of an image have none of.
     reads_ids: ClassVar[bool] = False
+    # Whether `route` looks at the task of each token's row, which few data tell.
+    reads_tasks: ClassVar[bool] = False
 
     # Whether `route` obeys `RouterInputs.allowed_E`, as ensembles of expert groups need.
     takes_mask = False

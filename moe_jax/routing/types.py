@@ -149,6 +149,8 @@ class RouterInputs:
     row_part_T: Int[Array, "*G T"] | None = None
     # The experts that this group may choose (one member of an ensemble); None: all.
     allowed_E: Bool[Array, "*G E"] | None = None
+    # The task of each token's row (its language, say); None: not told.
+    task_T: Int[Array, "*G T"] | None = None
     recorded: Recorded | None = None  # other routes, for who replays them
     E: int = _static()  # matrix experts
     train: bool = _static(default=False)
@@ -189,6 +191,7 @@ class Router(Protocol):
     pooled: ClassVar[tuple[str, ...]]
     soft: ClassVar[bool]
     reads_ids: ClassVar[bool]
+    reads_tasks: ClassVar[bool]
 
     @property
     def takes_mask(self) -> bool:

@@ -63,6 +63,10 @@ class Classification:
         if not self.classes and len(info.classes) < 2:
             yield "classes", f"the data has {len(info.classes)} classes, and it takes 2"
 
+    def row_tasks(self, columns: Columns, domains: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The domains of texts; images tell of none."""
+        return domains if "domain" in columns and "image" not in columns else None
+
     def figures(self) -> tuple[str, ...]:
         many = ("top5_accuracy",) if self.classes == 0 or self.classes > 5 else ()
         return ("cross_entropy", "accuracy", "macro_f1", "calibration_error", *many)
@@ -94,7 +98,7 @@ class ClassOfRow:
             return ImageBatch(
                 image_BHWC=jnp.asarray(raw["image"]), valid_B=self.valid(raw), row_B=raw["row"]
             )
-        return TokenBatch.packed(raw["tokens"], raw["segments"], raw["row"])
+        return TokenBatch.packed(raw["tokens"], raw["segments"], raw["row"], raw.get("domain"))
 
     def valid(self, raw: RawBatch) -> Bool[Array, "B"]:
         return jnp.asarray(raw["label"]) != NO_LABEL

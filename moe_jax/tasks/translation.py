@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.config.fields import Rule, at_least
+from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.data.types import Columns, DataInfo, Tokenizer
 from moe_jax.models.translation import Alphabet, Decoding, translate
 from moe_jax.models.types import IO, RouterStates
@@ -21,6 +21,7 @@ from moe_jax.nn.context import Context, PairBatch, TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
 from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
+TASKS = ("target", "source", "pair")
 # sacrebleu's tokenizers for languages whose words are not divided by spaces; else its default 13a.
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "ko": "char"}
 
@@ -29,7 +30,8 @@ TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "ko": "char"}
 class Translation:
     """Predicts each next token of a text, given its source in another language.
 
-    label_smoothing: e of each target goes to all ids alike (Szegedy et al., 1512.00567). written:
+    label_smoothing: e of each target goes to all ids alike (Szegedy et al., 1512.00567). tasks: by
+    what a router of tasks routes, the `target` or the `source` language, or the `pair`. written:
     so many rows of an evaluation, the first ones, are also translated by the model itself, by
     `decoding`, for BLEU and chrF (extra `translation`); an evaluation's other figures are of the
     true texts before each token.
@@ -38,12 +40,14 @@ class Translation:
     headlines: ClassVar = (Headline("bleu", "max"), Headline("cross_entropy", "min"))
 
     label_smoothing: float = 0.1
+    tasks: str = "target"
     written: int = 0
     decoding: Decoding = field(default_factory=Decoding)
 
     def check(self) -> Iterator[Rule]:
         if not 0 <= self.label_smoothing < 1:
             yield "label_smoothing", "must be at least 0 and below 1"
+        yield from one_of(self, TASKS, "tasks")
         yield from at_least(self, 0, "written")
         if self.written and importlib.util.find_spec("sacrebleu") is None:
             yield (
@@ -64,6 +68,16 @@ class Translation:
     def fits(self, info: DataInfo) -> Iterator[Rule]:
         if info.tokenizer is None:
             yield "kind", "is of text, and the data has no tokenizer"
+
+    def row_tasks(self, columns: Columns, domains: tuple[str, ...]) -> tuple[str, ...] | None:
+        if "domain" not in columns:
+            return None
+        return tuple(sorted({self.task_of(name) for name in domains}))
+
+    def task_of(self, domain: str) -> str:
+        """Of a pair of languages "de-en"."""
+        source, _, target = domain.partition("-")
+        return {"pair": domain, "source": source, "target": target}[self.tasks]
 
     def figures(self) -> tuple[str, ...]:
         written = ("bleu", "chrf") if self.written else ()
@@ -96,12 +110,18 @@ class TranslatedText:
         self.written = config.written
         self._tokenizer, self._domains = tokenizer, domains
         self._alphabet = alphabet_of(tokenizer, vocabulary)
+        self.tasks = sorted({config.task_of(name) for name in domains})
+        of_domain = [self.tasks.index(config.task_of(name)) for name in domains]
+        self._task_of_domain = np.asarray(of_domain or [0], np.int32)
 
     def inputs(self, raw: RawBatch) -> PairBatch:
-        row_B = raw["row"]
+        task_B = None
+        if "domain" in raw:
+            task_B = jnp.asarray(self._task_of_domain)[jnp.asarray(raw["domain"])]
+        target, segments = raw["target"][:, :-1], raw["target_segments"][:, :-1]
         return PairBatch(
-            source=TokenBatch.packed(raw["source"], raw["source_segments"], row_B),
-            target=TokenBatch.packed(raw["target"][:, :-1], raw["target_segments"][:, :-1], row_B),
+            source=TokenBatch.packed(raw["source"], raw["source_segments"], raw["row"], task_B),
+            target=TokenBatch.packed(target, segments, raw["row"], task_B),
         )
 
     def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:

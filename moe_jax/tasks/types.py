@@ -62,6 +62,16 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class TellsTasks(Protocol):
+    """A task whose rows are of several tasks themselves (languages, domains), by which a router may
+    route: its inputs have `TokenBatch.task_BS`."""
+
+    def row_tasks(self, columns: Columns, domains: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Their names, for data with these columns and domains; None: it tells of none."""
+        ...
+
+
+@runtime_checkable
 class Writes(Protocol):
     """An objective whose evaluations also look at what the model writes by itself: further results
     of rows (`Objective.rows`), which take many passes through the model.

@@ -19,7 +19,7 @@ from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.tasks import TASKS
 from moe_jax.tasks.language_model import LanguageModel
-from moe_jax.tasks.types import Task
+from moe_jax.tasks.types import Task, TellsTasks
 from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.optimizer import OPTIMIZERS, AdamW, Optimizer
 from moe_jax.training.writers import LoggingConfig
@@ -102,11 +102,27 @@ class Experiment:
 
     def with_info(self, info: DataInfo) -> Experiment:
         """With the values that are left to the data, once it is opened."""
-        named = self.with_classes(info)
+        named = self.with_classes(info).with_tasks(info)
         return named if info.tokenizer is None else named.with_vocabulary(info.tokenizer.vocab_size)
 
     def with_classes(self, info: DataInfo) -> Experiment:
         return replace(self, task=self.task.completed(info))
+
+    def with_tasks(self, info: DataInfo) -> Experiment:
+        """With moe.router.tasks, where the router routes by tasks and that is left to the data."""
+        router = self.moe.router
+        if not router.reads_tasks or getattr(router, "tasks", None) != 0:
+            return self
+        number = len(self.row_tasks(info.domains) or ())
+        completed = replace(router, tasks=max(number, 1))  # type: ignore[type-var]
+        return replace(self, moe=replace(self.moe, router=completed))
+
+    def row_tasks(self, domains: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+        """The tasks that rows of data with these domains have; None: none are told."""
+        task = self.task
+        if not isinstance(task, TellsTasks):
+            return None
+        return task.row_tasks(columns_of(self.data), domains)
 
     def with_vocabulary(self, ids: int) -> Experiment:
         """With model.vocab_size for so many ids, where that is left to the tokenizer."""

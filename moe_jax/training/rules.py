@@ -84,9 +84,12 @@ def _routing(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]
     if rows is not None and ids is not None and 0 < rows < ids:
         rule = f"must be at least model.vocab_size = {ids}: each id has a row of the table"
         yield Problem("moe.router.vocab_size", rows, rule)
-    if moe.first >= experiment.model.num_layers:
-        rule = f"must be below model.num_layers = {experiment.model.num_layers}"
-        yield Problem("moe.first", moe.first, rule)
+    layout = experiment.model.layout(moe)
+    if not layout.moe_layers:
+        each = max((sum(s.count for s in part.stacks) for part in layout.parts), default=0)
+        names = " and ".join(part.name for part in layout.parts if part.name)
+        of = f"the layers of {names}, {each}" if names else f"model.num_layers = {each}"
+        yield Problem("moe.first", moe.first, f"must be below {of}")
     yield from _divides("moe.num_experts", moe.num_experts, sizes["expert"], "mesh.expert")
     groups = moe.losses.device_balance.groups
     if groups > 0 and moe.num_experts > 0 and moe.num_experts % groups:
@@ -277,6 +280,11 @@ def warnings(experiment: Experiment) -> list[str]:
     if not moe.every:
         return found
     found += moe.router.warn()
+    if moe.router.reads_tasks and experiment.row_tasks() is None:
+        found.append(
+            "moe.router.kind routes by the task of a row, and the rows of this task and data are "
+            "of none: all tokens have the same experts"
+        )
     if predicts_next and not moe.causal:
         found.append(
             "this routing lets a token see later ones (drop order or router), so the validation "

@@ -121,8 +121,10 @@ CASES = {
         own="""
     config = read_config_file(configs / "translation.py")
     config.data.kind = "line_pairs"
+    config.moe.first = 0
     config.data.source = str(folder / "pairs.up")
     config.data.target = str(folder / "pairs.down")
+    config.data.languages = ("up", "down")
     config.data.data_dir = str(folder)
     config.data.sequence_length = 16
     config.data.tokenizer.kind = "bytes"
@@ -136,6 +138,7 @@ CASES = {
             "data.kind=stdlib_text": "reads source, source_segments, target, target_segments",
             "model.kind=decoder": "reads no pairs of texts: that is model.kind = encoder_decoder",
             "model.depth.every=1": "model.depth.every",
+            "moe.first=1": "must be below the layers of encoder and decoder, 1",
             "moe.ensemble=2": "moe.ensemble = 2: must be 1: a model of several parts has no",
         },
         labels=None,
@@ -314,8 +317,8 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         texts = ["1 ONE TWO", "2 SIX"]
         both = loaded.translate(texts, "down", beams=2)
         assert both[1] == loaded.translate(texts[1:], "down", beams=2)[0]
-        with pytest.raises(UserError, match="into 'de': the run translates into up, down"):
-            loaded.translate(texts, "de")
+        with pytest.raises(UserError, match="into 'up': the run translates into down"):
+            loaded.translate(texts, "up")
         with pytest.raises(UserError, match="room for 14"):
             loaded.translate(["1 " * 9], "down")
         why = "this model translates: --into=LANGUAGE"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.models.layout import layout_of
+from moe_jax.models.layout import joined, layout_of
 from moe_jax.nn.moe_layer import MoEConfig
 
 COMBINATIONS = [
@@ -63,3 +63,18 @@ def test_reports_come_in_layer_order_and_back(layers, every, first):
     back = layout.in_layer_order(stacks)
     np.testing.assert_array_equal(back["number"], layout.moe_layers)
     np.testing.assert_array_equal(back["square"], tree["square"])
+
+
+@pytest.mark.parametrize(("first", "sparse"), [(1, (1, 4)), (0, (0, 2, 3, 5)), (2, (2, 5))])
+def test_parts_count_their_layers_by_themselves(first, sparse):
+    """Two parts of three layers, every second one sparse, numbered through."""
+    moe = MoEConfig(every=2, first=first)
+    layout = joined(layout_of(3, moe, name="a"), layout_of(3, moe, behind=3, causal=True, name="b"))
+    assert layout.moe_layers == sparse
+    assert layout.part_of_moe_layers == tuple(int(layer >= 3) for layer in sparse)
+    assert layout.unrolled().moe_layers == sparse
+    names = [part.name for part in layout.unrolled().parts]
+    assert names == ["a", "b"] == [part.name for part in layout.parts]
+    for layer in range(6):
+        assert layout.stack_of(layer).causal == (layer >= 3)
+        assert layout.stack_of(layer).moe == (layer in sparse)

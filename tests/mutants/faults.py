@@ -1369,6 +1369,8 @@ KINDS = (
 )
 
 GATES, TILES = "tests/nn/test_gates.py::test_", "tests/tasks/test_segmentation.py::test_"
+PARTS = "tests/models/test_encoder_decoder.py::test_"
+PAIRED = "tests/tasks/test_translation.py::test_"
 PACKAGES = "tests/data/test_package_sections.py::test_"
 APPLICATIONS = (
     _fault(
@@ -1433,6 +1435,69 @@ APPLICATIONS = (
         "return ratio - (hull - union) / jnp.maximum(hull, SMALLEST)",
         "return ratio",
         "tests/ops/test_boxes.py::test_boxes_apart_are_drawn_together",
+    ),
+    _fault(
+        "encoder-decoder: padding of the source is seen",
+        "moe_jax/models/encoder_decoder.py",
+        "segment_BP = jnp.asarray(source.segment_BS)",
+        "segment_BP = jnp.ones_like(jnp.asarray(source.segment_BS))",
+        PARTS + "what_sees_what",
+    ),
+    _fault(
+        "encoder-decoder: the encoder reads in order",
+        "moe_jax/models/encoder_decoder.py",
+        'layout_of(here, moe, name="encoder")',
+        'layout_of(here, moe, name="encoder", causal=True)',
+        PARTS + "what_sees_what",
+    ),
+    _fault(
+        "encoder-decoder: the second half's sparse layers are counted from the first layer",
+        "moe_jax/models/layout.py",
+        "sparse, chooses = is_moe_layer(moe, first), depth.chooses_in(first)",
+        "sparse, chooses = is_moe_layer(moe, behind + first), depth.chooses_in(first)",
+        "tests/models/test_layout.py::test_parts_count_their_layers_by_themselves",
+    ),
+    _fault(
+        "beam search: the cache stays where it was",
+        "moe_jax/ops/beam_search.py",
+        "cache = reorder(cache, (origin_BW + W * jnp.arange(B)[:, None]).reshape(-1))",
+        "cache = reorder(cache, jnp.arange(B * W))",
+        "tests/ops/test_beam_search.py::test_with_enough_beams_it_finds_the_best_of_all",
+    ),
+    _fault(
+        "translation: ids behind the end are read",
+        "moe_jax/tasks/translation.py",
+        "itertools.takewhile(lambda i: i != end, map(int, ids))",
+        "filter(lambda i: i != end, map(int, ids))",
+        PAIRED + "a_text_ends_at_its_end",
+    ),
+    _fault(
+        "translation: smoothed over the other ids with the sign turned",
+        "moe_jax/nn/predictions.py",
+        "return nll_BS + hit_BS",
+        "return nll_BS - hit_BS",
+        PAIRED + "loss_and_figures_against_float64",
+    ),
+    _fault(
+        "translation: routers are told the other language",
+        "moe_jax/tasks/translation.py",
+        '{"pair": domain, "source": source, "target": target}',
+        '{"pair": domain, "source": target, "target": source}',
+        PAIRED + "rows_tell_their_languages_to_routers",
+    ),
+    _fault(
+        "task-level: all tokens are of the first task",
+        "moe_jax/routing/token_choice/task_level.py",
+        "logits_NE[jnp.clip(task_T, 0, logits_NE.shape[0] - 1)]",
+        "logits_NE[jnp.zeros_like(task_T)]",
+        "tests/routing/test_task_level.py::test_against_float64",
+    ),
+    _fault(
+        "traces: the tokens of all layers are the decoder's",
+        "moe_jax/analysis/trace.py",
+        "return of_parts[self.part_L]",
+        "return of_parts[np.full_like(self.part_L, -1)]",
+        "tests/analysis/test_trace_parts.py::test_each_layer_has_the_tokens_of_its_part",
     ),
     _fault(
         "fetch: any archive will do",

@@ -31,6 +31,7 @@ def inputs(seed=0, tokens=T, dtype=jnp.float32, train=True, padding=0, num_exper
         position_T=count_T,
         segment_T=valid_T.astype(jnp.int32),
         row_part_T=count_T * 8 // tokens,
+        task_T=count_T % 3,
         key=jax.random.key(7) if train else None,
         E=num_experts,
         train=train,

@@ -141,6 +141,26 @@ def test_a_text_ends_at_its_end():
     assert text_of([TOKENIZER.vocab_size + 3, 65], TOKENIZER, TOKENIZER.eos_id) == "A"
 
 
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [
+        ("target", ["en", "de", "ja", "zh_CN"]),
+        ("source", ["de", "en", "en", "en"]),
+        ("pair", PAIRS),
+    ],
+)
+def test_rows_tell_their_languages_to_routers(batch, by, names):
+    _, _, raw = batch
+    objective = task(tasks=by)
+    pairs = objective.inputs(raw)
+    for text in (pairs.source, pairs.target):
+        told = [[objective.tasks[n] for n in row] for row in np.asarray(text.task_BS)]
+        assert told == [[names[d]] * S for d in np.asarray(raw["domain"])]
+    config = Translation(tasks=by)
+    assert config.row_tasks(dict.fromkeys(raw), PAIRS) == tuple(sorted(set(names)))
+    assert config.row_tasks({}, PAIRS) is None
+
+
 def test_what_may_be_written():
     """No specials, no languages, no ids that only round the vocabulary up; the end."""
     usable = np.asarray(task()._alphabet.usable_V)
