@@ -182,6 +182,7 @@ RENORMALIZED = {
     "random",
     "uniform",
     "round_robin",
+    "task_level",
 }
 UNBOUNDED = {"loss_free", "expert_threshold"}  # each weight is below 1
 UNLIMITED = {"remoe"}  # weights may be any number from 0 on

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.config.fields import Rule, at_least
+from moe_jax.ops.precision import upcast
 from moe_jax.routing.choice import admissible, best, renormalize, softmax
 from moe_jax.routing.token_choice.base import BaseTokenChoice
 from moe_jax.routing.types import (
@@ -64,7 +65,7 @@ class TaskLevel(BaseTokenChoice):
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
-        logits_NE = jnp.asarray(params["task_NE"], jnp.float32)
+        logits_NE = upcast(params["task_NE"])
         task_T = inputs.task_T
         if task_T is None:
             task_T = jnp.zeros(inputs.valid_T.shape, jnp.int32)
