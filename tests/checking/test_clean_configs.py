@@ -27,12 +27,12 @@ from moe_jax.training.rules import cross_check
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 LOSSES = ("load_balance", "device_balance", "importance", "load", "router_z", "router")
-DRAWS = 52  # each router twice
+DRAWS = 54  # each router twice
 ORDINARY = (24,)
 
 
 def draw(number):
-    """(path, value) pairs of the config of this number: its router is number % 26."""
+    """(path, value) pairs of the config of this number: its router is number % 27."""
     rng = np.random.default_rng([20, number])
     kind = list(ROUTERS)[number % len(ROUTERS)]
     router = ROUTERS[kind]

@@ -24,9 +24,9 @@ def routed(router, given, params):
 def test_against_float64(renormalize):
     router = TaskLevel(tasks=N, k=2, renormalize=renormalize)
     params, given = parameters(router), inputs(padding=2)
-    assert params["task_NE"].shape == (N, E)
+    assert params["tasks"].shape == (N, E)
     a, sums = routed(router, given, params)
-    prob_NE = softmax(np.asarray(params["task_NE"], np.float64), axis=1)
+    prob_NE = softmax(np.asarray(params["tasks"], np.float64), axis=1)
     prob_TE = prob_NE[np.asarray(given.task_T)]
     best_TK = np.argsort(-prob_TE, axis=1)[:, :2]
     weight_TK = np.take_along_axis(prob_TE, best_TK, axis=1)
@@ -67,7 +67,7 @@ def test_only_the_tasks_that_occur_have_a_gradient():
         a, _ = routed(router, given, params)
         return jnp.sum(a.weight_R.reshape(T, 2) * jnp.asarray([1.0, 2.0])[None])
 
-    slope_NE = np.asarray(jax.grad(total)(params)["task_NE"])
+    slope_NE = np.asarray(jax.grad(total)(params)["tasks"])
     assert np.abs(slope_NE[[0, 2]]).max(axis=1).min() > 0 and not slope_NE[1].any()
 
 

@@ -41,6 +41,7 @@ OF_ROUTER = {
     "random": {},
     "uniform": {},
     "round_robin": {},
+    "task_level": {"tasks": (1, E, False)},
 }
 OF_MODEL = {
     "embedding": (264, D, True),

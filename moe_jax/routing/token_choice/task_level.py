@@ -60,12 +60,12 @@ class TaskLevel(BaseTokenChoice):
         table = ParamSpec(
             shape=(max(self.tasks, 1), E), init=init, axes=(None, None), matrix=None, decays=False
         )
-        return {"task_NE": table}
+        return {"tasks": table}
 
     def route(
         self, params: RouterParams, state: RouterState, inputs: RouterInputs
     ) -> tuple[Assignments, Sums]:
-        logits_NE = upcast(params["task_NE"])
+        logits_NE = upcast(params["tasks"])
         task_T = inputs.task_T
         if task_T is None:
             task_T = jnp.zeros(inputs.valid_T.shape, jnp.int32)
