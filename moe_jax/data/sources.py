@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.data.census_income import CensusIncome
 from moe_jax.data.climate import Climate
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
@@ -43,6 +44,7 @@ SOURCES: dict[str, type] = {
     "fashion_mnist": FashionMnist,
     "climate": Climate,
     "vowels": Vowels,
+    "census_income": CensusIncome,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
     "images": ImageFolder,
