@@ -7,7 +7,9 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     num_experts     int64         E; ids E, E+1, ... below `unused` are undispatched experts
     unused          int64         the id of "no expert"
     capacity_factor float64       of the evaluation; nan: dropless
-    layers          int32 (L,)    numbers of the sparse layers in the model
+    layers          int32 (L,)    numbers of the sparse layers in the model; of several gates that
+                                  of each gate of a layer, one after the other
+    gates           str (L,)      then, what each gate is for
     token           int32 (N, S)  input ids of N rows, in the order of the evaluation
     segment         int32 (N, S)  0: padding
     expert          int32 (L, N, S, K)    wanted experts, best first; `unused`: none
@@ -20,6 +22,8 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     label           int32 (N,)    index into `classes`, -1: none; only of rows with a class
     class           int32 (N, S)  the same of each patch, where every pixel has a class
     classes         str (C,)      with either
+    target          float32 (N, T)        of rows with several targets; nan: not known
+    targets         str (T,)      then, their names
 
 Of images, token is the place of the patch and nats is the loss of the row, or of the patch where
 every pixel has a class.
@@ -63,6 +67,9 @@ class Trace:
     label_N: np.ndarray | None = None
     class_NS: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    gates: tuple[str, ...] | None = None
+    target_NT: np.ndarray | None = None
+    targets: tuple[str, ...] | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the file, under exactly this name."""
@@ -96,15 +103,20 @@ class Trace:
         values |= {name: int(found[name]) for name in ("step", "num_experts", "unused")}
         values["capacity_factor"] = None if np.isnan(factor) else factor
         values["domains"] = tuple(str(name) for name in found["domains"])
-        if "classes" in found:
-            values["classes"] = tuple(str(name) for name in found["classes"])
+        for names in {"classes", "gates", "targets"} & found.keys():
+            values[names] = tuple(str(name) for name in found[names])
         return cls(**values)
 
     @property
     def rows(self) -> int:
         return len(self.token_NS)
 
-    def gates(self) -> np.ndarray:
+    def router_name(self, number: int) -> str:
+        """Of each of L: "layer 1", "layer 1, gate income"."""
+        gate = f", gate {self.gates[number]}" if self.gates else ""
+        return f"layer {int(self.layers_L[number])}{gate}"
+
+    def gate_weights(self) -> np.ndarray:
         """(L, N, S, E) float32: the weight of each matrix expert in each token's output."""
         return gates_of(self.expert_LNSK, self.weight_LNSK, self.kept_LNSK, self.num_experts)
 

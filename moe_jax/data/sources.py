@@ -18,6 +18,7 @@ from moe_jax.data.package_tags import PackageTags
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
+from moe_jax.data.table_file import TableFile
 from moe_jax.data.tfds_text import Tfds
 from moe_jax.data.vowels import Vowels
 
@@ -45,6 +46,7 @@ SOURCES: dict[str, type] = {
     "climate": Climate,
     "vowels": Vowels,
     "census_income": CensusIncome,
+    "table": TableFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
     "images": ImageFolder,

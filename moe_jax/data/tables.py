@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -69,6 +69,14 @@ class Vocabulary:
         ]
         return np.array(columns, np.float32).reshape(len(columns), _rows(cells)).T
 
+    @classmethod
+    def read(cls, folder: Path) -> Vocabulary:
+        content = json.loads((folder / VOCABULARY).read_text("utf-8"))
+        return cls(
+            categories={name: tuple(values) for name, values in content["categories"].items()},
+            numbers={name: (mean, width) for name, (mean, width) in content["numbers"].items()},
+        )
+
     def save(self, folder: Path) -> None:
         content = {"categories": self.categories, "numbers": self.numbers}
         (folder / VOCABULARY).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -90,28 +98,34 @@ def _number(text: str) -> float:
         return NO_VALUE
 
 
-def write_split(
-    folder: Path,
-    split: str,
-    vocabulary: Vocabulary,
-    cells: Cells,
-    targets: Mapping[str, np.ndarray],
-) -> None:
-    """The arrays of a split, as `TableRows` reads them."""
-    arrays = {"categories": vocabulary.ids_of(cells), "numbers": vocabulary.numbers_of(cells)}
-    for name, array in {**arrays, **targets}.items():
-        np.save(
-            folder / f"{split}.{name}.npy", array.astype("<i4" if name == "categories" else "<f4")
-        )
+Arrays = dict[str, np.ndarray]  # the columns of a split by name
+
+
+def arrays_of(vocabulary: Vocabulary, cells: Cells, targets: Mapping[str, np.ndarray]) -> Arrays:
+    """What rows have: ids, scaled numbers, and targets by name."""
+    return {
+        "categories": vocabulary.ids_of(cells),
+        "numbers": vocabulary.numbers_of(cells),
+        **{name: np.asarray(values, np.float32) for name, values in targets.items()},
+    }
+
+
+def save_arrays(folder: Path, split: str, arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        np.save(folder / f"{split}.{name}.npy", array.astype(array.dtype.newbyteorder("<")))
+
+
+def saved_arrays(folder: Path, split: str, names: Iterable[str]) -> Arrays:
+    return {name: np.load(folder / f"{split}.{name}.npy") for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableDataset:
-    """A data set whose rows are those of a table. A subclass says its columns and where its arrays
-    lie (`folder_of_arrays`)."""
+    """A data set whose rows are those of a table. A subclass says its columns and has them
+    (`table`)."""
 
     kind_name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation")
 
     def category_names(self) -> tuple[str, ...]:
         raise NotImplementedError
@@ -122,20 +136,17 @@ class TableDataset:
     def target_names(self) -> tuple[str, ...]:
         raise NotImplementedError
 
-    def folder_of_arrays(self) -> Path:
-        """What `write_split` has filled; UserError where it is not there."""
+    def table(self, split: str) -> tuple[Vocabulary, Arrays]:
+        """That of the training part, and the columns of a split. UserError where they are not
+        there."""
         raise NotImplementedError
 
     def origin(self) -> JsonObject:
-        """JSON that changes when the arrays do."""
-        raise NotImplementedError
+        """JSON that changes with where the table is from."""
+        return {}
 
     def vocabulary(self) -> int | None:
         """Ids of all categories; None: opening tells."""
-        return None
-
-    def kept(self, split: str, folder: Path) -> np.ndarray | None:
-        """Numbers of the rows of a split that are used; None: all."""
         return None
 
     def columns(self) -> dict[str, ArraySpec]:
@@ -155,19 +166,16 @@ class TableDataset:
 
 class TableRows:
     """A split. `Rows` of types.py: categories int32 (C,), ids of all categories one after the
-    other; numbers float32 (N,), scaled; each target float32 (), nan where it is not known."""
+    other; numbers float32 (N,), scaled; each target float32 (), nan where it is not known. ids: how
+    many there are."""
 
     tokenizer = None
 
     def __init__(self, dataset: TableDataset, split: str):
-        folder, self._scatter = dataset.folder_of_arrays(), split != "train"
-        names, kept = tuple(dataset.columns()), dataset.kept(split, folder)
-        self.arrays = {name: np.load(folder / f"{split}.{name}.npy") for name in names}
-        if kept is not None:
-            self.arrays = {name: array[kept] for name, array in self.arrays.items()}
-        values = json.loads((folder / VOCABULARY).read_text("utf-8"))["categories"]
-        self.ids = sum(len(of_one) + 1 for of_one in values.values())
-        self.values: dict[str, list[str]] = values
+        self.vocabulary, arrays = dataset.table(split)
+        names, self._scatter = tuple(dataset.columns()), split != "train"
+        self.arrays = {name: arrays[name] for name in names}
+        self.ids = self.vocabulary.ids
         self.domains = (dataset.kind_name,)
         sha256 = hashlib.sha256()
         for array in self.arrays.values():

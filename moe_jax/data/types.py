@@ -83,12 +83,13 @@ class DataInfo:
     """What a model and a task must know of opened data, beside its columns.
 
     tokenizer: of text; None: no text. classes: the names of what `label` counts. domains: of what
-    `domain` counts.
+    `domain` counts. ids: of the categories of a table; 0: none.
     """
 
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    ids: int = 0
 
     @classmethod
     def of(cls, rows: Any) -> DataInfo:
@@ -100,6 +101,7 @@ class DataInfo:
                 tokenizer=getattr(rows, "tokenizer", None),
                 classes=tuple(getattr(rows, "classes", ())),
                 domains=tuple(rows.domains),
+                ids=getattr(rows, "ids", 0),
             )
         return cls(tokenizer=rows)
 

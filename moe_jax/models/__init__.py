@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.models.encoder import EncoderConfig
+from moe_jax.models.recommender import RecommenderConfig
 from moe_jax.models.vit import VitConfig
 
 MODELS: dict[str, type] = {
     "decoder": DecoderConfig,
     "encoder": EncoderConfig,
     "vit": VitConfig,
+    "recommender": RecommenderConfig,
 }

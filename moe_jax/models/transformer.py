@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
 from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
-from moe_jax.nn.cost import Cost
+from moe_jax.nn.cost import Cost, Division
 from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.mixer import Mixer, RowSizes
@@ -138,8 +138,31 @@ class TransformerConfig:
         does."""
         return self.mixer.cache(self.row_sizes, 1, 1, jnp.float32) is not None
 
-    def block_cost(self, moe: MoEConfig | None, S: int) -> Cost:
-        """Of a block for rows of S tokens, without its two norms; moe: of a sparse one."""
+    def gated(self, moe: MoEConfig, io: IO) -> MoEConfig:
+        """The sparse layers with the gates that the model has, where it has several."""
+        return moe
+
+    def gate_rules(self, moe: MoEConfig, io: IO) -> Iterator[Rule]:
+        """What is wrong with the gates of the sparse layers: (path below `moe`, rule)."""
+        if moe.every and moe.gates > 1:
+            yield "gates", "must be 1: this model has one gate (model.kind = recommender: several)"
+        if moe.every and moe.own_experts:
+            yield "own_experts", "must be 0: this model has one gate"
+
+    def gate_names(self, moe: MoEConfig, io: IO) -> tuple[str, ...]:
+        """Of several gates, what each is for; () of one."""
+        return ()
+
+    def divisions(self, sizes: Mapping[str, int]) -> Iterator[Division]:
+        """What a mesh of these sizes must divide, but for what its layers all have."""
+        yield from self.mixer.divisions(self.row_sizes, sizes)
+
+    def norms(self) -> int:
+        """Parameters of the norms of all blocks, and of the last one."""
+        return (2 * self.num_layers + 1) * self.model_dim
+
+    def block_cost(self, moe: MoEConfig | None, S: int, io: IO) -> Cost:
+        """Of a block for rows of S tokens, without its norms; moe: of a sparse one."""
         mixer = self.mixer.cost(self.row_sizes, S)
         if moe is not None:
             return mixer + moe.cost(self.model_dim, self.activation, S)
@@ -182,7 +205,7 @@ class Transformer(nnx.Module):
         self.layout = stacked.unrolled() if self._unrolls else stacked
         self.make_input(rngs)
         # Drawn by stacks in any case: how layers are run changes no number.
-        layers: dict[int, tuple[Block, int]] = {}
+        layers: dict[int, tuple[nnx.Module, int]] = {}
         for stack in stacked.stacks:
             block = self._make_stack(stack, rngs)
             layers |= {layer: (block, row) for row, layer in enumerate(stack.layers)}
@@ -196,7 +219,14 @@ class Transformer(nnx.Module):
         so starts from the same ones."""
         raise NotImplementedError
 
-    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
+    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> nnx.Module:
+        def make(key: Array) -> nnx.Module:
+            return self.make_block(stack, nnx.Rngs(params=key))
+
+        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+
+    def make_block(self, stack: Stack, rngs: nnx.Rngs) -> nnx.Module:
+        """A block of a stack, called as `Block`."""
         config = self.config
         D = config.model_dim
         options = dict(activation=config.activation, init_scale=config.init_scale)
@@ -213,20 +243,17 @@ class Transformer(nnx.Module):
         def depth(rngs: nnx.Rngs) -> DepthRouter:
             return config.depth.make(D, self.mesh, rngs)
 
-        def make(key: Array) -> Block:
-            return Block(
-                D,
-                mixer=mixer,
-                feed_forward=feed_forward,
-                depth=depth if stack.depth else None,
-                rngs=nnx.Rngs(params=key),
-            )
-
-        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+        return Block(
+            D,
+            mixer=mixer,
+            feed_forward=feed_forward,
+            depth=depth if stack.depth else None,
+            rngs=rngs,
+        )
 
     def router_state(self) -> dict[str, dict[str, Array]]:
         """The initial state of all routers, stacked like the layers; {} values for most."""
-        state = self.moe.router.state(self.moe.num_experts)
+        state = self.moe.gating.state(self.moe.router.state(self.moe.num_experts))
         return {
             stack.name: jax.tree.map(lambda leaf, n=stack.count: jnp.stack([leaf] * n), state)
             for stack in self.layout.moe_stacks
@@ -234,14 +261,15 @@ class Transformer(nnx.Module):
 
     def through_layers(
         self,
-        x_BSD: Float[Array, "B S D"],
+        x_BSD: Float[Array, "*K B S D"],
         batch: TokenBatch,
         context: Context,
         router_state: RouterStates,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "N S D"], Output]:
+    ) -> tuple[Float[Array, "*K N S D"], Output]:
         """What the layers and the last norm make of the tokens, a row for each copy in an ensemble;
-        and all of the output but its predictions."""
+        and all of the output but its predictions. Of several gates x has an axis of them, and what
+        is reported stands gate by gate where layers do."""
         reports: dict[str, LayerReport] = {}
         depths: dict[str, DepthReport] = {}
         caches: dict[str, PyTree[Array]] = {}
@@ -260,7 +288,7 @@ class Transformer(nnx.Module):
         report = self.layout.in_layer_order(reports) if reports else None
         return self.final_norm(x_BSD), Output(
             predictions=None,
-            report=ensemble.joined_report(report),
+            report=self.moe.gating.as_layers(ensemble.joined_report(report)),
             depth=self.layout.in_layer_order(depths, self.layout.depth_stacks) if depths else None,
             cache=caches if cache is not None else None,
         )
@@ -270,7 +298,8 @@ class Transformer(nnx.Module):
         return predictions if context.per_member else self.layout.ensemble.joined(predictions)
 
     def constrain(self, x_BSD: Array) -> Array:
-        target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")
+        axes = (*[None] * (x_BSD.ndim - 3), "batch", "position", "model")
+        target = sharding(self.mesh, axes, x_BSD.shape, "activations")
         return jax.lax.with_sharding_constraint(x_BSD, target)
 
     def _run(
@@ -328,7 +357,7 @@ class Transformer(nnx.Module):
         return self.config.num_layers <= most
 
 
-def _rows(block: Block, first: int, count: int) -> Block:
+def _rows(block: nnx.Module, first: int, count: int) -> nnx.Module:
     """So many layers of a stack of them."""
     graph, state = nnx.split(block)
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[first : first + count], state))

@@ -12,6 +12,7 @@ from moe_jax.analysis.routes import churn, margin, overlap
 from moe_jax.data.types import Rows
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program
+from moe_jax.training.evaluation import by_layer
 from moe_jax.training.state import TrainState
 
 
@@ -65,9 +66,7 @@ class Probe:
         return self._named(per_layer)
 
     def _named(self, per_layer: Mapping[str, list[float]]) -> dict[str, float]:
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, values in per_layer.items():
-            metrics[f"moe/probe/{name}"] = float(np.mean(values))
-            for layer, value in zip(self._program.layout.moe_layers, values, strict=True):
-                metrics[f"moe/layer_{layer:02d}/probe/{name}"] = value
+            metrics |= by_layer(self._program, f"probe/{name}", np.asarray(values))
         return metrics

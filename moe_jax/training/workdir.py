@@ -119,7 +119,7 @@ def info_of(workdir: Path, experiment: Experiment) -> DataInfo:
         return DataInfo.of(experiment.data.open(experiment.evaluation.split))
     known = read_object(workdir / DATA) if (workdir / DATA).exists() else {}
     names = {name: tuple(map(str, known.get(name, ()))) for name in ("classes", "domains")}
-    return DataInfo(tokenizer=carried, **names)
+    return DataInfo(tokenizer=carried, classes=names["classes"], domains=names["domains"])
 
 
 def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str]) -> None:

@@ -95,11 +95,13 @@ def test_statistics_and_values_are_of_those_who_train(data, people):
     np.testing.assert_allclose(found[:40], (age - age.mean()) / age.std(), rtol=1e-5)
     assert abs(found[40:].mean()) > 1e-4
     race = CATEGORIES.index("race")
-    unknown = sum(len(v) + 1 for v in list(splits["train"].values.values())[:race])
+    unknown = sum(len(v) + 1 for v in list(splits["train"].vocabulary.categories.values())[:race])
     ids = np.concatenate([s.arrays["categories"][:, race] for s in splits.values()])
     assert np.sum(ids == unknown) == 1 and not (splits["train"].arrays["categories"] == 0).any()
-    assert splits["train"].ids == sum(len(v) + 1 for v in splits["train"].values.values())
-    assert "a new one" not in splits["train"].values["race"]
+    assert splits["train"].ids == sum(
+        len(v) + 1 for v in splits["train"].vocabulary.categories.values()
+    )
+    assert "a new one" not in splits["train"].vocabulary.categories["race"]
 
 
 def test_nobody_is_in_two_splits(data):
