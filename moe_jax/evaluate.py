@@ -191,8 +191,8 @@ def _domains(step: int, trace: Trace) -> JsonObject:
 
     names, by_layer = domain_counts(trace)[1], specialisation(trace)
     shares_LDE = specialisation_table(trace)
-    for layer, share_DE in zip(trace.layers_L, shares_LDE, strict=True):
-        print(f"layer {layer}: share of each domain's assignments by expert")
+    for number, share_DE in enumerate(shares_LDE):
+        print(f"{trace.router_name(number)}: share of each domain's assignments by expert")
         for name, share_E in zip(names, share_DE, strict=True):
             print(f"  {name:24} " + " ".join(f"{100 * x:5.1f}" for x in share_E) + " %")
     metrics: JsonObject = {f"specialisation/layer_{i:02d}": x for i, x in by_layer.items()}

@@ -339,7 +339,8 @@ class LoadedRun:
 
     def route(self, batch: Mapping[str, np.ndarray]) -> dict[int, Routes]:
         """Where each token of a batch goes: layer number -> Routes (expert_BSK, weight_BSK,
-        kept_BSK, prob_BSE), without noise and without drops."""
+        kept_BSK, prob_BSE), without noise and without drops; of several gates with a leading axis
+        of them."""
         if not self.program.layout.moe_layers:
             return {}
         routes = self.program.route_step(
@@ -350,7 +351,7 @@ class LoadedRun:
             ),
             self.program.scalars(self.step),
         )
-        routes = jax.device_get(routes)
+        routes = self.config.moe.gating.of_layers(jax.device_get(routes))
         return {
             layer: jax.tree.map(lambda leaf, row=row: leaf[row], routes)
             for row, layer in enumerate(self.program.layout.moe_layers)

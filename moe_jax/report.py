@@ -78,6 +78,8 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
     traces.append(run.trace(batches))
     if run.config.io.image is not None:
         return RoutingView(traces, str, functools.cache(run.picture))
+    if run.config.io.table is not None:
+        return RoutingView(traces, str, rows_are_text=False)
     decode = run.tokenizer.decode
     return RoutingView(traces, functools.cache(lambda token: decode([token])))
 

@@ -353,6 +353,8 @@ def test_the_commands_of_a_document_run(document, tmp_path, prepared, one_device
     for name in ("train-0", "train-1", "val"):
         ids = np.random.default_rng(0).integers(200, size=20_000, dtype=np.uint32)
         ids.tofile(tmp_path / f"ids/{name}.bin")
+    rows = "".join(f"u{n % 50},c{n % 3},{n % 60},{n % 2},{n % 7}\n" for n in range(400))
+    (tmp_path / "shop.csv").write_text(f"user,colour,age,buys,price\n{rows}")
     (tmp_path / "commands.txt").write_text(
         "python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/one\n"
     )

@@ -1,10 +1,11 @@
-"""Sparse models of the two small tasks beside their iso-FLOP dense twins, over paired seeds, with
-baselines that a reader would ask for.
+"""Sparse models of small tasks beside their iso-FLOP dense twins, over paired seeds, with baselines
+that a reader would ask for.
 
-    python -m experiments.tasks.twins --out=runs/twins [--seeds=3] [--only=sentiment]
+    python -m experiments.tasks.twins --out=runs/twins [--seeds=3] [--only=sentiment] [--record]
 
-Each run is one process after the other; a run that is complete is not run again. The table is
-printed as Markdown and written to OUT/twins.json.
+Each run is one process after the other; a run that is complete is not run again. The tables are
+printed as Markdown and written to OUT/twins.json; --record keeps them in experiments/tasks/results,
+from which `python -m experiments.tasks.page` makes docs/applications.md.
 """
 
 from __future__ import annotations
@@ -13,148 +14,100 @@ import argparse
 import json
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from experiments.tasks.applications import APPLICATIONS, Application
 
-ARMS = {"sparse": "", "dense": ":dense"}
-SHOWN = ("accuracy", "macro_f1", "cross_entropy", "calibration_error")
+ARMS = ("sparse", "dense")
+RESULTS = Path(__file__).parent / "results"
 
 
-def trained(config: str, workdir: Path, seed: int) -> dict[str, float]:
+def trained(config: str, workdir: Path, seed: int, settings: tuple[str, ...]) -> dict[str, float]:
     """The last evaluation of a run, which is trained where it is not there."""
     from moe_jax.analysis.read_run import read_metrics
     from moe_jax.sweeps.table import final_metrics
 
-    command = [sys.executable, "-m", "moe_jax.train", f"--config={config}"]
-    subprocess.run([*command, f"--workdir={workdir}", f"--config.seed={seed}"], check=True)
+    command = [sys.executable, "-m", "moe_jax.train", f"--config={config}", f"--workdir={workdir}"]
+    subprocess.run([*command, f"--config.seed={seed}", *settings], check=True)
     steps = json.loads((workdir / "config.json").read_text("utf-8"))["steps"]
     return final_metrics(read_metrics(workdir), steps)
 
 
-# Baselines: accuracy on the validation split
-
-
-def majority(train: Any, held: Any, out: Path) -> float:
-    """The most frequent class of the training split."""
-    labels = [int(train[i]["label"]) for i in range(len(train))]
-    most = int(np.bincount(labels).argmax())
-    return float(np.mean([int(held[i]["label"]) == most for i in range(len(held))]))
-
-
-def nearest(train: Any, held: Any, out: Path) -> float:
-    """The class of the nearest training image, pixel by pixel."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    def columns(rows: Any) -> tuple[np.ndarray, list[int]]:
-        found = [rows[i] for i in range(len(rows))]
-        return np.stack([r["image"].ravel() for r in found]), [int(r["label"]) for r in found]
-
-    model = KNeighborsClassifier(1).fit(*columns(train))
-    return float(model.score(*columns(held)))
-
-
-def bag_of_words(train: Any, held: Any, out: Path) -> float:
-    """Logistic regression on counts of the same pieces of words."""
-    from scipy.sparse import lil_matrix
-    from sklearn.linear_model import LogisticRegression
-
-    def columns(rows: Any) -> tuple[Any, list[int]]:
-        counts = lil_matrix((len(rows), rows.tokenizer.vocab_size), dtype=np.float32)
-        labels = []
-        for i in range(len(rows)):
-            row = rows[i]
-            for token in row["tokens"][row["segments"] > 0]:
-                counts[i, token] += 1
-            labels.append(int(row["label"]))
-        return counts.tocsr(), labels
-
-    model = LogisticRegression(max_iter=1000, C=0.1).fit(*columns(train))
-    return float(model.score(*columns(held)))
-
-
-def lexicon(train: Any, held: Any, out: Path) -> float:
-    """Valences of VADER's own lexicon, added up over a sentence's words: x / sqrt(x^2 + 15), its
-    package's scale, and its package's thresholds of 0.05. Without its rules of grammar."""
-    from moe_jax.data.fetch.archives import fetched
-    from moe_jax.data.sentiment import CARD
-
-    folder = out / "lexicon"
-    folder.mkdir(parents=True, exist_ok=True)
-    (path,) = fetched(CARD.archives, None, "data.archive", folder).values()
-    with zipfile.ZipFile(path) as archive:
-        name = "vaderSentiment-0.5/vaderSentiment/vader_sentiment_lexicon.txt"
-        lines = archive.read(name).decode("utf-8", "replace").splitlines()
-    valence = {line.split("\t")[0]: float(line.split("\t")[1]) for line in lines if "\t" in line}
-    right = []
-    for i in range(len(held)):
-        ids = held.text_ids(held.place_of(i))
-        words = held.tokenizer.decode(ids).lower().split()
-        x = sum(valence.get(word, valence.get(word.strip(".,!?;:'\"()"), 0.0)) for word in words)
-        score = x / (x * x + 15) ** 0.5
-        right.append(int(held[i]["label"]) == 1 + int(score >= 0.05) - int(score <= -0.05))
-    return float(np.mean(right))
-
-
-Baseline = Callable[[Any, Any, Path], float]
-BASELINES: dict[str, dict[str, Baseline]] = {
-    "sentiment": {
-        "majority": majority,
-        "VADER's lexicon": lexicon,
-        "bag of pieces": bag_of_words,
-    },
-    "vision": {"majority": majority, "nearest neighbour": nearest},
-}
-
-
-def compared(task: str, seeds: int, out: Path) -> dict[str, Any]:
+def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, Any]:
+    """What is recorded of an application: the metrics of each run without those of single domains
+    and layers, the baselines, and what the runs were."""
     from moe_jax.config.overrides import load_config
     from moe_jax.data.types import SPLITS
     from moe_jax.training.experiment import Experiment
 
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):
-        for arm, argument in ARMS.items():
-            config = f"configs/{task}.py{argument}"
-            found[arm].append(trained(config, out / f"{task}-{arm}-{seed}", seed))
-    data = load_config(f"configs/{task}.py", (), Experiment).data
+        for arm, config in one.configs().items():
+            run = trained(config, out / f"{name}-{arm}-{seed}", seed, one.settings)
+            found[arm].append({n: x for n, x in run.items() if "/" not in n})
+    data = load_config(one.configs()["sparse"], (), Experiment).data
     train, held = (data.open(split) for split in SPLITS)
+    rules = {"trivial": one.trivial, "simple": one.simple}
+    told = json.loads((out / f"{name}-sparse-0" / "config.json").read_text("utf-8"))
     return {
-        "runs": {arm: [{n: m[n] for n in SHOWN} for m in runs] for arm, runs in found.items()},
-        "baselines": {name: rule(train, held, out) for name, rule in BASELINES[task].items()},
+        "commit": _commit(),
+        "model": told["model"]["kind"],
+        "configs": one.configs(),
+        "steps": told["steps"],
+        "settings": list(one.settings),
+        "runs": found,
+        "baselines": {
+            kind: {title: rule(train, held, out) for title, rule in of_kind.items()}
+            for kind, of_kind in rules.items()
+        },
     }
 
 
-def table(task: str, found: dict[str, Any]) -> str:
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def table(name: str, found: dict[str, Any]) -> str:
     """Markdown."""
     from moe_jax.sweeps.statistics import paired, student
 
-    seeds = len(found["runs"]["sparse"])
-    lines = [f"| {task} | sparse | dense | sparse - dense, paired |", "| --- | --- | --- | --- |"]
-    for name in SHOWN:
-        sparse, dense = ([m[name] for m in found["runs"][arm]] for arm in ARMS)
+    runs = found["runs"]
+    lines = [f"| {name} | sparse | dense | sparse - dense, paired |", "| --- | --- | --- | --- |"]
+    for metric in runs["sparse"][0]:
+        if metric in ("step", "loss"):
+            continue
+        sparse, dense = ([m[metric] for m in runs[arm]] for arm in ARMS)
         difference = student(paired(dict(enumerate(sparse)), dict(enumerate(dense))))
         means = [student(values).mean for values in (sparse, dense)]
         message = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        lines.append(f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {message} |")
-    others = ", ".join(f"{name} {value:.4f}" for name, value in found["baselines"].items())
-    return "\n".join([*lines, "", f"Means of {seeds} seeds. Accuracy of baselines: {others}."])
+        lines.append(f"| {metric} | {means[0]:.4f} | {means[1]:.4f} | {message} |")
+    rules = {title: x for of_kind in found["baselines"].values() for title, x in of_kind.items()}
+    others = ", ".join(f"{title} {value:.4f}" for title, value in rules.items())
+    return "\n".join([*lines, "", f"Means of {len(runs['sparse'])} seeds. Baselines: {others}."])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="runs/twins")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=sorted(BASELINES))
+    parser.add_argument("--only", choices=sorted(APPLICATIONS))
+    parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds must be at least 2: an interval needs differences")
     out = Path(arguments.out)
     results = {}
-    for task in [arguments.only] if arguments.only else sorted(BASELINES):
-        results[task] = compared(task, arguments.seeds, out)
-        print(table(task, results[task]), flush=True)
+    for name in [arguments.only] if arguments.only else sorted(APPLICATIONS):
+        results[name] = compared(APPLICATIONS[name], name, arguments.seeds, out)
+        print(table(name, results[name]), flush=True)
+        if arguments.record:
+            RESULTS.mkdir(exist_ok=True)
+            text = json.dumps(results[name], indent=1) + "\n"
+            (RESULTS / f"{name}.json").write_text(text, "utf-8")
     (out / "twins.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 

@@ -145,3 +145,43 @@ def preferred_tokens(
             ]
         )
     return found
+
+
+# Several gates
+
+
+def gate_shares(trace: Trace) -> np.ndarray:
+    """(L, E): the share of each expert in what a gate gives its tokens; 0 where that is nothing."""
+    real_NS = trace.segment_NS > 0
+    sums_LE = trace.gate_weights()[:, real_NS].sum(axis=1, dtype=np.float64)
+    return sums_LE / np.maximum(sums_LE.sum(axis=1, keepdims=True), 1e-9)
+
+
+def gate_overlap(trace: Trace) -> np.ndarray:
+    """(layers, K, K): how alike two gates weigh the experts of a token, mean over tokens of
+    sum_e min(g^k_e, g^l_e), each gate's weights over their sum: 1 is alike, 0 has none in
+    common; nan where either gives nothing."""
+    K = len(dict.fromkeys(trace.gates or ("",)))
+    weight = trace.gate_weights()[:, trace.segment_NS > 0].astype(np.float64)
+    total = weight.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        share = (weight / np.where(total > 0, total, np.nan)).reshape(-1, K, *weight.shape[1:])
+    both = np.minimum(share[:, :, None], share[:, None]).sum(axis=-1)
+    found = np.full(both.shape[:-1], np.nan)
+    there = np.isfinite(both).any(axis=-1)
+    found[there] = np.nanmean(both[there], axis=-1)
+    return found
+
+
+def target_correlation(trace: Trace) -> np.ndarray:
+    """(T, T): Pearson's correlation of two targets over the rows in which both are known; nan where
+    one of them does not vary."""
+    assert trace.target_NT is not None
+    target_TN = np.asarray(trace.target_NT, np.float64).T
+    found = np.full((len(target_TN),) * 2, np.nan)
+    for i, j in itertools.product(range(len(target_TN)), repeat=2):
+        known = np.isfinite(target_TN[i]) & np.isfinite(target_TN[j])
+        x, y = target_TN[i][known], target_TN[j][known]
+        if len(x) and x.std() > 0 and y.std() > 0:
+            found[i, j] = np.mean((x - x.mean()) * (y - y.mean())) / (x.std() * y.std())
+    return found

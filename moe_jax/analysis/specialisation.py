@@ -65,13 +65,14 @@ def entropy_bits(counts: np.ndarray) -> float:
 
 def specialisation(trace: Trace, by: str = "auto") -> dict[int, float]:
     """By layer: the share of the domain's entropy that the expert tells, I(domain; expert) /
-    H(domain), in [0, 1]; 0 where there is one domain only."""
+    H(domain), in [0, 1]; 0 where there is one domain only. Of several gates their mean."""
     counts_LDE, _ = domain_counts(trace, by)
-    result = {}
+    found: dict[int, list[float]] = {}
     for layer, counts_DE in zip(trace.layers_L, counts_LDE, strict=True):
         whole = entropy_bits(counts_DE.sum(axis=1))
-        result[int(layer)] = mutual_information(counts_DE) / whole if whole > 0 else 0.0
-    return result
+        share = mutual_information(counts_DE) / whole if whole > 0 else 0.0
+        found.setdefault(int(layer), []).append(share)
+    return {layer: float(np.mean(shares)) for layer, shares in found.items()}
 
 
 def specialisation_table(trace: Trace, by: str = "auto") -> np.ndarray:

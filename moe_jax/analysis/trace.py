@@ -7,7 +7,9 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     num_experts     int64         E; ids E, E+1, ... below `unused` are undispatched experts
     unused          int64         the id of "no expert"
     capacity_factor float64       of the evaluation; nan: dropless
-    layers          int32 (L,)    numbers of the sparse layers in the model
+    layers          int32 (L,)    numbers of the sparse layers in the model; of several gates that
+                                  of each gate of a layer, one after the other
+    gates           str (L,)      then, what each gate is for
     token           int32 (N, S)  input ids of N rows, in the order of the evaluation
     segment         int32 (N, S)  0: padding
     expert          int32 (L, N, S, K)    wanted experts, best first; `unused`: none
@@ -20,6 +22,8 @@ The file is a compressed .npz. Its schema, version 1 (docs/traces.md):
     label           int32 (N,)    index into `classes`, -1: none; only of rows with a class
     class           int32 (N, S)  the same of each patch, where every pixel has a class
     classes         str (C,)      with either
+    target          float32 (N, T)        of rows with several targets; nan: not known
+    targets         str (T,)      then, their names
 
 and of a model of several parts, as an encoder and a decoder, whose last part `token`, `segment` and
 `nats` are of:
@@ -75,6 +79,9 @@ class Trace:
     part_L: np.ndarray | None = None
     token_PNS: np.ndarray | None = None
     segment_PNS: np.ndarray | None = None
+    gates: tuple[str, ...] | None = None
+    target_NT: np.ndarray | None = None
+    targets: tuple[str, ...] | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the file, under exactly this name."""
@@ -108,9 +115,8 @@ class Trace:
         values |= {name: int(found[name]) for name in ("step", "num_experts", "unused")}
         values["capacity_factor"] = None if np.isnan(factor) else factor
         values["domains"] = tuple(str(name) for name in found["domains"])
-        for names in ("classes", "parts"):
-            if names in found:
-                values[names] = tuple(str(name) for name in found[names])
+        for names in {"classes", "parts", "gates", "targets"} & found.keys():
+            values[names] = tuple(str(name) for name in found[names])
         return cls(**values)
 
     @property
@@ -137,14 +143,20 @@ class Trace:
             return np.broadcast_to(last_NS[None], (len(self.layers_L), *last_NS.shape))
         return of_parts[self.part_L]
 
-    def title(self, layer: int) -> str:
-        """Of the sparse layer at an index, "Layer 3", with its part where there are several."""
-        part = (
-            f", {self.parts[self.part_L[layer]]}" if self.parts and self.part_L is not None else ""
-        )
-        return f"Layer {int(self.layers_L[layer])}{part}"
+    def router_name(self, number: int) -> str:
+        """Of each of L: "layer 1", "layer 1, gate income", "layer 3, decoder"."""
+        gate = f", gate {self.gates[number]}" if self.gates else ""
+        part = ""
+        if self.parts and self.part_L is not None:
+            part = f", {self.parts[self.part_L[number]]}"
+        return f"layer {int(self.layers_L[number])}{part}{gate}"
 
-    def gates(self) -> np.ndarray:
+    def title(self, number: int) -> str:
+        """The same at the head of a figure."""
+        name = self.router_name(number)
+        return name[0].upper() + name[1:]
+
+    def gate_weights(self) -> np.ndarray:
         """(L, N, S, E) float32: the weight of each matrix expert in each token's output."""
         return gates_of(self.expert_LNSK, self.weight_LNSK, self.kept_LNSK, self.num_experts)
 

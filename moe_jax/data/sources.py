@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.data.census_income import CensusIncome
 from moe_jax.data.climate import Climate
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
@@ -17,6 +18,7 @@ from moe_jax.data.package_tags import PackageTags
 from moe_jax.data.planted import Planted
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
+from moe_jax.data.table_file import TableFile
 from moe_jax.data.tfds_text import Tfds
 from moe_jax.data.vowels import Vowels
 
@@ -43,6 +45,8 @@ SOURCES: dict[str, type] = {
     "fashion_mnist": FashionMnist,
     "climate": Climate,
     "vowels": Vowels,
+    "census_income": CensusIncome,
+    "table": TableFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
     "images": ImageFolder,

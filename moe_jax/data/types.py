@@ -83,13 +83,15 @@ class DataInfo:
     """What a model and a task must know of opened data, beside its columns.
 
     tokenizer: of text; None: no text. classes: the names of what `label` counts. domains: of what
-    `domain` counts. rows_by_domain: how many rows of this split each has; (): not known.
+    `domain` counts. rows_by_domain: how many rows of this split each has; (): not known. ids: of
+    the categories of a table; 0: none.
     """
 
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     rows_by_domain: tuple[int, ...] = ()
+    ids: int = 0
 
     @classmethod
     def of(cls, rows: Any) -> DataInfo:
@@ -102,6 +104,7 @@ class DataInfo:
                 classes=tuple(getattr(rows, "classes", ())),
                 domains=tuple(rows.domains),
                 rows_by_domain=tuple(getattr(rows, "rows_by_domain", ())),
+                ids=getattr(rows, "ids", 0),
             )
         return cls(tokenizer=rows)
 

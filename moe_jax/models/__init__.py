@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe_jax.models.decoder import DecoderConfig
 from moe_jax.models.encoder import EncoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoderConfig
+from moe_jax.models.recommender import RecommenderConfig
 from moe_jax.models.vit import VitConfig
 
 MODELS: dict[str, type] = {
@@ -12,4 +13,5 @@ MODELS: dict[str, type] = {
     "encoder": EncoderConfig,
     "encoder_decoder": EncoderDecoderConfig,
     "vit": VitConfig,
+    "recommender": RecommenderConfig,
 }

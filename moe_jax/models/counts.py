@@ -44,11 +44,11 @@ def count(config: TransformerConfig, moe: MoEConfig, io: IO) -> Counts:
     parameters on average, and attention, c queries on c keys, takes (c / S)^2 of its FLOPs.
     From the first sparse layer on an ensemble computes every token M times.
     """
-    D, S, ends = config.model_dim, config.row_length(io), config.ends(io)
+    S, ends = config.row_length(io), config.ends(io)
     layout = config.layout(moe)
     once = len(layout.before_sparse)
-    blocks = [_block(config, moe, layout, layer, S) for layer in range(config.num_layers)]
-    model = total([*blocks, Cost.of_vectors(2 * D * config.num_layers + D)])
+    blocks = [_block(config, moe, layout, layer, io) for layer in range(config.num_layers)]
+    model = total([*blocks, Cost.of_vectors(config.norms())])
     shared = total(blocks[:once])
     copied = layout.ensemble.cost(total(blocks[once:]) + Cost(multiplied=ends.multiplied))
     return Counts(
@@ -63,11 +63,13 @@ def count(config: TransformerConfig, moe: MoEConfig, io: IO) -> Counts:
     )
 
 
-def _block(config: TransformerConfig, moe: MoEConfig, layout: Layout, layer: int, S: int) -> Cost:
-    stack = layout.stack_of(layer)
+def _block(config: TransformerConfig, moe: MoEConfig, layout: Layout, layer: int, io: IO) -> Cost:
+    stack, S = layout.stack_of(layer), config.row_length(io)
     if stack.depth:
-        return config.depth.cost(lambda c: config.block_cost(stack, moe, c), config.model_dim, S)
-    return config.block_cost(stack, moe, S)
+        return config.depth.cost(
+            lambda c: config.block_cost(stack, moe, c, io), config.model_dim, S
+        )
+    return config.block_cost(stack, moe, S, io)
 
 
 def _dense_dim(config: TransformerConfig, moe: MoEConfig, S: int) -> int:

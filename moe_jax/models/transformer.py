@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from moe_jax.models.types import IO, Cache, Ends, Output, RouterStates
 from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
-from moe_jax.nn.cost import Cost, Here, Planned
+from moe_jax.nn.cost import Cost, Division, Here, Planned
 from moe_jax.nn.cross import CrossAttention, Memory, cross_cost, cross_planned
 from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
 from moe_jax.nn.ensemble import AnyPredictions
@@ -154,7 +154,30 @@ class TransformerConfig:
         planned = self.mixer.planned(self.sizes_of(stack), here)
         return planned + cross_planned(self.row_sizes, here) if stack.crosses else planned
 
-    def block_cost(self, stack: Stack, moe: MoEConfig, S: int) -> Cost:
+    def gated(self, moe: MoEConfig, io: IO) -> MoEConfig:
+        """The sparse layers with the gates that the model has, where it has several."""
+        return moe
+
+    def gate_rules(self, moe: MoEConfig, io: IO) -> Iterator[Rule]:
+        """What is wrong with the gates of the sparse layers: (path below `moe`, rule)."""
+        if moe.every and moe.gates > 1:
+            yield "gates", "must be 1: this model has one gate (model.kind = recommender: several)"
+        if moe.every and moe.own_experts:
+            yield "own_experts", "must be 0: this model has one gate"
+
+    def gate_names(self, moe: MoEConfig, io: IO) -> tuple[str, ...]:
+        """Of several gates, what each is for; () of one."""
+        return ()
+
+    def divisions(self, sizes: Mapping[str, int]) -> Iterator[Division]:
+        """What a mesh of these sizes must divide, but for what its layers all have."""
+        yield from self.mixer.divisions(self.row_sizes, sizes)
+
+    def norms(self) -> int:
+        """Parameters of the norms of all blocks, and of the last one."""
+        return (2 * self.num_layers + 1) * self.model_dim
+
+    def block_cost(self, stack: Stack, moe: MoEConfig, S: int, io: IO) -> Cost:
         """Of a block for rows of S tokens, without the norms that every block has."""
         mixer = self.attention_cost(stack, S)
         if stack.moe:
@@ -228,7 +251,7 @@ class Transformer(nnx.Module):
         self.layout = stacked.unrolled() if self._unrolls else stacked
         self.make_input(rngs)
         # Drawn by stacks in any case: how layers are run changes no number.
-        layers: dict[int, tuple[Block, int]] = {}
+        layers: dict[int, tuple[nnx.Module, int]] = {}
         for stack in stacked.stacks:
             block = self._make_stack(stack, rngs)
             layers |= {layer: (block, row) for row, layer in enumerate(stack.layers)}
@@ -242,7 +265,14 @@ class Transformer(nnx.Module):
         so starts from the same ones."""
         raise NotImplementedError
 
-    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> Block:
+    def _make_stack(self, stack: Stack, rngs: nnx.Rngs) -> nnx.Module:
+        def make(key: Array) -> nnx.Module:
+            return self.make_block(stack, nnx.Rngs(params=key))
+
+        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+
+    def make_block(self, stack: Stack, rngs: nnx.Rngs) -> nnx.Module:
+        """A block of a stack, called as `Block`."""
         config = self.config
         D = config.model_dim
         options = dict(activation=config.activation, init_scale=config.init_scale)
@@ -262,21 +292,18 @@ class Transformer(nnx.Module):
         def depth(rngs: nnx.Rngs) -> DepthRouter:
             return config.depth.make(D, self.mesh, rngs)
 
-        def make(key: Array) -> Block:
-            return Block(
-                D,
-                mixer=mixer,
-                feed_forward=feed_forward,
-                cross=cross if stack.crosses else None,
-                depth=depth if stack.depth else None,
-                rngs=nnx.Rngs(params=key),
-            )
-
-        return nnx.vmap(make)(jax.random.split(rngs.params(), stack.count))
+        return Block(
+            D,
+            mixer=mixer,
+            feed_forward=feed_forward,
+            cross=cross if stack.crosses else None,
+            depth=depth if stack.depth else None,
+            rngs=rngs,
+        )
 
     def router_state(self) -> dict[str, dict[str, Array]]:
         """The initial state of all routers, stacked like the layers; {} values for most."""
-        state = self.moe.router.state(self.moe.num_experts)
+        state = self.moe.gating.state(self.moe.router.state(self.moe.num_experts))
         return {
             stack.name: jax.tree.map(lambda leaf, n=stack.count: jnp.stack([leaf] * n), state)
             for stack in self.layout.moe_stacks
@@ -284,27 +311,28 @@ class Transformer(nnx.Module):
 
     def through_layers(
         self,
-        x_BSD: Float[Array, "B S D"],
+        x_BSD: Float[Array, "*K B S D"],
         batch: TokenBatch,
         context: Context,
         router_state: RouterStates,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "N S D"], Output]:
+    ) -> tuple[Float[Array, "*K N S D"], Output]:
         """What the layers and the last norm make of the tokens, a row for each copy in an ensemble;
-        and all of the output but its predictions."""
+        and all of the output but its predictions. Of several gates x has an axis of them, and what
+        is reported stands gate by gate where layers do."""
         x_BSD, passed = self.through_part(0, x_BSD, batch, context, router_state, cache)
         return self.final_norm(x_BSD), self.output_of([passed])
 
     def through_part(
         self,
         part: int,
-        x_BSD: Float[Array, "B S D"],
+        x_BSD: Float[Array, "*K B S D"],
         batch: TokenBatch,
         context: Context,
         router_state: RouterStates,
         cache: Cache | None = None,
         memory: Memory | None = None,
-    ) -> tuple[Float[Array, "N S D"], Passed]:
+    ) -> tuple[Float[Array, "*K N S D"], Passed]:
         """The tokens behind the layers of one part of the layout, and what these report."""
         passed = Passed()
         x_BSD, ensemble = self.constrain(x_BSD), self.layout.ensemble
@@ -328,7 +356,7 @@ class Transformer(nnx.Module):
         depths = all_parts.depths
         return Output(
             predictions=None,
-            report=layout.ensemble.joined_report(report),
+            report=self.moe.gating.as_layers(layout.ensemble.joined_report(report)),
             depth=layout.in_layer_order(depths, layout.depth_stacks) if depths else None,
             cache=all_parts.caches or None,
         )
@@ -338,7 +366,8 @@ class Transformer(nnx.Module):
         return predictions if context.per_member else self.layout.ensemble.joined(predictions)
 
     def constrain(self, x_BSD: Array) -> Array:
-        target = sharding(self.mesh, ("batch", "position", "model"), x_BSD.shape, "activations")
+        axes = (*[None] * (x_BSD.ndim - 3), "batch", "position", "model")
+        target = sharding(self.mesh, axes, x_BSD.shape, "activations")
         return jax.lax.with_sharding_constraint(x_BSD, target)
 
     def _run(
@@ -389,11 +418,10 @@ class Transformer(nnx.Module):
             body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
         return jax.lax.scan(body, x_BSD, per_layer, unroll=unroll)
 
-    def block(self, stack: Stack, row: int) -> Block:
-        """One layer of a stack."""
+    def block(self, stack: Stack, row: int) -> Any:
+        """One layer of a stack, called as `Block`."""
         graph, state = nnx.split(self.layers[stack.name])
-        block: Block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[row], state))
-        return block
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[row], state))
 
     @property
     def _unrolls(self) -> bool:
@@ -403,7 +431,7 @@ class Transformer(nnx.Module):
         return self.config.num_layers <= most
 
 
-def _rows(block: Block, first: int, count: int) -> Block:
+def _rows(block: nnx.Module, first: int, count: int) -> nnx.Module:
     """So many layers of a stack of them."""
     graph, state = nnx.split(block)
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[first : first + count], state))

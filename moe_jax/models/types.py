@@ -59,19 +59,37 @@ class PixelClass(Gives):
         return (self.classes or 0) * height * width
 
 
+@dataclass(frozen=True)
+class Targets(Gives):
+    """Several numbers for each row, by name: the logits of binary targets, then real ones.
+    uncertain: with a learned variance of each target."""
+
+    binary: tuple[str, ...] = ()
+    real: tuple[str, ...] = ()
+    uncertain: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.binary + self.real
+
+    def floats(self, io: IO) -> int:
+        return len(self.names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class IO:
     """What goes into a model and what it is to give, as the task and the data say it.
 
     length: tokens of a row of text; None: no text. source: of the text that it is a translation of;
-    None: of nothing. image: height, width and channels; None: no
-    image. gives: by default one of `classes` for each row, or, without classes, the next id at each
-    place. classes: of what it gives.
+    None: of nothing. image: height, width and channels; None: no image. table: categories and
+    numbers of a row of a table; None: no table. gives: by default one of `classes` for each row,
+    or, without classes, the next id at each place. classes: of what it gives.
     """
 
     length: int | None = None
     source: int | None = None
     image: tuple[int, int, int] | None = None
+    table: tuple[int, int] | None = None
     classes: int | None = None
     gives: Gives | None = None
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.nn.cost import Cost, Division, Here, Planned
-from moe_jax.nn.mixer import BaseMixer, Mixer, RowSizes
+from moe_jax.nn.mixer import BaseMixer, Mixer, NoMixer, RowSizes
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.param import parameter
 from moe_jax.ops.attention import attend, attend_rows, query_block
@@ -223,4 +223,4 @@ def projected_columns(sizes: RowSizes) -> int:
 
 
 # A new one is a new file and one row here.
-MIXERS: dict[str, type[Mixer]] = {"grouped_query": GroupedQuery}
+MIXERS: dict[str, type[Mixer]] = {"grouped_query": GroupedQuery, "none": NoMixer}

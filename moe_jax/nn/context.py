@@ -96,6 +96,33 @@ class ImageBatch:
         return place_BS, jnp.broadcast_to(self.valid_B[:, None], shape).astype(jnp.int32)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TableBatch:
+    """Rows of a table. ids: of its categories, one after the other; None where it has none, as
+    numbers. A row that is not valid fills up a batch."""
+
+    id_BC: Int[Array, "B C"] | None
+    number_BN: Float[Array, "B N"] | None
+    valid_B: Bool[Array, "B"]
+    row_B: Int[Array, "B"]
+
+    def as_tokens(self) -> TokenBatch:
+        """A row is one token, whose id is that of its first category."""
+        segment_BS = self.valid_B[:, None].astype(jnp.int32)
+        first_BS = jnp.zeros_like(segment_BS) if self.id_BC is None else self.id_BC[:, :1]
+        return TokenBatch(
+            token_BS=first_BS,
+            position_BS=jnp.zeros_like(segment_BS),
+            segment_BS=segment_BS,
+            row_B=self.row_B,
+        )
+
+    def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:
+        """(id, segment) of each row's token, for who looks on."""
+        return self.as_tokens().tokens_and_segments(S)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Switches:
     """The static switches of a sparse layer; see `Context`."""

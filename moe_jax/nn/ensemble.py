@@ -19,13 +19,20 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.config.fields import Rule
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost
-from moe_jax.nn.predictions import ClassLogits, GivenLogits, LabelLogits, PixelLogits, Predictions
+from moe_jax.nn.predictions import (
+    ClassLogits,
+    GivenLogits,
+    LabelLogits,
+    PixelLogits,
+    Predictions,
+    TargetValues,
+)
 from moe_jax.ops.precision import upcast
 from moe_jax.routing.losses import OF_ONE_MEMBER, RoutingLosses
 from moe_jax.routing.types import Plan, Router, SoftPlan
 
 AnyPlan = Plan | SoftPlan
-AnyPredictions = Predictions | GivenLogits | ClassLogits | LabelLogits | PixelLogits
+AnyPredictions = Predictions | GivenLogits | ClassLogits | LabelLogits | PixelLogits | TargetValues
 # (tokens of groups, their plans) -> (their outputs, rows without room by group)
 Dispatch = Callable[[Array, AnyPlan], tuple[Array, Array]]
 

@@ -1,8 +1,9 @@
-"""Heads: one prediction of a row, or one of each pixel."""
+"""Heads: one prediction of a row, one of each pixel, or one of each target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +83,34 @@ class PixelHead(nnx.Module):
         logits_BRKC = logits_BPC.reshape(B, rows, columns, C)
         logits_BHWC: Array = jax.image.resize(logits_BRKC, (B, *size, C), "linear")
         return logits_BHWC
+
+
+class Towers(nnx.Module):
+    """A number for each of T targets: relu(x W_k + b_k) v_k + c_k, in float32, with H hidden
+    units."""
+
+    def __init__(self, D: int, H: int, T: int, *, init_scale: float, rngs: nnx.Rngs):
+        form: dict[str, Any] = dict(matrix=LAST_TWO, decays=True)
+        inward = fan_in(init_scale, batch_axis=0)
+        self.inward = parameter(rngs, inward, (T, D, H), (None, "embed", None), **form)
+        self.outward = parameter(rngs, inward, (T, H, 1), (None, None, None), **form)
+        form = dict(matrix=None, decays=False)
+        zeros = jax.nn.initializers.zeros
+        self.inward_bias = parameter(rngs, zeros, (T, H), (None, None), **form)
+        self.outward_bias = parameter(rngs, zeros, (T, 1), (None, None), **form)
+
+    @staticmethod
+    def parameters(D: int, H: int, T: int) -> int:
+        return T * (D * H + 2 * H + 1)
+
+    def __call__(self, x_TBD: Float[Array, "T B D"]) -> Float[Array, "B T"]:
+        inward, outward, b, c = (
+            w[...].astype(jnp.float32)
+            for w in (self.inward, self.outward, self.inward_bias, self.outward_bias)
+        )
+        exact = jax.lax.Precision.HIGHEST
+        x_TBD = x_TBD.astype(jnp.float32)
+        hidden_TBH = jnp.einsum("TBD,TDH->TBH", x_TBD, inward, precision=exact) + b[:, None]
+        value_TB1 = jnp.einsum("TBH,THO->TBO", jax.nn.relu(hidden_TBH), outward, precision=exact)
+        value_BT: Array = (value_TB1 + c[:, None])[..., 0].T
+        return value_BT

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -103,6 +104,31 @@ class BaseMixer:
 
     def divisions(self, sizes: RowSizes, mesh: Mapping[str, int]) -> Iterator[Division]:
         yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMixer(BaseMixer):
+    """The tokens of a row do not see each other."""
+
+    def make(self, sizes: RowSizes, mesh: Mesh, rngs: nnx.Rngs) -> nnx.Module:
+        return Apart()
+
+    def planned(self, sizes: RowSizes, here: Here) -> Planned:
+        return Planned()
+
+
+class Apart(nnx.Module):
+    """Adds nothing to a token."""
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        position_BS: Int[Array, "B S"],
+        segment_BS: Int[Array, "B S"],
+        cache: PyTree[Array] | None = None,
+        span: int | None = None,
+    ) -> tuple[Float[Array, "B S D"], PyTree[Array] | None]:
+        return jnp.zeros_like(x_BSD), cache
 
 
 def _parameters(mixer: BaseMixer, sizes: RowSizes, mesh: Mesh) -> list[tuple[int, bool]]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from moe_jax.config.checks import check
 from moe_jax.experts import Expert, FeedForward
 from moe_jax.nn.context import Context, LayerReport, Routes, TokenBatch
+from moe_jax.nn.gates import Gates
 from moe_jax.nn.moe_layer import Grouping, MoEConfig, MoELayer
 from moe_jax.parallel.axes import OURS, MeshAxes, Place
 from moe_jax.routing import Mixtral
@@ -52,17 +53,21 @@ class Report(flax.struct.PyTreeNode):
     state: State
     router: Router
     routes: Routes | None = None
-    gates: int = flax.struct.field(pytree_node=False, default=1)
+    gates: Gates = flax.struct.field(pytree_node=False, default=Gates())
 
     def metrics(self) -> dict[str, Float[Array, ""]]:
         """Named as in metrics.jsonl: moe/max_violation, moe/dropped_fraction, ..., and the router's
         own as moe/router/NAME; of several gates moe/gate_0/max_violation, ..."""
-        if self.gates == 1:
+        if self.gates.number == 1:
             return self._metrics("moe/", self.state, self.sums, self.traffic)
         found: dict[str, Float[Array, ""]] = {}
-        for number in range(self.gates):
-            of_gate = (self.state, self.sums, self.traffic)
-            state, sums, traffic = jax.tree.map(lambda leaf, n=number: leaf[n], of_gate)
+        E = self.sums.wanted_E.shape[-1]
+        for number in range(self.gates.number):
+            state = {name: leaf[number] for name, leaf in self.state.items()}
+            sums, traffic = (
+                jax.tree.map(lambda leaf: leaf[0], self.gates.seen(tree, number, E))
+                for tree in (self.sums, self.traffic)
+            )
             found |= self._metrics(f"moe/gate_{number}/", state, sums, traffic)
         return found
 
@@ -81,7 +86,7 @@ def updated(report: Report) -> State:
     `MoE.update`, for Linen and plain JAX. {} for most routers."""
     if not report.state:
         return {}
-    update = report.router.update if report.gates == 1 else jax.vmap(report.router.update)
+    update = report.router.update if report.gates.number == 1 else jax.vmap(report.router.update)
     return update(report.state, report.sums)
 
 
@@ -242,13 +247,18 @@ class MoE(nnx.Module):
         pieces = Grouping.of(self.config.group_size, S).pieces
         losses = self.config.losses
         several = self.config.gates > 1
+
+        def loss_of(sums_LG: Sums) -> Array:
+            return scoped_loss(losses, router, sums_LG, SCOPES, pieces)
+
         # Gates stand where layers do: each has its own losses.
         of_layers = jax.tree.map(lambda leaf: leaf if several else leaf[None], report.sums)
+        loss = self.config.gating.loss(loss_of, of_layers, losses.over_layers)
         return Report(
-            loss=jnp.asarray(scoped_loss(losses, router, of_layers, SCOPES, pieces), jnp.float32),
+            loss=jnp.asarray(loss, jnp.float32),
             sums=reduce_sums(report.sums, axis=int(several)),
             traffic=reduce_sums(report.traffic, axis=int(several)),
-            gates=self.config.gates,
+            gates=self.config.gating,
             state=state,
             router=router,
             routes=report.routes,

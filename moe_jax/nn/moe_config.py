@@ -39,6 +39,7 @@ class MoEConfig:
       model's width D. around: what else stands around them.
     ensemble: M members, each with E / M of the experts (docs/layers.md); 1: none.
     gates: routers over the one pool of experts, each with an output of its own (nn/gates.py).
+      own_experts: of each gate but the last one, which no other of them sees; 0: none.
     capacity_factor: None is dropless. group_size: tokens of a routing group, a divisor or a
       multiple of the row length; None: one row.
     layout, transport, receive_factor, matmul: see `dispatch` and `ops.grouped_matmul`.
@@ -56,6 +57,7 @@ class MoEConfig:
     around: Around = kind(AROUND, Nothing)
     ensemble: int = 1
     gates: int = 1
+    own_experts: int = 0
     expert: Expert = kind(EXPERTS, FeedForward)
     router: Router = kind(ROUTERS, Mixtral)
     losses: RoutingLosses = field(default_factory=RoutingLosses)
@@ -76,7 +78,9 @@ class MoEConfig:
         yield from at_least(self, 1, "gates")
         if self.gates > 1 and self.ensemble > 1:
             yield "gates", "must be 1 in an ensemble"
-        yield from at_least(self, 0, "every", "first", "num_shared")
+        yield from at_least(self, 0, "every", "first", "num_shared", "own_experts")
+        if self.own_experts > 0:
+            yield from self.owned()
         for name in ("capacity_factor", "receive_factor"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 yield name, "must be above 0"
@@ -85,6 +89,20 @@ class MoEConfig:
         yield from one_of(self, ROUNDINGS, "capacity_rounding")
         if self.matmul not in OLDER_NAMES:
             yield from one_of(self, ("auto", *ROW_BACKENDS), "matmul")
+
+    def owned(self) -> Iterator[Rule]:
+        """The rules of experts that belong to a gate."""
+        if self.gates > 1 and self.own_experts * (self.gates - 1) >= self.num_experts:
+            rule = f"must leave shared ones: {self.gates - 1} gates of {self.num_experts} experts"
+            yield "own_experts", rule
+        if self.capacity_factor is not None:
+            rule = "must be none: with own_experts a gate's load is over its experts alone"
+            yield "capacity_factor", rule
+        if self.router.soft or not self.router.takes_mask:
+            yield "own_experts", "must be 0: this router cannot choose among some of the experts"
+        if self.losses.device_balance.coefficient:
+            rule = "must be 0 with own_experts: its groups are blocks of all experts"
+            yield "losses.device_balance.coefficient", rule
 
     def expert_params(
         self, model_dim: int, activation: str, init_scale: float = 1.0
@@ -130,17 +148,16 @@ class MoEConfig:
         expert, k = self.expert.completed(activation), self.experts_per_token(S)
         width, F = self.width(model_dim), self.expert_dim
         one = sizes_of(expert.params(1, width, F, 1.0))
-        multiplied = k * expert.multiplied(width, F)
         gates = self.gating
+        asked = gates.asked(k, self.num_experts)
+        multiplied = asked * expert.multiplied(width, F)
         router = sizes_of(gates.params(self.router.params(model_dim, self.num_experts)))
         found = Cost(parameters=router, active=router, multiplied=router, router=router)
-        found += gates.cost(
-            Cost(
-                parameters=self.num_experts * one,
-                active=k * one,
-                multiplied=multiplied,
-                routed=multiplied,
-            )
+        found += Cost(
+            parameters=self.num_experts * one,
+            active=min(asked, self.num_experts) * one,
+            multiplied=multiplied,
+            routed=multiplied,
         )
         widths = self.widths(model_dim)
         for name, around in self.surroundings(activation).items():
@@ -153,7 +170,7 @@ class MoEConfig:
 
     @property
     def gating(self) -> Gates:
-        return Gates(number=self.gates)
+        return Gates(number=self.gates, own=self.own_experts if self.gates > 1 else 0)
 
     @property
     def members(self) -> Ensemble:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
 from moe_jax.nn.moe_config import Grouping, MoEConfig, fine_grained
@@ -25,7 +25,8 @@ __all__ = ["Grouping", "MoEConfig", "MoELayer", "fine_grained"]
 
 class MoELayer(nnx.Module):
     """y = sum over the chosen experts of weight * expert(x), plus the shared experts; of several
-    gates a y for each, on a leading axis, as all that is reported (nn/gates.py).
+    gates a y for each, on a leading axis, as all that is reported, and an x for each or one for all
+    (nn/gates.py).
 
     With what stands around the experts (nn/around.py): y = outward(sum of weight *
     expert(inward(x))) + beside(x). The router and what is undispatched (null, copy experts) see
@@ -60,18 +61,20 @@ class MoELayer(nnx.Module):
 
     def __call__(
         self,
-        x_BSD: Float[Array, "B S D"],
+        x_BSD: Float[Array, "*K B S D"],
         batch: TokenBatch,
         context: Context,
         router_state: Mapping[str, Array],
         layer: Int[Array, ""],
         place: Place | None = None,
-    ) -> tuple[Float[Array, "B S D"], LayerReport]:
+        asked_K: Bool[Array, "K"] | None = None,
+    ) -> tuple[Float[Array, "*K B S D"], LayerReport]:
         """Returns the layer's output and its statistics, per routing group; what the router pools,
-        per shard of the batch. place: where it runs, in place of the mesh that it was made for."""
+        per shard of the batch. place: where it runs, in place of the mesh that it was made for.
+        asked: the gates whose outputs are wanted; the others choose nothing, and give 0."""
         place = self.place if place is None else place
         group_size = None if context.whole_rows else self.config.group_size
-        grouping = Grouping.of(group_size, x_BSD.shape[1])
+        grouping = Grouping.of(group_size, x_BSD.shape[-2])
         z_BSL, params, entered = x_BSD, self._surrounding_params(), {}
         for name, around in self.surroundings:
             entered[name] = z_BSL
@@ -86,7 +89,8 @@ class MoELayer(nnx.Module):
             params=self.router.arrays(),
             state=dict(router_state),
             key=None if context.key is None else jax.random.fold_in(context.key, layer),
-            recorded=jax.tree.map(lambda leaf: leaf[layer], context.recorded),
+            recorded=jax.tree.map(lambda leaf: self.gates.of_layers(leaf)[layer], context.recorded),
+            asked_K=asked_K,
         )
         body = ShardBody(
             config=self.config,
@@ -110,7 +114,7 @@ class MoELayer(nnx.Module):
         return y_BSD, self.gates.mapped(_flatten_groups, outputs.report)
 
     def _of_each_gate(self, x_BSD: Array) -> Array:
-        return x_BSD if self.gates.number == 1 else x_BSD[None]
+        return x_BSD if self.gates.number == 1 or self.gates.streams(x_BSD) else x_BSD[None]
 
     def _surrounding_params(self) -> dict[str, dict[str, Array]]:
         return {name: getattr(self, name).arrays() for name, _ in self.surroundings}
@@ -125,7 +129,8 @@ class MoELayer(nnx.Module):
         experts = {
             name: with_trivial_axes(spec, mesh) for name, spec in self.experts.specs(axes).items()
         }
-        specs = ShardArguments.specs(axes, experts)
+        streams = self.gates.streams(arguments.x_BSD)
+        specs = ShardArguments.specs(axes, experts, streams, self.gates.number > 1)
         outputs: ShardOutputs = jax.shard_map(
             body,
             mesh=mesh,

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.dispatch import gathered_weights, sharded_dispatch
 from moe_jax.experts.types import Networks
@@ -43,11 +43,12 @@ class ShardArguments:
     """The arrays of one call: whole ones outside of the shard_map, this device's part inside.
 
     x: what routers and undispatched experts see; z: what the matrix experts see. router: the rule,
-    with the scalars of this step; params, state: its own.
+    with the scalars of this step; params, state: its own. asked: of several gates, those whose
+    outputs are wanted; None: all.
     """
 
-    x_BSD: Float[Array, "B S D"]
-    z_BSL: Float[Array, "B S L"]
+    x_BSD: Float[Array, "*K B S D"]
+    z_BSL: Float[Array, "*K B S L"]
     batch: TokenBatch
     group_BP: Int[Array, "B P"]  # numbers of the routing groups
     experts: Mapping[str, Array]
@@ -56,11 +57,16 @@ class ShardArguments:
     state: Mapping[str, Array]
     key: Key[Array, ""] | None
     recorded: Recorded | None
+    asked_K: Bool[Array, "K"] | None = None
 
     @staticmethod
-    def specs(axes: MeshAxes, experts: Mapping[str, PartitionSpec]) -> ShardArguments:
-        """How each of them lies on the mesh."""
+    def specs(
+        axes: MeshAxes, experts: Mapping[str, PartitionSpec], streams: bool, gates: bool
+    ) -> ShardArguments:
+        """How each of them lies on the mesh. streams: x is of each gate. gates: there are
+        several."""
         replicated = PartitionSpec()
+        of_gates = PartitionSpec(None, *axes.tokens)
         batch = TokenBatch(  # specs in the places of the arrays
             token_BS=axes.tokens,  # type: ignore[arg-type]
             position_BS=axes.tokens,  # type: ignore[arg-type]
@@ -71,8 +77,8 @@ class ShardArguments:
             task_BS=axes.tokens,  # type: ignore[arg-type]
         )
         return ShardArguments(
-            x_BSD=axes.tokens,  # type: ignore[arg-type]
-            z_BSL=axes.tokens,  # type: ignore[arg-type]
+            x_BSD=of_gates if streams else axes.tokens,  # type: ignore[arg-type]
+            z_BSL=of_gates if streams else axes.tokens,  # type: ignore[arg-type]
             batch=batch,
             group_BP=axes.tokens,  # type: ignore[arg-type]
             experts=dict(experts),  # type: ignore[arg-type]
@@ -80,7 +86,8 @@ class ShardArguments:
             params=replicated,  # type: ignore[arg-type]
             state=replicated,  # type: ignore[arg-type]
             key=replicated,  # type: ignore[arg-type]
-            recorded=axes.tokens,  # type: ignore[arg-type]
+            recorded=of_gates if gates else axes.tokens,  # type: ignore[arg-type]
+            asked_K=replicated,  # type: ignore[arg-type]
         )
 
 
@@ -124,12 +131,14 @@ class ShardBody:
         router = rerouted(a.router, self.switches.counterfactual)
         inputs = self._inputs(a)
         gates = self.config.gating
-        routed = gates.each(partial(self._route, router), inputs, a.params, a.state)
+        routed = gates.each(
+            partial(self._route, router), inputs, a.params, a.state, asked_K=a.asked_K
+        )
         y_gTL, overflow_g = self._through_experts(a, routed.plan)
         undispatched_bsD = None
         if routed.undispatched_TD is not None:
             undispatched_TD = routed.undispatched_TD.astype(a.x_BSD.dtype)
-            undispatched_bsD = undispatched_TD.reshape(gates.shape(*a.x_BSD.shape))
+            undispatched_bsD = undispatched_TD.reshape(gates.shape(*a.x_BSD.shape[-3:]))
         traffic_g = routed.traffic
         traffic_g = dataclasses.replace(traffic_g, overflow=overflow_g)
         routes = self._routes(router, a, inputs, routed.plan) if self.switches.capture else None
@@ -138,7 +147,7 @@ class ShardBody:
         report = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), report)
         sums = gates.mapped(lambda sums: pool(sums, router.pooled), report.sums)
         return ShardOutputs(
-            y_BSL=y_gTL.reshape(gates.shape(*a.z_BSL.shape)),
+            y_BSL=y_gTL.reshape(gates.shape(*a.z_BSL.shape[-3:])),
             undispatched_BSD=undispatched_bsD,
             report=dataclasses.replace(report, sums=sums, routes=routes),
         )
@@ -146,16 +155,17 @@ class ShardBody:
     def _inputs(self, a: ShardArguments) -> RouterInputs:
         """What routers see of each group, leaves (g, T, ...)."""
         config, batch, cut, keys_g = self.config, a.batch, self.grouping.cut, None
+        of_gates = jax.vmap(cut)
         if a.key is not None:
             key = a.key
             groups = a.group_BP.reshape(-1)
             keys_g = jax.vmap(lambda group: jax.random.fold_in(key, group))(groups)
         row_part_bs = batch.row_part_BS
         if row_part_bs is None:
-            b, s = a.x_BSD.shape[:2]
+            b, s = a.x_BSD.shape[-3:-1]
             row_part_bs = _row_parts(b, s, self.axes.sequence)
         return RouterInputs(
-            x_TD=cut(a.x_BSD),
+            x_TD=of_gates(a.x_BSD) if config.gating.streams(a.x_BSD) else cut(a.x_BSD),
             valid_T=cut(batch.segment_BS) > 0,
             id_T=None if batch.token_BS is None else cut(batch.token_BS),
             position_T=cut(batch.position_BS),
@@ -165,7 +175,7 @@ class ShardBody:
                 batch.member_B, a.group_BP.shape[1], config.num_experts
             ),
             task_T=None if batch.task_BS is None else cut(batch.task_BS),
-            recorded=jax.tree.map(cut, a.recorded),
+            recorded=jax.tree.map(of_gates if config.gates > 1 else cut, a.recorded),
             key=keys_g,
             E=config.num_experts,
             train=self.switches.train,
@@ -214,8 +224,11 @@ class ShardBody:
             chunks=config.overlap_chunks,
             axes=self.axes,
         )
-        z_gTL = config.gating.copies(self.grouping.cut(a.z_BSL))
-        return config.members.dispatched(dispatch, z_gTL, plan_g, a.group_BP.shape[1])
+        cut, gates = self.grouping.cut, config.gating
+        if gates.number > 1:
+            z_gTL = jax.vmap(cut)(a.z_BSL) if gates.streams(a.z_BSL) else cut(a.z_BSL)
+            return gates.dispatched(dispatch, z_gTL, plan_g)
+        return config.members.dispatched(dispatch, cut(a.z_BSL), plan_g, a.group_BP.shape[1])
 
     def _networks(self, experts: Mapping[str, Array], dtype: jnp.dtype) -> Networks:
         """This device's experts, gathered just before use."""
@@ -230,9 +243,11 @@ class ShardBody:
         self, router: Router, a: ShardArguments, inputs: RouterInputs, plan_g: Plan | SoftPlan
     ) -> Routes:
         gates = self.config.gating
-        prob_gTE = gates.each(partial(token_probabilities, router), inputs, a.params, a.state)
+        prob_gTE = gates.each(
+            partial(token_probabilities, router), inputs, a.params, a.state, asked_K=a.asked_K
+        )
         most = router.choices(self.config.num_experts)
-        return _routes(plan_g, prob_gTE, gates.shape(*a.x_BSD.shape[:2]), most)
+        return _routes(plan_g, prob_gTE, gates.shape(*a.x_BSD.shape[-3:-1]), most)
 
 
 def _row_parts(b: int, s: int, sequence: str | None) -> Int[Array, "b s"]:

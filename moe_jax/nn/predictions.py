@@ -119,6 +119,24 @@ class PixelLogits:
         return replace(self, logits_BHWC=mean_prediction(self.logits_BHWC, members))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TargetValues:
+    """A number for each target of a row, float32: the logit of a binary one (the first `binary`),
+    the value of a real one. log_variance: of each target, where it is learned."""
+
+    value_BT: Float[Array, "B T"]
+    log_variance_T: Float[Array, "T"] | None = None
+    binary: int = field(default=0, metadata={"static": True})
+
+    def averaged(self, members: int) -> TargetValues:
+        """As those of labels and, of real targets, the mean over members."""
+        logits = LabelLogits(logits_BC=self.value_BT[:, : self.binary]).averaged(members).logits_BC
+        real_BM = self.value_BT[:, self.binary :].reshape(logits.shape[0], members, -1)
+        joined_BT = jnp.concatenate([logits, jnp.mean(real_BM, axis=1)], axis=1)
+        return replace(self, value_BT=joined_BT)
+
+
 def mean_prediction(logits_N: Float[Array, "N *S V"], members: int) -> Float[Array, "B *S V"]:
     """log of the mean of the members' probabilities, N = B M: normalised logits."""
     log_prob_N = jax.nn.log_softmax(logits_N, axis=-1)

@@ -313,7 +313,9 @@ class Shape:
 
     @property
     def experts_per_token(self) -> float:
-        return self.experiment.moe.experts_per_token(self.row)
+        """Of all gates."""
+        moe = self.experiment.moe
+        return moe.gating.asked(moe.experts_per_token(self.row), moe.num_experts)
 
     @property
     def slots(self) -> float:
@@ -325,9 +327,14 @@ class Shape:
             return k * self.tokens
         T = moe.group_size or self.row
         C = expert_capacity(
-            T, moe.num_experts, k, moe.capacity_factor, moe.capacity_rounding, moe.min_capacity
+            T,
+            moe.num_experts,
+            k / moe.gates,
+            moe.capacity_factor,
+            moe.capacity_rounding,
+            moe.min_capacity,
         )
-        return float((C or T) * moe.num_experts * self.tokens / T)
+        return float(moe.gates * (C or T) * moe.num_experts * self.tokens / T)
 
     @property
     def buffer(self) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO, RouterStates
-from moe_jax.nn.context import Context, ImageBatch, PairBatch, TokenBatch
+from moe_jax.nn.context import Context, ImageBatch, PairBatch, TableBatch, TokenBatch
 
 RawBatch = Mapping[str, Array]  # the columns of a batch, and `row`: each row's number in it
 Sums = dict[str, Array]  # by name: float32 sums and int32 counts
@@ -104,7 +104,7 @@ class Objective(Protocol):
     counters: ClassVar[tuple[str, ...]]
     losses: ClassVar[tuple[str, ...]]
 
-    def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch | PairBatch:
+    def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch | PairBatch | TableBatch:
         """What the model sees of a batch (nn/context.py)."""
         ...
 

@@ -55,6 +55,12 @@ class Program:
         """How the network's layers are stacked."""
         return self.step.layout
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Of several gates, what each is for; () of one."""
+        e = self.experiment
+        return e.model.gate_names(e.moe, e.io)
+
     # --- state ---
 
     def init(self) -> TrainState:
@@ -312,7 +318,7 @@ class Program:
     def probe_shape(self) -> tuple[int, ...]:
         """(L, B, S, K) of the probe's expert choices; (1,) where there is nothing to probe (Orbax
         saves no empty arrays)."""
-        layers = len(self.layout.moe_layers)
+        layers = len(self.layout.moe_layers) * self.experiment.moe.gates
         choices = self.experiment.moe.choices
         if not self.probes:
             return (1,)
@@ -396,6 +402,9 @@ def _against(experiment: Experiment, info: DataInfo) -> list[Problem]:
     vocabulary, tokenizer = experiment.vocabulary, info.tokenizer
     if vocabulary is not None and tokenizer is not None and tokenizer.vocab_size > vocabulary:
         rule = f"must be at least the tokenizer's {tokenizer.vocab_size}, or 0 to follow it"
+        problems.append(Problem("model.vocab_size", vocabulary, rule))
+    if vocabulary is not None and vocabulary < info.ids:
+        rule = f"must be at least the {info.ids} ids of the data's categories, or 0 to follow them"
         problems.append(Problem("model.vocab_size", vocabulary, rule))
     return problems
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from moe_jax.config.activity import counted
 from moe_jax.config.json_files import JsonObject
 from moe_jax.routing.plan import add_sums
-from moe_jax.routing.types import Recorded
+from moe_jax.routing.types import Recorded, Sums, Traffic
 from moe_jax.training.build import Program
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import VALID, BatchSums
@@ -91,19 +91,44 @@ def _narrow(sums: BatchSums) -> BatchSums:
 def routing_report(
     program: Program, layers: Mapping[str, np.ndarray], capacity_factor: float | None
 ) -> dict[str, float]:
-    """`moe/NAME` over all sparse layers and `moe/layer_07/NAME` of each."""
+    """`moe/NAME` over all sparse layers and `moe/layer_07/NAME` of each; of several gates over all
+    of them, and of each `moe/gate_NAME/...` and `moe/layer_07/gate_NAME/...`."""
     report: dict[str, float] = {}
     if not layers:
         return report
     for name, values in layers.items():
         if name == "capacity_utilization" and capacity_factor is None:
             continue
-        overall = np.max(values) if name in WORST else np.mean(values)
-        report[f"moe/{name}"] = float(overall)
-        for layer, value in zip(program.layout.moe_layers, values, strict=True):
-            report[f"moe/layer_{layer:02d}/{name}"] = float(value)
+        report |= by_layer(program, name, values, worst=name in WORST)
     if capacity_factor is not None:
         report["moe/capacity_factor"] = float(capacity_factor)
+    return report
+
+
+def by_layer(
+    program: Program, name: str, values_L: np.ndarray, worst: bool = False
+) -> dict[str, float]:
+    """A metric of the sparse layers, (L,) or, of K gates, (L K,), by the names of both: the mean,
+    or the worst. Of a shared gate nothing is told in the last level, where nothing is asked of it.
+    """
+    gates, layers = program.gates, program.layout.moe_layers
+
+    def over(values: np.ndarray) -> float:
+        return float(values.max() if worst else values.mean())
+
+    value_LK = np.asarray(values_L).reshape(len(layers), -1)
+    asked_LK = np.ones_like(value_LK, bool)
+    if program.experiment.moe.own_experts:
+        asked_LK[-1, -1] = False
+    report = {f"moe/{name}": over(value_LK[asked_LK])}
+    for number, gate in enumerate(gates):
+        if (asked_L := asked_LK[:, number]).any():
+            report[f"moe/gate_{gate}/{name}"] = over(value_LK[asked_L, number])
+    for layer, value_K, asked_K in zip(layers, value_LK, asked_LK, strict=True):
+        report[f"moe/layer_{layer:02d}/{name}"] = over(value_K[asked_K])
+        for gate, value, asked in zip(gates, value_K, asked_K, strict=bool(gates)):
+            if asked:
+                report[f"moe/layer_{layer:02d}/gate_{gate}/{name}"] = float(value)
     return report
 
 
@@ -121,7 +146,8 @@ def depth_report(program: Program, sums: BatchSums) -> dict[str, float]:
 
 
 def load_report(program: Program, sums: BatchSums) -> dict[str, list[float]]:
-    """What is a list for each sparse layer, `moe/layer_07/NAME`:
+    """What is a list for each sparse layer, `moe/layer_07/NAME`, of several gates over all of them
+    and, `moe/layer_07/gate_NAME/...`, of each:
 
     load                 share of the wanted assignments of each expert, before drops
     gate_mass            share of the gates' sum of each expert
@@ -132,6 +158,24 @@ def load_report(program: Program, sums: BatchSums) -> dict[str, list[float]]:
     if sums.routing is None or sums.traffic is None:
         return {}
     routing, traffic = sums.routing, sums.traffic
+    gates, K = program.gates, program.experiment.moe.gates
+    summed_routing: Sums = jax.tree.map(lambda leaf: _over_gates(leaf, K), routing)
+    summed_traffic: Traffic = jax.tree.map(lambda leaf: _over_gates(leaf, K), traffic)
+    report: dict[str, list[float]] = {}
+    for number, layer in enumerate(program.layout.moe_layers):
+        report |= _lists(f"moe/layer_{layer:02d}/", summed_routing, summed_traffic, number)
+        for k, gate in enumerate(gates):
+            prefix = f"moe/layer_{layer:02d}/gate_{gate}/"
+            report |= _lists(prefix, routing, traffic, number * K + k)
+    return report
+
+
+def _over_gates(leaf: np.ndarray, K: int) -> np.ndarray:
+    summed: np.ndarray = leaf.reshape(-1, K, *leaf.shape[1:]).sum(axis=1)
+    return summed
+
+
+def _lists(prefix: str, routing: Sums, traffic: Traffic, row: int) -> dict[str, list[float]]:
     lists = {
         "load": _share(routing.wanted_E),
         "gate_mass": _share(routing.importance_E),
@@ -139,11 +183,7 @@ def load_report(program: Program, sums: BatchSums) -> dict[str, list[float]]:
         "dropped_by_position": _ratio(traffic.dropped_N, traffic.wanted_N),
         "experts_histogram": _share(traffic.served_H),
     }
-    return {
-        f"moe/layer_{layer:02d}/{name}": [float(x) for x in row]
-        for name, rows in lists.items()
-        for layer, row in zip(program.layout.moe_layers, rows, strict=True)
-    }
+    return {prefix + name: [float(x) for x in rows[row]] for name, rows in lists.items()}
 
 
 def _share(x_LN: ArrayLike) -> np.ndarray:

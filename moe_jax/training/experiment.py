@@ -98,12 +98,14 @@ class Experiment:
         """With the values that follow from others, as far as the settings alone say them."""
         named = self.with_classes(DataInfo(classes=classes_of(self.data)))
         ids = vocabulary_of(self.data) if named.vocabulary == 0 else None
-        return named if ids is None else named.with_vocabulary(ids)
+        sized = named if ids is None else named.with_vocabulary(ids)
+        return sized._gated()
 
     def with_info(self, info: DataInfo) -> Experiment:
         """With the values that are left to the data, once it is opened."""
-        named = self.with_classes(info).with_tasks(info)
-        return named if info.tokenizer is None else named.with_vocabulary(info.tokenizer.vocab_size)
+        named = self.with_classes(info).with_tasks(info)._gated()
+        ids = info.ids if info.tokenizer is None else info.tokenizer.vocab_size
+        return named.with_vocabulary(ids) if ids else named
 
     def with_classes(self, info: DataInfo) -> Experiment:
         return replace(self, task=self.task.completed(info))
@@ -123,6 +125,13 @@ class Experiment:
         if not isinstance(task, TellsTasks):
             return None
         return task.row_tasks(columns_of(self.data), domains)
+
+    def _gated(self) -> Experiment:
+        """With the gates that the model has for what it is to give; nothing where columns are
+        missing, which a rule says."""
+        if set(self.task.reads(there := columns_of(self.data))) - there.keys():
+            return self
+        return replace(self, moe=self.model.gated(self.moe, self.io))
 
     def with_vocabulary(self, ids: int) -> Experiment:
         """With model.vocab_size for so many ids, where that is left to the tokenizer."""
@@ -157,8 +166,9 @@ class Experiment:
         classes where only the data knows how many."""
         ids, classes = self.vocabulary, self.io.classes
         return DataInfo(
-            tokenizer=IdTokenizer(ids, bytes_per_id=1) if ids else None,
+            tokenizer=IdTokenizer(ids, bytes_per_id=1) if ids and self.io.table is None else None,
             classes=() if classes is None else tuple(str(n) for n in range(classes or 2)),
+            ids=(ids or 1) if self.io.table else 0,
         )
 
     @property

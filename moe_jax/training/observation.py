@@ -13,6 +13,7 @@ from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
 from moe_jax.data.types import NO_LABEL, DataInfo
+from moe_jax.models.types import Targets
 from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
 from moe_jax.training.evaluation import counted_batches
@@ -28,7 +29,8 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
     if not program.layout.moe_layers:
         raise UserError("a dense model has no routes")
     parts: list[dict[str, np.ndarray]] = []
-    unused = 0
+    unused, gives = 0, program.experiment.io.gives
+    targets = gives.names if isinstance(gives, Targets) else ()
     for number, raw in enumerate(counted_batches("tracing", batches)):
         seen = _observe(program, state, raw, number)
         routes, unused = seen.routes, seen.routes.unused
@@ -54,6 +56,8 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             part["class_NS"] = classes_of_patches(
                 raw["label_map"], e.model.grid(e.io), e.row_length
             )
+        if targets:
+            part["target_NT"] = np.stack([raw[name] for name in targets], axis=1)
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
     joined: dict[str, Any] = {
@@ -67,11 +71,13 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         num_experts=moe.num_experts,
         unused=unused,
         capacity_factor=program.experiment.evaluation.capacity_factor,
-        layers_L=np.asarray(program.layout.moe_layers, np.int32),
+        layers_L=np.repeat(np.asarray(program.layout.moe_layers, np.int32), moe.gates),
+        gates=program.gates * len(program.layout.moe_layers) or None,
         domains=info.domains or ("all",),
+        targets=targets or None,
         classes=info.classes if {"label_N", "class_NS"} & joined.keys() else None,
         parts=names if len(names) > 1 else None,
-        part_L=np.asarray(layout.part_of_moe_layers, np.int32) if len(names) > 1 else None,
+        part_L=np.repeat(layout.part_of_moe_layers, moe.gates) if len(names) > 1 else None,
         **joined,
     )
 
@@ -111,14 +117,16 @@ def recorded_batches(
     """
     if program.experiment.moe.ensemble > 1:
         raise UserError("the routes of an ensemble (config.moe.ensemble) cannot be replayed")
-    moe_layers, E = program.layout.moe_layers, program.experiment.moe.num_experts
+    gates, E = program.experiment.moe.gates, program.experiment.moe.num_experts
+    moe_layers = tuple(np.repeat(program.layout.moe_layers, gates))
     if tuple(trace.layers_L) != moe_layers or trace.num_experts != E:
         raise UserError(
             f"the trace has {trace.num_experts} experts in layers {trace.layers_L.tolist()}, "
-            f"the run {E} in layers {list(moe_layers)}"
+            f"the run {E} in layers {list(map(int, moe_layers))}"
         )
     size, K = program.eval_batch_size, trace.expert_LNSK.shape[-1]
     whole = int(np.max(np.flatnonzero(trace.segment_NS.any(axis=1)), initial=-1)) + 1
+    places = [layer * gates + n % gates for n, layer in enumerate(moe_layers)]
     done = 0
     for number, raw in enumerate(batches):
         if done >= whole:
@@ -130,11 +138,12 @@ def recorded_batches(
             break  # the rest of the batch is no data
         if not np.array_equal(trace.tokens_of_parts[:, rows], token_PNS[:, :count]):
             raise UserError(f"the trace was made of other data (batch {number} differs)")
-        shape = (program.experiment.model.num_layers, size, trace.token_NS.shape[1], K)
+        layers = program.experiment.model.num_layers * gates
+        shape = (layers, size, trace.token_NS.shape[1], K)
         expert = np.full(shape, trace.unused, np.int32)
         weight = np.zeros(shape, np.float32)
-        expert[list(moe_layers), :count] = trace.expert_LNSK[:, rows]
-        weight[list(moe_layers), :count] = trace.weight_LNSK[:, rows]
+        expert[places, :count] = trace.expert_LNSK[:, rows]
+        weight[places, :count] = trace.weight_LNSK[:, rows]
         beyond = np.arange(size) >= count
         filled = {name: spec.filled(size) for name, spec in program.columns.items()}
         raw = {

@@ -12,6 +12,7 @@ from moe_jax.analysis.routes import churn, margin, overlap
 from moe_jax.data.types import Rows
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program
+from moe_jax.training.evaluation import by_layer
 from moe_jax.training.state import TrainState
 
 
@@ -33,7 +34,9 @@ class Probe:
             self._raw[name] = spec.filled(whole)
             self._raw[name][:count] = np.stack([row[name] for row in chosen])
         valid_PBS = program.tokens_and_segments(self._raw)[1][:, :count] > 0
-        self._valid = [valid_PBS[part] for part in program.layout.part_of_moe_layers]
+        gates = program.experiment.moe.gates  # beside each other where layers are
+        parts = np.repeat(program.layout.part_of_moe_layers, gates)
+        self._valid = [valid_PBS[part] for part in parts]
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """The state with the new routes in it, and the metrics `moe/probe/...`.
@@ -67,9 +70,7 @@ class Probe:
         return self._named(per_layer)
 
     def _named(self, per_layer: Mapping[str, list[float]]) -> dict[str, float]:
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, values in per_layer.items():
-            metrics[f"moe/probe/{name}"] = float(np.mean(values))
-            for layer, value in zip(self._program.layout.moe_layers, values, strict=True):
-                metrics[f"moe/layer_{layer:02d}/probe/{name}"] = value
+            metrics |= by_layer(self._program, f"probe/{name}", np.asarray(values))
         return metrics

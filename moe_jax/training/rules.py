@@ -29,6 +29,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
         return problems  # the others ask what these say
     rules = (
         _routing,
+        _gates,
         _ensemble,
         _groups,
         _depth,
@@ -117,8 +118,15 @@ def layout_problem(experiment: Experiment) -> Problem | None:
     )
 
 
+def _gates(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """The gates are those that the model has; and what holds once their number is known."""
+    moe = experiment.moe
+    for path, rule in experiment.model.gate_rules(moe, experiment.io):
+        yield Problem(f"moe.{path}", value_at(moe, path), rule)
+
+
 def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
-    """Each member chooses among E / M experts of its own. No model has several gates."""
+    """Each member chooses among E / M experts of its own."""
     moe = experiment.moe
     if not moe.every:
         return
@@ -126,9 +134,6 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
         rule = "must be 1: a model of several parts has no ensembles"
         yield Problem("moe.ensemble", moe.ensemble, rule)
         return
-    if moe.gates > 1:
-        rule = "must be 1: the models of the package have one gate, moe_jax.MoE takes several"
-        yield Problem("moe.gates", moe.gates, rule)
     rules = moe.members.fits(
         moe.num_experts, moe.router, moe.losses, moe.group_size, experiment.row_length
     )
@@ -138,7 +143,10 @@ def _ensemble(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem
 
 def _row(experiment: Experiment) -> str:
     """What sets the tokens of a row, in messages."""
-    return "data.sequence_length" if experiment.io.length else "the tokens of an image"
+    io = experiment.io
+    if io.table is not None:
+        return "the one token of a row of a table"
+    return "data.sequence_length" if io.length else "the tokens of an image"
 
 
 def rows_per_group(experiment: Experiment) -> int:
@@ -228,7 +236,7 @@ def _chunks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
 def _divisions(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
     model, moe = experiment.model, experiment.moe
     layout = model.layout(moe)
-    for division in model.mixer.divisions(model.row_sizes, sizes):
+    for division in model.divisions(sizes):
         yield from _divides(*division)
     vocabulary = experiment.vocabulary or 0
     yield from _divides("model.vocab_size", vocabulary, sizes["tensor"], "mesh.tensor")

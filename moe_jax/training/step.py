@@ -316,14 +316,23 @@ class Step:
     ) -> Array:
         """This micro-batch's share of the routing losses."""
         pieces = self._grouping.pieces
-        router, members = self.moe.router, self.layout.ensemble.members
         if self.accumulation == 1:
-            return scoped_loss(losses, router, report.sums, SCOPES, pieces, members)
-        local = scoped_loss(losses, router, report.sums, ADDITIVE_SCOPES, pieces, members)
+            return self._scoped_loss(losses, report.sums, SCOPES, pieces)
+        local = self._scoped_loss(losses, report.sums, ADDITIVE_SCOPES, pieces)
         loss = local / self.accumulation
         if global_gradient is not None:
             loss += _inner(global_gradient, reduce_sums(report.sums, axis=1))
         return loss
+
+    def _scoped_loss(
+        self, losses: RoutingLosses, sums_LG: Sums, scopes: tuple[str, ...], pieces: int
+    ) -> Array:
+        router, members = self.moe.router, self.layout.ensemble.members
+
+        def of_layers(sums_LG: Sums) -> Array:
+            return scoped_loss(losses, router, sums_LG, scopes, pieces, members)
+
+        return self.moe.gating.loss(of_layers, sums_LG, losses.over_layers)
 
     def _global_pass(
         self, state: TrainState, micro_batches: RawBatch, context: Context, losses: RoutingLosses
@@ -340,7 +349,7 @@ class Step:
 
         def loss_of(sums: Sums) -> Array:
             as_groups = jax.tree.map(lambda leaf: leaf[:, None], sums)
-            return scoped_loss(losses, self.moe.router, as_groups, ("global_batch",), 1)
+            return self._scoped_loss(losses, as_groups, ("global_batch",), 1)
 
         loss, gradient = jax.value_and_grad(loss_of, allow_int=True)(total)
         return loss, jax.lax.stop_gradient(gradient)
@@ -371,23 +380,40 @@ class Step:
         """Each layer's router state from that layer's sums over the whole global batch."""
         if sums.routing is None or not jax.tree.leaves(router_state):
             return router_state
-        layer_sums = self.layout.by_stack(sums.routing)
-        update = jax.vmap(router.update)
+        gates = self.moe.gating
+        layer_sums = self.layout.by_stack(gates.of_layers(sums.routing))
+        update = jax.vmap(lambda state, sums: gates.mapped(router.update, state, sums))
         return {name: update(state, layer_sums[name]) for name, state in router_state.items()}
 
     def layer_metrics(self, sums: BatchSums, router_state: RouterStates) -> dict[str, Array]:
         """Every routing metric of every sparse layer, name -> (L,), the router's own as
-        router/NAME; {} in a dense model."""
+        router/NAME; {} in a dense model. Of several gates (L K,), gate by gate of each layer, over
+        the experts that each may choose."""
         if sums.routing is None or sums.traffic is None:
             return {}
-        router = self.moe.router
-        state = self.layout.in_layer_order(router_state)
+        router, gates = self.moe.router, self.moe.gating
+        state = gates.as_layers(self.layout.in_layer_order(router_state))
 
         def of_layer(sums: Sums, traffic: Traffic, state: RouterState) -> dict[str, Array]:
             own = {f"router/{name}": x for name, x in router.metrics(state, sums).items()}
             return routing_metrics(sums, traffic) | own
 
-        return jax.vmap(of_layer)(sums.routing, sums.traffic, state)
+        if not gates.own:
+            return jax.vmap(of_layer)(sums.routing, sums.traffic, state)
+        E = self.moe.num_experts
+        of_gates = [
+            jax.vmap(of_layer)(
+                gates.seen(sums.routing, gate, E),
+                gates.seen(sums.traffic, gate, E),
+                gates.seen(state, gate, E),
+            )
+            for gate in range(gates.number)
+        ]
+        names = of_gates[0]
+        return {
+            name: jnp.stack([of_gate[name] for of_gate in of_gates], axis=1).reshape(-1)
+            for name in names
+        }
 
     def _expert_grad_norm(self, grads: Params) -> Array | None:
         """(L, E): Euclidean norm of each expert's gradient, over its parameters."""

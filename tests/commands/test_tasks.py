@@ -143,6 +143,39 @@ CASES = {
         },
         labels=None,
     ),
+    "targets": Case(
+        own="""
+    config = read_config_file(configs / "census.py:ple")
+    config.data.kind = "table"
+    config.data.path = str(folder / "shop.csv")
+    config.data.categories = ("user", "colour")
+    config.data.numbers = ("age",)
+    config.data.targets = ("buys", "price")
+    config.data.validation_fraction = 0.3
+    config.data.together = "user"
+    config.task.binary = ("buys",)
+    config.task.real = ("price",)
+    config.task.weighting = "uncertainty"
+    config.moe.group_size = 2
+    config.evaluation.batch_size = 16
+    config.model.sharing.own_experts = 1
+    """,
+        metrics=frozenset({"auc", "auc/buys", "rmse/price", "weight/price"}),
+        classes=(),
+        page=("Area under the ROC curve", "Gates by experts", "gate buys"),
+        no_page=("Text by expert", "Classes by experts"),
+        refused={
+            "data.kind=digits": "reads categories, numbers, buys, price, and the data has image, l",
+            "model.kind=vit": "model.kind",
+            "moe.gates=2": "moe.gates = 2: must be 1: model.sharing says that they are 3",
+            "model.vocab_size=8": "model.vocab_size = 8: must be at least the",
+            "moe.every=2": "moe.every = 2: must be 1: each level has experts",
+            "moe.capacity_factor=1": "must be none: with own_experts a gate's load",
+            "task.real=cost": "reads cost, and the data has categories, numbers, buys, price",
+            "data.targets=cost": "data.targets: ",
+        },
+        labels=None,
+    ),
 }
 COMMON = """
 from pathlib import Path
@@ -189,6 +222,7 @@ def config(task, tmp_path_factory) -> str:
     texts(folder)
     pairs(folder)
     maps(folder)
+    table(folder)
     configs = Path(__file__).parents[2] / "configs"
     own = CASES[task].own.strip("\n").rstrip()
     (folder / "tiny.py").write_text(COMMON.format(own=own, configs=str(configs)))
@@ -225,6 +259,18 @@ def pairs(folder: Path) -> None:
     texts = [f"{words[n % 7]} {words[n // 7 % 7]}" for n in range(280)]
     (folder / "pairs.up").write_text("".join(f"{n} {t.upper()}\n" for n, t in enumerate(texts)))
     (folder / "pairs.down").write_text("".join(f"{n} {t}\n" for n, t in enumerate(texts)))
+
+
+def table(folder: Path) -> None:
+    """Who is young buys, and what is red is dear; some prices are not known."""
+    random = np.random.default_rng(0)
+    lines = ["user,colour,age,buys,price"]
+    for n in range(400):
+        age, colour = random.integers(18, 80), ["red", "blue", "green"][n % 3]
+        price = f"{(colour == 'red') + random.normal() / 4:.3f}" if n % 4 else ""
+        buys = int(age < 40) if random.random() < 0.9 else n % 2
+        lines.append(f"u{n % 80},{colour},{age},{buys},{price}")
+    (folder / "shop.csv").write_text("\n".join(lines) + "\n")
 
 
 def maps(folder: Path) -> None:

@@ -45,3 +45,14 @@ def idx_of(array: np.ndarray) -> bytes:
     """A packed idx file of bytes."""
     sizes = b"".join(int(n).to_bytes(4, "big") for n in array.shape)
     return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A .tar.gz, as a source distribution is one."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()

@@ -31,6 +31,7 @@ from moe_jax.data.map_folder import MapFolder
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.mixture import PARTS, Mixture
 from moe_jax.data.planted import Planted
+from moe_jax.data.table_file import TableFile
 from moe_jax.data.tfds_text import Tfds
 from moe_jax.data.tokenizer import Bpe, Ids
 from moe_jax.data.types import columns_of
@@ -85,7 +86,16 @@ def made(kind, data_dir, texts, tmp_path):
     for n in range(30):
         (tmp_path / f"images/{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(tmp_path / f"images/{n % 2}/{n}.png")
+    table = "".join(f"{n % 3},{n},{n % 2}\n" for n in range(60))
+    (tmp_path / "table.csv").write_text(f"a,b,c\n{table}")
     others = {
+        "table": TableFile(
+            path=str(tmp_path / "table.csv"),
+            categories=("a",),
+            numbers=("b",),
+            targets=("c",),
+            validation_fraction=0.4,
+        ),
         "labelled": LabelledFolder(path=str(tmp_path / "labelled"), data_dir=str(tmp_path)),
         "digits": Digits(),
         "images": ImageFolder(path=str(tmp_path / "images"), validation_fraction=0.4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moe_jax.data.census_income import IDS, CensusIncome
 from moe_jax.data.climate import Climate
 from moe_jax.data.debian import LANGUAGES
 from moe_jax.data.fashion_mnist import FashionMnist
@@ -76,3 +77,16 @@ def test_vowels_of_praat(data_dir):
     assert np.argmin(first) == 0 and np.argmax(second) == 0
     assert 270 <= first[0] <= 370 and 2290 <= second[0] <= 3200
     assert 730 <= first[2] <= 1030 and 1090 <= second[2] <= 1370
+
+
+def test_the_census(data_dir):
+    """The published numbers of records, and of those with each target."""
+    data = CensusIncome(data_dir=data_dir, repeated=True)
+    rows = {split: data.open(split) for split in data.splits}
+    assert len(rows["train"]) == 199_523 and rows["train"].ids == IDS
+    assert len(rows["validation"]) + len(rows["test"]) == 99_762
+    assert rows["train"].arrays["income_above_50k"].sum() == 12_382
+    assert rows["train"].arrays["never_married"].sum() == 86_485
+    held = CensusIncome(data_dir=data_dir)
+    kept = [len(held.open(split)) for split in ("validation", "test")]
+    assert sum(kept) == 99_762 - 2_925 and min(kept) > 48_000

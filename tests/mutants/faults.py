@@ -1371,6 +1371,7 @@ KINDS = (
 GATES, TILES = "tests/nn/test_gates.py::test_", "tests/tasks/test_segmentation.py::test_"
 PARTS = "tests/models/test_encoder_decoder.py::test_"
 PAIRED = "tests/tasks/test_translation.py::test_"
+LEVELS, TARGETS = "tests/nn/test_levels.py::test_", "tests/tasks/test_multi_task.py::test_"
 PACKAGES = "tests/data/test_package_sections.py::test_"
 APPLICATIONS = (
     _fault(
@@ -1390,9 +1391,79 @@ APPLICATIONS = (
     _fault(
         "gates: the experts' arithmetic is there once",
         "moe_jax/nn/gates.py",
-        "routed=G * cost.routed",
-        "routed=cost.routed",
+        "float(sum(min(k, n) for n in self.allowed(E).sum(axis=1)))",
+        "float(k)",
         GATES + "parameters_say_what_they_are",
+    ),
+    _fault(
+        "gates: every expert reads the first stream",
+        "moe_jax/nn/gates.py",
+        "token_R=a.token_R + stream_R * a.T",
+        "token_R=a.token_R",
+        LEVELS + "a_level_is_the_papers_formula",
+    ),
+    _fault(
+        "gates: the shared gate sees shared experts alone",
+        "moe_jax/nn/gates.py",
+        "own_KE | (owner_E == shared)[None] | (gate_K == shared)[:, None]",
+        "own_KE | (owner_E == shared)[None]",
+        LEVELS + "who_sees_what",
+    ),
+    _fault(
+        "gates: figures over experts that a gate may not choose",
+        "moe_jax/nn/gates.py",
+        "return _of_experts(found, at)",
+        "return found",
+        LEVELS + "figures_are_over_what_a_gate_may_choose",
+    ),
+    _fault(
+        "recommender: the last level asks its shared gate",
+        "moe_jax/models/recommender.py",
+        "target_K | (layer < self.last)",
+        "target_K | (layer <= self.last)",
+        "tests/models/test_recommender.py::test_rows_that_fill_up_a_batch_change_nothing[ple]",
+    ),
+    _fault(
+        "targets: what is not known is counted",
+        "moe_jax/tasks/multi_task.py",
+        "return jnp.where(known_BT, errors_BT, 0)",
+        "return errors_BT",
+        TARGETS + "what_is_unknown_counts_nowhere",
+    ),
+    _fault(
+        "targets: equal scores are in favour of the positive ones",
+        "moe_jax/tasks/multi_task.py",
+        "np.cumsum(count) - (count - 1) / 2",
+        "np.cumsum(count)",
+        TARGETS + "area_of_equal_scores_and_of_one_outcome",
+    ),
+    _fault(
+        "targets: a real target's likelihood without its half",
+        "moe_jax/tasks/multi_task.py",
+        "< self._binary, 1.0, 0.5)",
+        "< self._binary, 1.0, 1.0)",
+        TARGETS + "losses_are_weighed_as_said",
+    ),
+    _fault(
+        "tables: unknown values of all columns are one",
+        "moe_jax/data/tables.py",
+        "number.get(value, first + UNKNOWN)",
+        "number.get(value, UNKNOWN)",
+        "tests/data/test_census_income.py::test_statistics_and_values_are_of_those_who_train",
+    ),
+    _fault(
+        "tables: statistics of the whole",
+        "moe_jax/data/census_income.py",
+        'Vocabulary.of(cells_of(records["train"])',
+        'Vocabulary.of(cells_of(records["train"] + published)',
+        "tests/data/test_census_income.py::test_statistics_and_values_are_of_those_who_train",
+    ),
+    _fault(
+        "tables: rows are drawn one by one",
+        "moe_jax/data/table_file.py",
+        "return row[self.together] if self.together else repr(sorted(row.items()))",
+        "return repr(sorted(row.items()))",
+        "tests/data/test_table_file.py::test_nobody_is_in_two_splits",
     ),
     _fault(
         "segmentation: the union counts the intersection twice",

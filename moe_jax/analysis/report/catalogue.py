@@ -106,6 +106,18 @@ LEARNING = {
         percent=True,
         best="max",
     ),
+    "auc": Metric(
+        title="Area under the ROC curve",
+        meaning="Mean over binary targets of the share of pairs, one positive and one not, in "
+        "which the positive row has the larger score. 0.5 is chance.",
+        best="max",
+    ),
+    "mean_squared_error": Metric(
+        title="Mean squared error",
+        meaning="Mean over real targets.",
+        early=True,
+        best="min",
+    ),
     "calibration_error": Metric(
         title="Calibration error",
         meaning="Mean distance of confidence and accuracy, over 15 bins of confidence. 0 is "

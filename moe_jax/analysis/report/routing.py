@@ -41,11 +41,13 @@ VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 @dataclass(frozen=True)
 class RoutingView:
     """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
-    id, for people. picture: of a row, where rows are images."""
+    id, for people. picture: of a row, where rows are images. rows_are_text: rows without a picture
+    are so, and not rows of a table."""
 
     traces: Sequence[Trace]
     text: Callable[[int], str]
     picture: Callable[[int], Picture] | None = None
+    rows_are_text: bool = True
 
     @property
     def last(self) -> Trace:
@@ -90,8 +92,8 @@ def _title(view: RoutingView, layer: int) -> str:
 
 
 def _text(view: RoutingView) -> str:
-    """Nothing of rows that are images."""
-    if view.picture is not None:
+    """Nothing of rows that are no text."""
+    if view.picture is not None or not view.rows_are_text:
         return ""
     trace = view.last
     experts = preferences.leading_expert(trace)
@@ -241,6 +243,64 @@ def _places(view: RoutingView, layer: int) -> str:
     )
 
 
+# Several gates
+
+
+def _gates(view: RoutingView) -> str:
+    """Which gate weighs which expert, and how alike gates are beside their targets. Nothing of one
+    gate."""
+    trace = view.last
+    if not trace.gates:
+        return ""
+    names = list(dict.fromkeys(trace.gates))
+    share_LE, K = preferences.gate_shares(trace), len(names)
+
+    def draw(number: int) -> str:
+        rows = slice(number * K, (number + 1) * K)
+        asked = share_LE[rows].sum(axis=1) > 0
+        shown = [f"gate {name}" for name, is_asked in zip(names, asked, strict=True) if is_asked]
+        title = f"Layer {int(trace.layers_L[number * K])}"
+        times = share_LE[rows][asked] * trace.num_experts
+        drawn = named_grid(times, shown, _numbers(view), f"{title}, gates", "times")
+        caption = "The share of each expert in what a gate gives, over all rows."
+        return figure(f"{title}: gates by experts", drawn, caption=caption, kind="panel")
+
+    layers = "".join(draw(number) for number in range(len(trace.gates) // K))
+    intro = (
+        "<p>Each target has a gate of its own over the experts: warm experts carry it, and what "
+        f"two gates have warm they share. From the evaluation at step {trace.step:,}.</p>"
+    )
+    return intro + scale("times an even share") + layers + _sharing(trace, names)
+
+
+def _sharing(trace: Trace, names: Sequence[str]) -> str:
+    """Pairs of targets: how they go together, and how much of their experts' weights they share."""
+    targets = trace.targets or ()
+    if len(targets) < 2:
+        return ""
+    overlap_LKK = preferences.gate_overlap(trace)
+    related_TT = preferences.target_correlation(trace)
+    layers = dict.fromkeys(int(layer) for layer in trace.layers_L)
+    lines = [
+        [
+            escape(f"{targets[i]}, {targets[j]}"),
+            formatted(float(related_TT[i, j])),
+            *(
+                formatted(float(overlap_KK[names.index(targets[i]), names.index(targets[j])]))
+                for overlap_KK in overlap_LKK
+            ),
+        ]
+        for i, j in itertools.combinations(range(len(targets)), 2)
+    ]
+    head = ["targets", "correlation", *(f"shared in layer {layer}" for layer in layers)]
+    caption = (
+        "Correlation: Pearson's, over the rows in which both are known. Shared: of a row, the sum "
+        "over experts of the smaller of the two gates' weights; 1 is the same mixture, 0 has no "
+        "expert in common."
+    )
+    return figure("Targets and what they share", table(head, lines), caption=caption, kind="panel")
+
+
 # Preferences
 
 
@@ -250,6 +310,8 @@ def _preferences(view: RoutingView) -> str:
     if trace.classes:
         groups["Classes"] = domain_counts(trace, "class")
     groups = {name: found for name, found in groups.items() if len(found[1]) > 1}
+    if not groups and not view.rows_are_text:
+        return ""
     load_LE = preferences.load(trace)
 
     def draw(layer: int) -> str:
@@ -258,6 +320,8 @@ def _preferences(view: RoutingView) -> str:
             parts.append(_domains(view, layer, name, counts_LDE[layer], domains))
         if view.picture is not None:
             return "".join([*parts, _places(view, layer)])
+        if not view.rows_are_text:
+            return "".join(parts)
         liked = preferences.preferred_tokens(trace, layer)
         lines = [
             [
@@ -270,7 +334,7 @@ def _preferences(view: RoutingView) -> str:
         shown = table(["expert", "load", "tokens, and the share of each that it takes"], lines)
         return "".join([*parts, f'<div class="likes">{shown}</div>'])
 
-    if view.picture is not None:
+    if view.picture is not None or not view.rows_are_text:
         return _by_layer(view, draw)
     intro = (
         "<p>The input tokens that an expert takes most of: of all occurrences of a token (20 at "
@@ -431,6 +495,7 @@ SECTIONS: Rows[RoutingView] = (
     ("text", "Text by expert", _text),
     ("maps", "Classes of pixels", _maps),
     ("pictures", "Patches by expert", _pictures),
+    ("gates", "Gates by experts", _gates),
     ("preferences", "What experts prefer", _preferences),
     ("pairs", "Experts together", _pairs),
     ("saturation", "Saturation", _saturation),
