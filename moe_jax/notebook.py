@@ -369,11 +369,12 @@ class LoadedRun:
         search over `beams` hypotheses, 1 is greedy. Each text by itself: no other decides of it.
 
         UserError for a model that does not translate, a language that it does not know, a text that
-        is empty or longer than its rows, and routing that lets a token see later ones.
+        is empty or longer than its rows, and a router that lets a token see later ones. (Orders of
+        drops do not matter: nothing is dropped.)
         """
         if into not in self.languages:
             raise UserError(f"into {into!r}: the run translates into {', '.join(self.languages)}")
-        if self.config.moe.every and not self.config.moe.causal:
+        if self.config.moe.every and not self.config.moe.router.causal_choice:
             raise UserError(LATER_TOKENS)
         decoding = Decoding(beams=beams, length_penalty=length_penalty)
         if rules := list(decoding.check()):

@@ -32,6 +32,7 @@ def cross_check(experiment: Experiment, num_devices: int) -> list[Problem]:
         _gates,
         _ensemble,
         _groups,
+        _written,
         _depth,
         _attention,
         _batches,
@@ -182,6 +183,14 @@ def _groups(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
         if term.scope == "row" and T > S:
             rule = f"needs groups no larger than a row of {S}, but moe.group_size = {T}"
             yield Problem(f"moe.losses.{name}.scope", "row", rule)
+
+
+def _written(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:
+    """What a model writes by itself it writes token by token, without drops."""
+    written, moe = getattr(experiment.task, "written", 0), experiment.moe
+    if written and moe.every and not moe.router.causal_choice:
+        rule = "must be 0: with this router a token's experts depend on later ones"
+        yield Problem("task.written", written, rule)
 
 
 def _depth(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Problem]:

@@ -138,6 +138,7 @@ CASES = {
             "data.kind=stdlib_text": "reads source, source_segments, target, target_segments",
             "model.kind=decoder": "reads no pairs of texts: that is model.kind = encoder_decoder",
             "model.depth.every=1": "model.depth.every",
+            "moe.router.kind=expert_choice": "task.written = 20: must be 0: with this router",
             "moe.first=1": "must be below the layers of encoder and decoder, 1",
             "moe.ensemble=2": "moe.ensemble = 2: must be 1: a model of several parts has no",
         },
