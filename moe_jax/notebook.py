@@ -36,7 +36,7 @@ from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.hosts import is_multiprocess
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.counterfactual import Counterfactual, Replay
-from moe_jax.training import observation
+from moe_jax.training import observation, pictures
 from moe_jax.training.build import Program, build
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.evaluation import evaluate
@@ -255,26 +255,8 @@ class LoadedRun:
 
     def picture(self, row: int) -> Picture:
         """The image of a row of the evaluation split, with its patches and its class, or the true
-        and the predicted class of each pixel."""
-        found, config = self.rows[row], self.config
-        grid = config.model.grid(config.io)
-        label = int(found.get("label", -1))
-        return Picture(
-            pixels=found["image"],
-            grid=grid,
-            ahead=config.row_length - grid[0] * grid[1],
-            name=self.info.classes[label] if 0 <= label < len(self.info.classes) else "",
-            maps=self._maps(found) if "label_map" in found else {},
-        )
-
-    def _maps(self, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The true and the predicted class of each pixel of a row."""
-        columns = self.program.columns
-        raw = {name: spec.filled(self.program.eval_batch_size) for name, spec in columns.items()}
-        for name in raw:
-            raw[name][0] = row[name]
-        best_HW = self.predictions(raw).logits_BHWC[0].argmax(axis=-1)
-        return {"truth": row["label_map"], "prediction": best_HW}
+        and the predicted class of each pixel, or the true and the predicted objects."""
+        return pictures.of_row(self.program, self.info, self.rows[row], self.predictions)
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the evaluation split, in order; of each, the rows that this process needs.

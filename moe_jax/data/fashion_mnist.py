@@ -73,22 +73,26 @@ class FashionMnist(FetchedFolder, ImageDataset):
 
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         (path,) = archives.values()
-        names = {
-            (split, part): INSIDE.format(stem, part)
-            for split, stem in SPLITS.items()
-            for part in ("images-idx3", "labels-idx1")
-        }
-        files = deb.members(path, tuple(names.values()))
-        for split in SPLITS:
-            images = read_idx(files[names[split, "images-idx3"]])
-            np.save(folder / f"{split}.images.npy", images)
-            np.save(folder / f"{split}.labels.npy", read_idx(files[names[split, "labels-idx1"]]))
+        write_arrays(path, folder)
 
     def pictures(self, split: str) -> ArrayPictures:
         folder = self.opened_folder()
         images = np.load(folder / f"{split}.images.npy", mmap_mode="r")
         labels = np.load(folder / f"{split}.labels.npy").astype(np.int32)
         return ArrayPictures(images[..., None], labels)
+
+
+def write_arrays(package: Path, folder: Path) -> None:
+    """SPLIT.images.npy and SPLIT.labels.npy of Debian's package."""
+    names = {
+        (split, part): INSIDE.format(stem, part)
+        for split, stem in SPLITS.items()
+        for part in ("images-idx3", "labels-idx1")
+    }
+    files = deb.members(package, tuple(names.values()))
+    for split in SPLITS:
+        for part, name in (("images-idx3", "images"), ("labels-idx1", "labels")):
+            np.save(folder / f"{split}.{name}.npy", read_idx(files[names[split, part]]))
 
 
 def read_idx(content: bytes) -> np.ndarray:

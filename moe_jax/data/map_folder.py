@@ -63,7 +63,7 @@ class SizedMaps(MapDataset):
         if image.size != mask.size:
             raise UserError(f"{name}: the image is {image.size}, its map {mask.size} pixels")
         size = (self.width, self.height)
-        box = _part(image.size, size, random)
+        box = part_of(image.size, size, random)
         resampling = library().Resampling
         pixels = np.asarray(image.convert("RGB").resize(size, resampling.BICUBIC, box))
         numbers = np.asarray(mask.resize(size, resampling.NEAREST, box)).astype(np.int32)
@@ -72,7 +72,7 @@ class SizedMaps(MapDataset):
         return pixels, np.where(known, classes, NO_LABEL)
 
 
-def _part(
+def part_of(
     whole: tuple[int, int], wanted: tuple[int, int], random: np.random.Generator | None
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of a part in the shape that is wanted."""

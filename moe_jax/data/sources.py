@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.data.box_folder import CocoFolder, TfdsBoxes, VocFolder
 from moe_jax.data.census_income import CensusIncome
 from moe_jax.data.climate import Climate
 from moe_jax.data.digits import Digits
@@ -16,6 +17,7 @@ from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.package_tags import PackageTags
 from moe_jax.data.planted import Planted
+from moe_jax.data.scenes import DigitScenes, Scenes
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
 from moe_jax.data.table_file import TableFile
@@ -49,6 +51,11 @@ SOURCES: dict[str, type] = {
     "table": TableFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
+    "scenes": Scenes,
+    "digit_scenes": DigitScenes,
+    "coco_folder": CocoFolder,
+    "voc_folder": VocFolder,
+    "tfds_boxes": TfdsBoxes,
     "images": ImageFolder,
     "tfds_images": TfdsImages,
 }

@@ -104,7 +104,8 @@ class PreparedSet:
         """The examples of a split, with these features."""
         import tensorflow_datasets as tfds
 
-        others = [name for name in self.builder.info.features if name not in keep]
+        features = self.builder.info.features.items()
+        others = [name for name, kind in features if name not in keep and not _is_nested(kind)]
         skip = {name: tfds.decode.SkipDecoding() for name in others}  # images, say
         try:
             return self.builder.as_data_source(split, decoders=skip or None)
@@ -128,3 +129,11 @@ class PreparedSet:
         folder = self.folder / self.name.partition(":")[0]
         names = sorted(child.name for child in folder.glob("[!.]*") if child.is_dir())
         return f"\n{folder} holds {', '.join(names)}" if names else ""
+
+
+def _is_nested(feature: Any) -> bool:
+    """Whether it has features of its own, none of which can be left undecoded as a whole."""
+    import tensorflow_datasets as tfds
+
+    kind = tfds.features.FeaturesDict
+    return isinstance(feature, kind) or isinstance(getattr(feature, "feature", None), kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_jax.models.decoder import DecoderConfig
+from moe_jax.models.detector import DetectorConfig
 from moe_jax.models.encoder import EncoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoderConfig
 from moe_jax.models.recommender import RecommenderConfig
@@ -14,4 +15,5 @@ MODELS: dict[str, type] = {
     "encoder_decoder": EncoderDecoderConfig,
     "vit": VitConfig,
     "recommender": RecommenderConfig,
+    "detector": DetectorConfig,
 }

@@ -213,17 +213,20 @@ class TransformerConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """What layers report, by the stack that they are of: sparse layers, depths, new caches."""
+    """What layers report, by the stack that they are of: sparse layers, depths, new caches, and,
+    where that is asked for, the tokens behind each layer."""
 
     reports: dict[str, LayerReport] = field(default_factory=dict)
     depths: dict[str, DepthReport] = field(default_factory=dict)
     caches: dict[str, PyTree[Array]] = field(default_factory=dict)
+    hidden: dict[str, Float[Array, "*L B S D"]] = field(default_factory=dict)
 
     def and_of(self, other: Passed) -> Passed:
         return Passed(
             reports=self.reports | other.reports,
             depths=self.depths | other.depths,
             caches=self.caches | other.caches,
+            hidden=self.hidden | other.hidden,
         )
 
 
@@ -332,8 +335,10 @@ class Transformer(nnx.Module):
         router_state: RouterStates,
         cache: Cache | None = None,
         memory: Memory | None = None,
+        every_layer: bool = False,
     ) -> tuple[Float[Array, "*K N S D"], Passed]:
-        """The tokens behind the layers of one part of the layout, and what these report."""
+        """The tokens behind the layers of one part of the layout, and what these report.
+        every_layer: with the tokens behind each."""
         passed = Passed()
         x_BSD, ensemble = self.constrain(x_BSD), self.layout.ensemble
         entered = ensemble.members == 1
@@ -342,7 +347,9 @@ class Transformer(nnx.Module):
                 x_BSD, batch = ensemble.enter(x_BSD, batch)
                 x_BSD, entered = self.constrain(x_BSD), True
             if stacks:
-                x_BSD, new = self._run(stacks, x_BSD, batch, context, router_state, cache, memory)
+                x_BSD, new = self._run(
+                    stacks, x_BSD, batch, context, router_state, cache, memory, every_layer
+                )
                 passed = passed.and_of(new)
         return x_BSD, passed
 
@@ -379,6 +386,7 @@ class Transformer(nnx.Module):
         router_state: RouterStates,
         cache: Cache | None,
         memory: Memory | None,
+        every_layer: bool,
     ) -> tuple[Array, Passed]:
         """Scans over the repeats of a pattern whose places are `stacks`."""
         split = {stack.name: nnx.split(self.layers[stack.name]) for stack in stacks}
@@ -407,6 +415,7 @@ class Transformer(nnx.Module):
                         reports={name: report.moe} if report.moe is not None else {},
                         depths={name: report.depth} if report.depth is not None else {},
                         caches={name: new_cache} if new_cache is not None else {},
+                        hidden={name: x_BSD} if every_layer else {},
                     )
                 )
             return x_BSD, passed

@@ -76,6 +76,17 @@ class Targets(Gives):
         return len(self.names)
 
 
+@dataclass(frozen=True)
+class ObjectBoxes(Gives):
+    """The objects of an image, each one of the classes in a box. objects: so many predictions that
+    a loss needs at least."""
+
+    objects: int = 1
+
+    def floats(self, io: IO) -> int:
+        return ((self.classes or 0) + 4) * self.objects
+
+
 @dataclass(frozen=True, kw_only=True)
 class IO:
     """What goes into a model and what it is to give, as the task and the data say it.

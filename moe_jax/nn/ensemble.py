@@ -20,6 +20,7 @@ from moe_jax.config.fields import Rule
 from moe_jax.nn.context import LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost
 from moe_jax.nn.predictions import (
+    BoxPredictions,
     ClassLogits,
     GivenLogits,
     LabelLogits,
@@ -32,7 +33,15 @@ from moe_jax.routing.losses import OF_ONE_MEMBER, RoutingLosses
 from moe_jax.routing.types import Plan, Router, SoftPlan
 
 AnyPlan = Plan | SoftPlan
-AnyPredictions = Predictions | GivenLogits | ClassLogits | LabelLogits | PixelLogits | TargetValues
+AnyPredictions = (
+    Predictions
+    | GivenLogits
+    | ClassLogits
+    | LabelLogits
+    | PixelLogits
+    | BoxPredictions
+    | TargetValues
+)
 # (tokens of groups, their plans) -> (their outputs, rows without room by group)
 Dispatch = Callable[[Array, AnyPlan], tuple[Array, Array]]
 

@@ -1,7 +1,10 @@
-"""Heads: one prediction of a row, one of each pixel, or one of each target."""
+"""Heads: one prediction of a row, one of each pixel, one of each target, or a class and a box of
+each token."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +59,40 @@ class ClassHead(nnx.Module):
         kernel_DC, bias_C = (w[...].astype(jnp.float32) for w in (self.kernel, self.bias))
         logits_BC = jnp.matmul(pooled_BD, kernel_DC, precision=jax.lax.Precision.HIGHEST)
         return logits_BC + bias_C[None]
+
+
+class BoxHead(nnx.Module):
+    """Of each token logits of C classes, x W + b, and by how much its box differs from one that is
+    known: gelu(x U) V, four numbers, in float32. b starts where each class has probability `prior`
+    (Lin et al., 1708.02002, section 4.1), V at 0: a box starts where it is known to be."""
+
+    def __init__(self, D: int, C: int, *, prior: float, init_scale: float, rngs: nnx.Rngs):
+        drawn, zeros = fan_in(init_scale), jax.nn.initializers.zeros
+        at_prior = jax.nn.initializers.constant(math.log(prior / (1 - prior)))
+        matrix = functools.partial(parameter, rngs, matrix=LAST_TWO, decays=True)
+        self.kernel = matrix(drawn, (D, C), ("embed", None))
+        self.bias = parameter(rngs, at_prior, (C,), (None,), matrix=None, decays=False)
+        self.hidden = matrix(drawn, (D, D), ("embed", None))
+        self.change = matrix(zeros, (D, 4), (None, None))
+
+    def __call__(
+        self, x: Float[Array, "*B S D"]
+    ) -> tuple[Float[Array, "*B S C"], Float[Array, "*B S 4"]]:
+        x = x.astype(jnp.float32)
+        logits = _times(x, self.kernel)
+        bias = self.bias[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return logits + bias, _times(jax.nn.gelu(_times(x, self.hidden)), self.change)
+
+
+def box_head_cost(D: int, C: int) -> tuple[int, int]:
+    """(parameters, multiplications for each token)."""
+    multiplied = D * C + D * D + 4 * D
+    return multiplied + C, multiplied
+
+
+def _times(x: Float[Array, "*B D"], kernel: nnx.Param[Array]) -> Float[Array, "*B F"]:
+    kernel_DF = kernel[...].astype(jnp.float32)
+    return jnp.matmul(x, kernel_DF, precision=jax.lax.Precision.HIGHEST)
 
 
 class PixelHead(nnx.Module):

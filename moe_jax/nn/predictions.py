@@ -137,6 +137,24 @@ class TargetValues:
         return replace(self, value_BT=joined_BT)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BoxPredictions:
+    """Of each image Q objects, after each of the L layers that say some, the last one's being the
+    answer: float32 logits of each class by itself, and boxes (x, y, w, h) in shares of the image.
+    """
+
+    logits_BLQC: Float[Array, "B L Q C"]
+    box_BLQ4: Float[Array, "B L Q 4"]
+
+    def averaged(self, members: int) -> BoxPredictions:
+        """Query by query, which members share: the mean of the probabilities of each class, and of
+        the boxes."""
+        box_BM = self.box_BLQ4.reshape(-1, members, *self.box_BLQ4.shape[1:])
+        logits = LabelLogits(logits_BC=self.logits_BLQC).averaged(members).logits_BC
+        return BoxPredictions(logits_BLQC=logits, box_BLQ4=jnp.mean(box_BM, axis=1))
+
+
 def mean_prediction(logits_N: Float[Array, "N *S V"], members: int) -> Float[Array, "B *S V"]:
     """log of the mean of the members' probabilities, N = B M: normalised logits."""
     log_prob_N = jax.nn.log_softmax(logits_N, axis=-1)

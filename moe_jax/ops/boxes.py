@@ -24,14 +24,14 @@ def area(corner: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
     return size[..., 0] * size[..., 1]
 
 
-def iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
+def iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Array, "..."]:
     """Intersection over union of boxes by their corners, pair by pair (with broadcast axes of
     size 1)."""
     intersection, union = _areas(a, b)
     return intersection / jnp.maximum(union, SMALLEST)
 
 
-def generalised_iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
+def generalised_iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Array, "..."]:
     """IoU - (hull - union) / hull, hull the smallest box around both: from -1, far apart, to 1,
     equal (Rezatofighi et al., 1902.09630, algorithm 1). Its gradient tells boxes without
     intersection where to go."""
@@ -43,7 +43,7 @@ def generalised_iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[A
     return ratio - (hull - union) / jnp.maximum(hull, SMALLEST)
 
 
-def _areas(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> tuple[Array, Array]:
+def _areas(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> tuple[Array, Array]:
     """Of intersection and union."""
     low = jnp.maximum(a[..., :2], b[..., :2])
     high = jnp.minimum(a[..., 2:], b[..., 2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_jax.tasks.classification import Classification
+from moe_jax.tasks.detection import Detection
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.tasks.multi_task import MultiTask
 from moe_jax.tasks.segmentation import Segmentation
@@ -16,4 +17,5 @@ TASKS: dict[str, type] = {
     "tagging": Tagging,
     "translation": Translation,
     "multi_task": MultiTask,
+    "detection": Detection,
 }

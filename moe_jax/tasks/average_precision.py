@@ -7,7 +7,7 @@ if that is at least a threshold; precision is made monotone and read at 101 reca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,21 +35,29 @@ class Found:
 def average_precision(
     detected: Sequence[Found], there: Sequence[Found], classes: int
 ) -> dict[str, float]:
+    """`mean_precision` of so many classes."""
+    return mean_precision(precision_by_class(detected, there, classes))
+
+
+def precision_by_class(
+    detected: Sequence[Found], there: Sequence[Found], classes: int
+) -> dict[int, np.ndarray]:
+    """Average precision at each threshold of the classes of which there is an object."""
+    found = {
+        number: class_precision(
+            [one.of_class(number) for one in detected], [one.of_class(number) for one in there]
+        )
+        for number in range(classes)
+    }
+    return {number: precision_T for number, precision_T in found.items() if precision_T is not None}
+
+
+def mean_precision(by_class: Mapping[int, np.ndarray]) -> dict[str, float]:
     """average_precision: mean over thresholds 0.5, 0.55, ... 0.95 and over the classes of which
     there is an object; ap50 and ap75 at those thresholds. 0 where there is no object at all."""
-    by_class = [
-        precision
-        for number in range(classes)
-        if (
-            precision := class_precision(
-                [one.of_class(number) for one in detected], [one.of_class(number) for one in there]
-            )
-        )
-        is not None
-    ]
     if not by_class:
         return {"average_precision": 0.0, "ap50": 0.0, "ap75": 0.0}
-    mean_T = np.mean(by_class, axis=0)
+    mean_T = np.mean(list(by_class.values()), axis=0)
     return {
         "average_precision": float(mean_T.mean()),
         "ap50": float(mean_T[0]),
@@ -75,16 +83,17 @@ def class_precision(detected: Sequence[Found], there: Sequence[Found]) -> np.nda
 
 def _matched(detected_N4: np.ndarray, there_M4: np.ndarray) -> np.ndarray:
     """bool (thresholds, detections): whether it takes an object. Best first."""
-    overlap_NM = pairwise_iou(detected_N4, there_M4)
-    right_TN = np.zeros((len(THRESHOLDS), len(detected_N4)), bool)
-    for t, threshold in enumerate(THRESHOLDS):
-        free_M = np.ones(len(there_M4), bool)
-        for n, overlap_M in enumerate(overlap_NM):
-            candidates = np.where(free_M, overlap_M, -1.0)
-            # Of equal ones the last, as COCO's loop keeps it.
-            best = len(candidates) - 1 - int(np.argmax(candidates[::-1])) if len(candidates) else -1
-            if best >= 0 and candidates[best] >= min(threshold, 1 - 1e-10):
-                free_M[best], right_TN[t, n] = False, True
+    T, M = len(THRESHOLDS), len(there_M4)
+    right_TN, free_TM = np.zeros((T, len(detected_N4)), bool), np.ones((T, M), bool)
+    if not M:
+        return right_TN
+    least_T, each_T = np.minimum(THRESHOLDS, 1 - 1e-10), np.arange(T)
+    for n, overlap_M in enumerate(pairwise_iou(detected_N4, there_M4)):
+        candidates_TM = np.where(free_TM, overlap_M, -1.0)
+        # Of equal ones the last, as COCO's loop keeps it.
+        best_T = M - 1 - np.argmax(candidates_TM[:, ::-1], axis=1)
+        right_TN[:, n] = candidates_TM[each_T, best_T] >= least_T
+        free_TM[each_T, best_T] &= ~right_TN[:, n]
     return right_TN
 
 

@@ -58,6 +58,11 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
             )
         if targets:
             part["target_NT"] = np.stack([raw[name] for name in targets], axis=1)
+        if "boxes" in raw:
+            e = program.experiment
+            part["class_NS"] = classes_below_patches(
+                raw["boxes"], raw["classes"], e.model.grid(e.io)
+            )
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
     joined: dict[str, Any] = {
@@ -95,6 +100,24 @@ def classes_of_patches(label_NHW: np.ndarray, grid: tuple[int, int], length: int
     found = np.where(counts_NPC.any(axis=2), counts_NPC.argmax(axis=2), NO_LABEL)
     ahead = np.full((N, length - rows * columns), NO_LABEL)
     return np.concatenate([ahead, found], axis=1).astype(np.int32)
+
+
+def classes_below_patches(
+    box_NM4: np.ndarray, class_NM: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """int32 (N, S): the class of the smallest object whose box has the middle of a patch in it,
+    NO_LABEL where there is none."""
+    rows, columns = grid
+    y, x = np.meshgrid(
+        (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij"
+    )
+    middle_S2 = np.stack([x.ravel(), y.ravel()], axis=1)
+    away_NSM2 = np.abs(middle_S2[None, :, None] - box_NM4[:, None, :, :2])
+    inside_NSM = (away_NSM2 <= box_NM4[:, None, :, 2:] / 2).all(axis=-1)
+    inside_NSM &= (class_NM != NO_LABEL)[:, None]
+    size_NSM = np.where(inside_NSM, np.prod(box_NM4[..., 2:], axis=-1)[:, None], np.inf)
+    found_NS = np.take_along_axis(class_NM, size_NSM.argmin(axis=2), axis=1)
+    return np.where(inside_NSM.any(axis=2), found_NS, NO_LABEL).astype(np.int32)
 
 
 def _axis_of_rows(name: str) -> int:

@@ -33,6 +33,7 @@ class Case:
     no_page: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     labels: str | None = "label_N"  # the classes of a trace, of rows or of tokens
+    loss: str = "cross_entropy"
 
 
 IMAGES = {
@@ -177,6 +178,34 @@ CASES = {
         },
         labels=None,
     ),
+    "objects": Case(
+        own="""
+    config = read_config_file(configs / "detection.py")
+    config.task.copies = 2
+    config.model.encoder_layers = 1
+    config.data.kind = "digit_scenes"
+    config.data.height = config.data.width = 32
+    config.data.rows, config.data.validation_rows = 200, 40
+    config.data.smallest = 0.4
+    config.data.max_objects = 3
+    config.moe.every, config.moe.first = 1, 0
+    config.task.gamma = 1.5
+    """,
+        metrics=frozenset({"average_precision", "ap50", "class_loss", "box_loss", "giou_loss"}),
+        classes=tuple("0123456789"),
+        page=("Average precision", "Classes by experts", "Objects found", "Patches by expert"),
+        no_page=("Classes of pixels",),
+        refused={
+            "task.kind=language_model": IMAGES["task.kind=language_model"],
+            "moe.router.kind=hash": IMAGES["moe.router.kind=hash"],
+            "data.kind=digits": "reads boxes, classes, objects, and the data has image, label",
+            "task.classes=2": "task.classes = 2: must be at least the",
+            "model.kind=vit": "gives a class for each image or each pixel, or labels",
+            "task.copies=6": "makes 16 patches, each of which predicts an object, and up to 18",
+        },
+        labels="class_NS",
+        loss="detection_loss",
+    ),
 }
 COMMON = """
 from pathlib import Path
@@ -298,7 +327,7 @@ def run(config, tmp_path_factory) -> Path:
 
 def test_it_learns_and_says_so(run, case, task):
     first, last = lines(run, "eval")
-    assert last["cross_entropy"] < first["cross_entropy"]
+    assert last[case.loss] < first[case.loss]
     assert case.metrics <= last.keys()
     others = set().union(*(other.metrics for other in CASES.values()))
     assert not (others - case.metrics) & last.keys()
@@ -320,12 +349,12 @@ def test_a_run_that_lost_its_last_checkpoints_goes_on_bit_for_bit(config, run, t
 
 
 @pytest.mark.lab
-def test_on_another_mesh_the_losses_are_the_same(config, run, tmp_path):
+def test_on_another_mesh_the_losses_are_the_same(config, run, case, tmp_path):
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=4")
     _, err = (process := start(config, tmp_path / "mesh", *mesh)).communicate(timeout=300)
     assert process.returncode == 0, err
     for one, two in zip(lines(run, "eval"), lines(tmp_path / "mesh", "eval"), strict=True):
-        np.testing.assert_allclose(two["cross_entropy"], one["cross_entropy"], rtol=1e-4)
+        np.testing.assert_allclose(two[case.loss], one[case.loss], rtol=1e-4)
 
 
 def test_evaluate_repeats_the_run(cli, run, case, tmp_path):
@@ -334,7 +363,7 @@ def test_evaluate_repeats_the_run(cli, run, case, tmp_path):
     assert code == 0 and all(name in out for name in case.metrics if "/" not in name), err
     (found,) = json.loads(file.read_text())
     last = lines(run, "eval")[-1]
-    for name in ("cross_entropy", "moe/max_violation", *case.metrics):
+    for name in (case.loss, "moe/max_violation", *case.metrics):
         assert found["metrics"][name] == last[name], name
 
 
@@ -359,6 +388,10 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         maps = loaded.picture(0).maps
         np.testing.assert_array_equal(maps["truth"], loaded.rows[0]["label_map"])
         assert maps["prediction"].shape == (16, 16)
+    if task == "objects":
+        boxes, row = loaded.picture(0).boxes, loaded.rows[0]
+        assert len(boxes["truth"]) == row["objects"] and trace.parts == ("encoder", "decoder")
+        assert all(0 <= share <= 1 for one in boxes["truth"] for share in one.corner)
     if task == "pairs":
         assert trace.parts == ("encoder", "decoder") and trace.part_L.tolist() == [0, 1]
         texts = ["1 ONE TWO", "2 SIX"]

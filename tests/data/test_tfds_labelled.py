@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from moe_jax.config.errors import UserError
+from moe_jax.data.box_folder import TfdsBoxes
 from moe_jax.data.image_folder import TfdsImages
 from moe_jax.data.labelled_folder import LabelledTfds
 from moe_jax.data.map_folder import TfdsMaps
@@ -33,6 +34,13 @@ class PetsBuilder(tfds.core.GeneratorBasedBuilder):
             "segmentation_mask": tfds.features.Image(shape=(9, 9, 1)),
             "text": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=NAMES),
+            "objects": tfds.features.Sequence(
+                {
+                    "bbox": tfds.features.BBoxFeature(),
+                    "label": tfds.features.ClassLabel(names=NAMES),
+                    "is_crowd": np.bool_,
+                }
+            ),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -46,7 +54,11 @@ class PetsBuilder(tfds.core.GeneratorBasedBuilder):
             image = png_of(np.full((9, 9, 3), 8 * n, np.uint8))
             text = "" if n == 5 else f"about {NAMES[n % 3]} {n}"
             features = {"image": image, "segmentation_mask": png_of(mask)}
-            yield n, {**features, "text": text, "label": n % 3}
+            box = tfds.features.BBox(ymin=0.25, xmin=0.5, ymax=0.75, xmax=1.0)
+            objects = [
+                {"bbox": box, "label": n % 3, "is_crowd": crowd} for crowd in (True, False)
+            ] * (n % 3)
+            yield n, {**features, "text": text, "label": n % 3, "objects": objects}
 
 
 def png_of(pixels):
@@ -128,3 +140,17 @@ def test_what_the_set_has_not_is_told(settings, message, prepared):
     data = TfdsImages(**{"name": "pets/small", "tfds_dir": str(prepared), **settings})
     with pytest.raises(UserError, match=message):
         data.open("train")
+
+
+def test_boxes_of_a_set(prepared):
+    data = TfdsBoxes(name="pets", tfds_dir=prepared, height=9, width=9, flip=0.0, max_objects=2)
+    rows = data.open("validation")
+    assert rows.classes == tuple(NAMES) and len(rows) == 12
+    found = [rows[i] for i in range(12)]
+    assert sorted(int(row["objects"]) for row in found) == [0] * 4 + [1] * 4 + [2] * 4
+    for row in found:
+        n = int(row["objects"])
+        assert np.allclose(row["boxes"][:n], [0.75, 0.5, 0.5, 0.5], atol=1e-6)
+        assert (row["classes"][:n] == n).all() and (row["classes"][n:] == -1).all()
+    with pytest.raises(UserError, match=r"no objects named 'things' \(data\.objects\)"):
+        TfdsBoxes(name="pets", tfds_dir=prepared, objects="things").open("train")

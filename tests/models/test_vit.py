@@ -13,8 +13,9 @@ from flax import nnx
 from moe_jax.config.checks import check
 from moe_jax.models.counts import count
 from moe_jax.models.network import Network
+from moe_jax.models.patches import patches, sincos
 from moe_jax.models.types import IO, PixelClass, RowClass
-from moe_jax.models.vit import VitConfig, patches, sincos
+from moe_jax.models.vit import VitConfig
 from moe_jax.nn.context import Context, ImageBatch
 from moe_jax.nn.head import PixelHead
 from moe_jax.nn.moe_layer import MoEConfig

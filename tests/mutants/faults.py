@@ -29,6 +29,7 @@ SAME = "tests/training/test_invariance.py::test_"
 ATTENTION = "tests/nn/test_attention.py::test_"
 CARDS = "tests/experiments/test_cards.py::test_"
 TASK = "tests/tasks/test_language_model.py::test_"
+OBJECTS = "tests/tasks/test_detection.py::test_"
 
 
 @dataclass(frozen=True)
@@ -1298,21 +1299,21 @@ KINDS = (
     ),
     _fault(
         "vit: patches column by column",
-        "moe_jax/models/vit.py",
+        "moe_jax/models/patches.py",
         "jnp.swapaxes(cut, 2, 3)",
         "jnp.moveaxis(cut, 3, 1).swapaxes(2, 3)",
         VIT + "patches_are_in_reading_order",
     ),
     _fault(
         "vit: rows and columns change places",
-        "moe_jax/models/vit.py",
+        "moe_jax/models/patches.py",
         'indexing="ij"',
         'indexing="xy"',
         VIT + "sincos_is_the_formula",
     ),
     _fault(
         "images: what fills up a batch is routed",
-        "moe_jax/models/vit.py",
+        "moe_jax/models/patches.py",
         "segment_BS=valid_BS.astype(jnp.int32),",
         "segment_BS=jnp.ones((B, S), jnp.int32),",
         VIT + "images_that_fill_up_a_batch_are_not_routed",
@@ -1496,9 +1497,87 @@ APPLICATIONS = (
     _fault(
         "detections: an object is found twice",
         "moe_jax/tasks/average_precision.py",
-        "free_M[best], right_TN[t, n] = False, True",
-        "free_M[best], right_TN[t, n] = True, True",
+        "free_TM[each_T, best_T] &= ~right_TN[:, n]",
+        "free_TM[each_T, best_T] &= True",
         "tests/tasks/test_average_precision.py::test_an_object_is_found_once",
+    ),
+    _fault(
+        "detection: the matching prefers what overlaps least",
+        "moe_jax/tasks/detection.py",
+        "- task.giou_weight * overlap_BLQN",
+        "+ task.giou_weight * overlap_BLQN",
+        OBJECTS + "losses_are_those_of_loops",
+    ),
+    _fault(
+        "detection: an image without objects teaches nothing",
+        "moe_jax/tasks/detection.py",
+        'return jnp.asarray(raw["objects"]) != NO_LABEL',
+        'return jnp.asarray(raw["objects"]) > 0',
+        OBJECTS + "padding_has_no_gradient_and_no_objects_have_one",
+    ),
+    _fault(
+        "detection: the loss of copies counts each",
+        "moe_jax/tasks/detection.py",
+        "value / both.copies",
+        "value / 1",
+        OBJECTS + "losses_are_those_of_loops",
+    ),
+    _fault(
+        "detection: the answer is the first layer's",
+        "moe_jax/tasks/detection.py",
+        "predictions.logits_BLQC[:, -1], predictions.box_BLQ4[:, -1]",
+        "predictions.logits_BLQC[:, 0], predictions.box_BLQ4[:, 0]",
+        OBJECTS + "detections_are_the_best_pairs_of_the_last_layer",
+    ),
+    _fault(
+        "matching: costs that are no numbers stay",
+        "moe_jax/ops/matching.py",
+        "jnp.nan_to_num(cost_BQN, nan=WORST)",
+        "jnp.nan_to_num(cost_BQN, nan=0.0)",
+        "tests/ops/test_matching.py::test_costs_that_are_no_numbers_end",
+    ),
+    _fault(
+        "matching: padding takes the best predictions",
+        "moe_jax/ops/matching.py",
+        "cost_BQN = jnp.where(there_BN[..., None, :], cost_BQN, 0)",
+        "cost_BQN = jnp.where(there_BN[..., None, :], cost_BQN, cost_BQN)",
+        "tests/ops/test_matching.py::test_what_stands_in_padding_changes_nothing",
+    ),
+    _fault(
+        "detector: each layer starts from the anchors",
+        "moe_jax/models/detector.py",
+        "jnp.cumsum(change_LBS4, axis=0)",
+        "change_LBS4",
+        "tests/models/test_detector.py::test_each_layer_refines_the_boxes_of_the_one_before",
+    ),
+    _fault(
+        "detector: the decoder's loss moves the encoder's boxes",
+        "moe_jax/models/detector.py",
+        "jax.nn.sigmoid(jax.lax.stop_gradient(anchor_BS4))",
+        "jax.nn.sigmoid(anchor_BS4)",
+        "tests/models/test_detector.py::"
+        "test_boxes_of_the_encoder_are_told_to_the_decoder_and_learn_by_their_own_loss",
+    ),
+    _fault(
+        "boxes of data: the mirror image keeps its boxes",
+        "moe_jax/data/boxes.py",
+        'row["boxes"][there, 0] = 1 - row["boxes"][there, 0]',
+        'row["boxes"][there, 0] = row["boxes"][there, 0]',
+        "tests/data/test_scenes.py::test_a_scene_is_always_the_same_and_turns_over",
+    ),
+    _fault(
+        "scenes: both splits have the whole of a photograph",
+        "moe_jax/data/scenes.py",
+        'return picture[:, :at] if split == "train" else picture[:, at:]',
+        "return picture",
+        "tests/data/test_scenes.py::test_splits_share_no_digit_and_no_piece_of_a_photograph",
+    ),
+    _fault(
+        "VOC: pixels count from 0",
+        "moe_jax/data/box_folder.py",
+        "left - 1, top - 1, right, bottom",
+        "left - 5, top - 5, right, bottom",
+        "tests/data/test_box_folder.py::test_voc_has_its_boxes_and_classes",
     ),
     _fault(
         "boxes: the hull's rest is not taken off",

@@ -1,13 +1,11 @@
-"""Boxes: areas and overlaps against loops in float64, and the matching against scipy."""
+"""Boxes: areas and overlaps against loops in float64."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 from moe_jax.ops.boxes import area, corners, generalised_iou, iou
 
@@ -56,14 +54,3 @@ def test_boxes_apart_are_drawn_together():
         slope = jax.value_and_grad(lambda box, f=overlap: f(corners(box), corners(here)))
         value, grad = slope(empty)
         assert np.isfinite(value) and np.isfinite(grad).all()
-
-
-def test_the_matching_on_the_device_is_scipys():
-    """Queries to objects at the least cost, for all images at once."""
-    random = np.random.default_rng(1)
-    cost_BQM = random.normal(size=(30, 12, 7)).astype(np.float32)
-    query_BM, object_BM = jax.vmap(optax.assignment.hungarian_algorithm)(jnp.asarray(cost_BQM))
-    for cost_QM, query_M, object_M in zip(cost_BQM, query_BM, object_BM, strict=True):
-        rows, columns = linear_sum_assignment(cost_QM)
-        assert cost_QM[query_M, object_M].sum() == pytest.approx(cost_QM[rows, columns].sum(), 1e-5)
-        assert sorted(object_M.tolist()) == list(range(7)) and len(set(query_M.tolist())) == 7

@@ -118,6 +118,32 @@ LEARNING = {
         early=True,
         best="min",
     ),
+    "average_precision": Metric(
+        title="Average precision",
+        meaning="Area below precision by recall as COCO has it, mean over ten overlaps from 0.5 to "
+        "0.95 and over classes.",
+        percent=True,
+        best="max",
+    ),
+    "ap50": Metric(
+        title="Average precision at overlap 0.5",
+        meaning="An object is found by a box that has half of their union in common with it.",
+        percent=True,
+        best="max",
+    ),
+    "ap75": Metric(
+        title="Average precision at overlap 0.75",
+        meaning="The same at three quarters of the union.",
+        percent=True,
+        best="max",
+    ),
+    "detection_loss": Metric(
+        title="Detection loss",
+        meaning="Of class, box and overlap together, for each object, added over the layers that "
+        "predict. Lower is better.",
+        early=True,
+        best="min",
+    ),
     "calibration_error": Metric(
         title="Calibration error",
         meaning="Mean distance of confidence and accuracy, over 15 bins of confidence. 0 is "

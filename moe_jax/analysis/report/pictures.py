@@ -13,21 +13,35 @@ from moe_jax.analysis.report.heat_map import image
 from moe_jax.analysis.report.png import COLOUR, encoded
 
 SIDE = 116  # of a picture, in pixels of the page
+WIDE_SIDE = 190  # of one with boxes
 NO_CLASS = (128, 128, 128)
 VEIL = 0.5  # how much of the colour lies over the image
+
+
+@dataclass(frozen=True)
+class Framed:
+    """An object in its box. corner: left, top, right and bottom as shares of the image's sides.
+    number, name: of its class. score: of a prediction."""
+
+    corner: tuple[float, float, float, float]
+    number: int
+    name: str
+    score: float | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """One row's image. pixels (H, W, C), scaled as the model sees it. grid: patches along height
     and width; the row's tokens behind the first `ahead` are patches in reading order. name: of its
-    class. maps: the class of each pixel, (H, W), by what says so ("truth"); -1 is none."""
+    class. maps: the class of each pixel, (H, W), by what says so ("truth"); -1 is none. boxes: its
+    objects, by what says so."""
 
     pixels: np.ndarray
     grid: tuple[int, int]
     ahead: int = 0
     name: str = ""
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    boxes: Mapping[str, Sequence[Framed]] = field(default_factory=dict)
 
     def by_patch(self, values_S: np.ndarray) -> np.ndarray:
         """Values of the row's tokens, as (rows, columns) of patches."""
@@ -62,6 +76,28 @@ def mapped(picture: Picture, name: str, colours: Sequence[tuple[int, int, int]])
     """The map of classes of this name, in their colours; grey where there is none."""
     table = np.array([*colours, NO_CLASS], np.uint8)  # -1 is the last
     return alone(table[picture.maps[name]], name)
+
+
+def framed(picture: Picture, name: str, colours: Sequence[tuple[int, int, int]]) -> str:
+    """SVG: the image with the objects of this name, each in the colour of its class."""
+    height, width = picture.pixels.shape[:2]
+    scale = WIDE_SIDE / max(height, width)
+    w, h = width * scale, height * scale
+    frames = []
+    for one in picture.boxes[name]:
+        left, top, right, bottom = (min(max(share, 0.0), 1.0) for share in one.corner)
+        said = one.name if one.score is None else f"{one.name}, {one.score:.2f}"
+        frames.append(
+            f'<rect x="{left * w:.1f}" y="{top * h:.1f}" width="{(right - left) * w:.1f}" '
+            f'height="{(bottom - top) * h:.1f}" fill="none" stroke="rgb{colours[one.number]}" '
+            f'stroke-width="2" pointer-events="all"><title>{escape(said)}</title></rect>'
+        )
+    size, address = f'width="{w:.0f}" height="{h:.0f}"', _address(shown(picture.pixels))
+    return (
+        f'<figure class="picture"><svg {size} role="img" aria-label="{escape(name)}">'
+        f'<image {size} style="image-rendering:pixelated" href="{address}"/>'
+        f"{''.join(frames)}</svg><figcaption>{escape(name)}</figcaption></figure>"
+    )
 
 
 def alone(pixels_HW3: np.ndarray, name: str) -> str:

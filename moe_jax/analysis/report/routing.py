@@ -184,26 +184,56 @@ def _pictures(view: RoutingView) -> str:
 
 def _maps(view: RoutingView) -> str:
     """Images whose pixels have a class each: what is there, and what the model says."""
-    trace, picture = view.last, view.picture
-    if picture is None or trace.class_NS is None or not trace.classes:
+    found = _of_classes(view)
+    if not found or not found[0].maps:
         return ""
-    names = trace.classes
+    names = view.last.classes or ()
     rgb = [class_colour(c, len(names)) for c in range(len(names))]
-    keys = "".join(
-        f'<span><i style="background:rgb{rgb[c]}"></i> {escape(name)}</span>'
-        for c, name in enumerate(names)
-    )
-    rows = []
-    for row in _rows_of_classes(trace):
-        one = picture(row)
-        shown = [pictures.alone(pictures.shown(one.pixels), "image")]
-        shown += [pictures.mapped(one, name, rgb) for name in one.maps]
-        rows.append(f'<div class="pictures">{"".join(shown)}</div>')
+    rows = [
+        [
+            pictures.alone(pictures.shown(one.pixels), "image"),
+            *(pictures.mapped(one, name, rgb) for name in one.maps),
+        ]
+        for one in found
+    ]
     intro = (
         "<p>Some images, the true class of each pixel and the one that the model finds; grey "
-        f"counts nowhere. From the evaluation at step {trace.step:,}.</p>"
+        f"counts nowhere. From the evaluation at step {view.last.step:,}.</p>"
     )
-    return f'{intro}<p class="palette keys">{keys}</p><div class="maps">{"".join(rows)}</div>'
+    return intro + _side_by_side(names, rows)
+
+
+def _boxes(view: RoutingView) -> str:
+    """Images with objects in boxes: those that are there, and those that the model finds."""
+    found = _of_classes(view)
+    if not found or not found[0].boxes:
+        return ""
+    names = view.last.classes or ()
+    rgb = [class_colour(c, len(names)) for c in range(len(names))]
+    rows = [[pictures.framed(one, name, rgb) for name in one.boxes] for one in found]
+    intro = (
+        "<p>Some images, the objects that are there and those that the model finds with a score of "
+        "at least a third (point at a box for its class and score). From the evaluation at step "
+        f"{view.last.step:,}.</p>"
+    )
+    return intro + _side_by_side(names, rows)
+
+
+def _of_classes(view: RoutingView) -> list[Picture]:
+    """Some images whose patches have classes."""
+    if view.picture is None or view.last.class_NS is None or not view.last.classes:
+        return []
+    return [view.picture(row) for row in _rows_of_classes(view.last)]
+
+
+def _side_by_side(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Pictures of an image beside each other, below the colours of the classes."""
+    keys = "".join(
+        f'<span><i style="background:rgb{class_colour(c, len(names))}"></i> {escape(name)}</span>'
+        for c, name in enumerate(names)
+    )
+    shown = "".join(f'<div class="pictures">{"".join(row)}</div>' for row in rows)
+    return f'<p class="palette keys">{keys}</p><div class="maps">{shown}</div>'
 
 
 def class_colour(number: int, count: int) -> tuple[int, int, int]:
@@ -494,6 +524,7 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
 SECTIONS: Rows[RoutingView] = (
     ("text", "Text by expert", _text),
     ("maps", "Classes of pixels", _maps),
+    ("boxes", "Objects found", _boxes),
     ("pictures", "Patches by expert", _pictures),
     ("gates", "Gates by experts", _gates),
     ("preferences", "What experts prefer", _preferences),

@@ -1,0 +1,195 @@
+"""What data sets of images with objects in boxes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from moe_jax.config.errors import UserError
+from moe_jax.config.fields import Rule, at_least, at_most
+from moe_jax.config.json_files import JsonObject
+from moe_jax.data.order import scattered
+from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image and its objects.
+
+    pixels: uint8 (H, W, C), or float32 of 0 to 1. corner_N4: left, top, right and bottom of each
+    object in pixels, from the image's left and upper edge. class_N: int. domain: index in the data
+    set's `domains`.
+    """
+
+    pixels_HWC: np.ndarray
+    corner_N4: np.ndarray
+    class_N: np.ndarray
+    domain: int = 0
+
+
+class Boxes(Protocol):
+    """The images of a split with their objects, as they are stored."""
+
+    def __len__(self) -> int: ...
+
+    def view(self, index: int, random: np.random.Generator | None) -> Annotated:
+        """random: of training, which may take another part of the image each time."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Of an image, in messages."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxDataset:
+    """A data set of images with objects in boxes. A subclass says what it holds.
+
+    height, width: of a row, in pixels. mean, deviation: of a pixel from 0 to 1, by which it is
+    scaled: (pixel - mean) / deviation. flip: the chance of the mirror image in training.
+    max_objects: N, for how many objects a row has room; an image with more of them is an error.
+    """
+
+    kind_name: ClassVar[str]
+
+    height: int = 64
+    width: int = 64
+    mean: float = 0.5
+    deviation: float = 0.25
+    flip: float = 0.5
+    max_objects: int = 8
+
+    def check(self) -> Iterator[Rule]:
+        yield from at_least(self, 1, "height", "width", "max_objects")
+        yield from at_least(self, 0, "flip")
+        yield from at_most(self, 1, "flip")
+        if self.deviation <= 0:
+            yield "deviation", "must be above 0"
+
+    # What a subclass says
+
+    def annotated(self, split: str) -> Boxes:
+        """The images of "train" or "validation". UserError where there are none."""
+        raise NotImplementedError
+
+    def classes(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def identity(self) -> JsonObject:
+        """JSON that changes when the images or their objects do."""
+        raise NotImplementedError
+
+    def domains(self) -> tuple[str, ...]:
+        return (self.kind_name,)
+
+    def description(self) -> str:
+        return self.kind_name
+
+    # What all have
+
+    def columns(self) -> dict[str, ArraySpec]:
+        N = self.max_objects
+        return {
+            "image": ArraySpec((self.height, self.width, 3), "float32"),
+            "boxes": ArraySpec((N, 4), "float32"),
+            "classes": ArraySpec((N,), padding=NO_LABEL),
+            "objects": ArraySpec(padding=NO_LABEL),
+            "domain": ArraySpec(),
+        }
+
+    def open(self, split: str) -> BoxRows:
+        require_split(split)
+        rows = BoxRows(self, self.annotated(split), split)
+        if not len(rows):
+            raise UserError(f"{self.description()}: the {split} split is empty")
+        return rows
+
+
+class BoxRows:
+    """A split. `Rows` of types.py: image float32 (H, W, 3); boxes float32 (N, 4), middle (x, y) and
+    size (w, h) as shares of width and height, x from the left and y from above; classes int32 (N,),
+    NO_LABEL where there is no object; objects int32 (), how many there are, 0 too; domain int32 ().
+    """
+
+    tokenizer = None
+
+    def __init__(self, dataset: BoxDataset, images: Boxes, split: str):
+        self._dataset, self.images, self._scatter = dataset, images, split != "train"
+        self.classes, self.domains = dataset.classes(), dataset.domains()
+        d = dataset
+        self.fingerprint: JsonObject = {
+            "kind": dataset.kind_name,
+            "split": split,
+            "image": [d.height, d.width, d.mean, d.deviation, d.max_objects],
+            "content": {
+                **dataset.identity(),
+                "images": len(images),
+                "classes": list(self.classes),
+            },
+        }
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        place = self.place_of(index)
+        return self._row(place, self.images.view(place, None))
+
+    def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """The row as training sees it, by the draws of `random`."""
+        place = self.place_of(index)
+        row = self._row(place, self.images.view(place, random))
+        if self._dataset.flip and random.random() < self._dataset.flip:
+            row["image"] = np.ascontiguousarray(row["image"][:, ::-1])
+            there = row["classes"] != NO_LABEL
+            row["boxes"][there, 0] = 1 - row["boxes"][there, 0]
+        return row
+
+    def place_of(self, index: int) -> int:
+        """Which image stands at row `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return scattered(index, len(self)) if self._scatter else index
+
+    def _row(self, place: int, one: Annotated) -> dict[str, np.ndarray]:
+        d, n = self._dataset, len(one.class_N)
+        wanted = (d.height, d.width, 3)
+        if one.pixels_HWC.shape != wanted:
+            name = f"{d.description()}: {self.images.name(place)}"
+            raise UserError(f"{name} is {one.pixels_HWC.shape}, not {wanted}")
+        if n > d.max_objects:
+            raise UserError(too_many(d, self.images.name(place), n))
+        scale = np.float32(255 if one.pixels_HWC.dtype == np.uint8 else 1)
+        image = (one.pixels_HWC.astype(np.float32) / scale - np.float32(d.mean)) / np.float32(
+            d.deviation
+        )
+        filled = {name: spec.filled(1)[0] for name, spec in d.columns().items() if spec.shape}
+        filled["boxes"][:n] = middle_and_size(one.corner_N4, d.height, d.width)
+        filled["classes"][:n] = one.class_N
+        numbers = {"objects": np.asarray(np.int32(n)), "domain": np.asarray(np.int32(one.domain))}
+        return {**filled, "image": image, **numbers}
+
+
+def too_many(dataset: BoxDataset, name: str, count: int) -> str:
+    return (
+        f"{dataset.description()}: {name} has {count} objects, and a row has room for "
+        f"data.max_objects = {dataset.max_objects}"
+    )
+
+
+def middle_and_size(corner_N4: np.ndarray, height: float, width: float) -> np.ndarray:
+    """(left, top, right, bottom) in pixels -> (x, y, w, h), as shares of the image's sides."""
+    corner = np.asarray(corner_N4, np.float64).reshape(-1, 4) / [width, height, width, height]
+    low, high = corner[:, :2], corner[:, 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
+
+
+def within(corner_N4: np.ndarray, part: tuple[float, float, float, float]) -> np.ndarray:
+    """Boxes as a part of the image (left, top, right, bottom) has them: cut off at its edges, and
+    counted from its own corner."""
+    left, top, right, bottom = part
+    moved = np.asarray(corner_N4, np.float64).reshape(-1, 4) - [left, top, left, top]
+    return np.clip(moved, 0, [right - left, bottom - top, right - left, bottom - top])
