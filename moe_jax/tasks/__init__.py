@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.tasks.multi_task import MultiTask
+from moe_jax.tasks.next_item import NextItem
 from moe_jax.tasks.segmentation import Segmentation
 from moe_jax.tasks.tagging import Tagging
 
@@ -14,4 +15,5 @@ TASKS: dict[str, type] = {
     "segmentation": Segmentation,
     "tagging": Tagging,
     "multi_task": MultiTask,
+    "next_item": NextItem,
 }
