@@ -31,7 +31,7 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision segmentation detection topics translation census test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision segmentation detection topics translation census movielens test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo "make translation   descriptions of software packages from Danish into English"
 	@echo "make census        two targets of a census by a multi-gate mixture, write its report"
 	@echo "make detection     clothes found on satellite pictures and photographs, write its report"
+	@echo "make movielens     the next film by what somebody has watched, write its report"
 	@echo "make topics        what software packages are about, by their descriptions"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
@@ -78,6 +79,10 @@ census: $(VENV)/core.stamp
 detection: $(VENV)/vision.stamp
 	$(RUN) -m moe_jax.train --config=configs/detection.py --workdir=runs/detection
 	$(RUN) -m moe_jax.report --workdir=runs/detection --routing
+
+movielens: $(VENV)/core.stamp
+	$(RUN) -m moe_jax.train --config=configs/movielens.py --workdir=runs/movielens
+	$(RUN) -m moe_jax.report --workdir=runs/movielens --routing
 
 topics: $(VENV)/text.stamp
 	$(RUN) -m moe_jax.train --config=configs/topics.py --workdir=runs/topics

@@ -354,6 +354,8 @@ def test_the_commands_of_a_document_run(document, tmp_path, prepared, one_device
         ids = np.random.default_rng(0).integers(200, size=20_000, dtype=np.uint32)
         ids.tofile(tmp_path / f"ids/{name}.bin")
     rows = "".join(f"u{n % 50},c{n % 3},{n % 60},{n % 2},{n % 7}\n" for n in range(400))
+    seen = "".join(f"u{n % 50},i{n * n % 47},{n}\n" for n in range(900))
+    (tmp_path / "seen.csv").write_text(f"user,item,time\n{seen}")
     (tmp_path / "shop.csv").write_text(f"user,colour,age,buys,price\n{rows}")
     (tmp_path / "commands.txt").write_text(
         "python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/one\n"

@@ -8,11 +8,13 @@ from moe_jax.data.climate import Climate
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.folder import Folder
+from moe_jax.data.histories import HistoryFile
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
 from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
 from moe_jax.data.line_pairs import LinePairs, TfdsPairs
 from moe_jax.data.map_folder import MapFolder, TfdsMaps
 from moe_jax.data.memmap import Memmap
+from moe_jax.data.movielens import MovieLens100k
 from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.package_tags import PackageTags
@@ -49,6 +51,8 @@ SOURCES: dict[str, type] = {
     "vowels": Vowels,
     "census_income": CensusIncome,
     "table": TableFile,
+    "movielens_100k": MovieLens100k,
+    "histories": HistoryFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
     "scenes": Scenes,

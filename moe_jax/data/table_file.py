@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -62,7 +61,13 @@ class TableFile(TableDataset):
         return self.targets
 
     def table(self, split: str) -> tuple[Vocabulary, Arrays]:
-        rows = self._rows(self.path, "data.path")
+        wanted = {
+            "categories": self.categories,
+            "numbers": self.numbers,
+            "targets": self.targets,
+            "together": (self.together,) if self.together else (),
+        }
+        rows = read_table(self.path, "data.path", wanted)
         if self.validation is None:
             held = [in_share(self._drawn_by(row), self.validation_fraction) for row in rows]
             parts = {
@@ -70,7 +75,8 @@ class TableFile(TableDataset):
                 for name, wanted in (("train", False), ("validation", True))
             }
         else:
-            parts = {"train": rows, "validation": self._rows(self.validation, "data.validation")}
+            own = read_table(self.validation, "data.validation", wanted)
+            parts = {"train": rows, "validation": own}
         cells = {name: self._cells(part) for name, part in parts.items()}
         vocabulary = Vocabulary.of(cells["train"], self.categories, self.numbers)
         targets = {
@@ -86,34 +92,34 @@ class TableFile(TableDataset):
         names = (*self.categories, *self.numbers, *self.targets)
         return {name: [row[name] for row in rows] for name in names}
 
-    def _rows(self, given: str, setting: str) -> list[dict[str, str]]:
-        path = expanded(given)
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{setting}: must be a .csv or .tsv file, not {given!r}")
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter=SUFFIXES[path.suffix.lower()], strict=True)
-                there = reader.fieldnames or []
-                self._require(path, there)
-                rows = list(reader)
-        except FileNotFoundError as error:
-            raise UserError(f"{setting}: no file {path}") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: is no table of text in UTF-8 ({error})") from error
-        for number, row in enumerate(rows, start=2):
-            if None in row or None in row.values():
-                raise UserError(f"{path}: row {number} has another number of fields than the first")
-        return rows
 
-    def _require(self, path: Path, there: Sequence[str]) -> None:
-        together = (self.together,) if self.together else ()
-        for setting in ("categories", "numbers", "targets", "together"):
-            names = together if setting == "together" else getattr(self, setting)
-            if missing := [name for name in names if name not in there]:
-                raise UserError(
-                    f"data.{setting}: {path} has no column {', '.join(missing)}; it has "
-                    f"{', '.join(there) or 'none'}"
-                )
+def read_table(
+    given: str, setting: str, wanted: Mapping[str, Sequence[str]]
+) -> list[dict[str, str]]:
+    """The rows of a .csv or .tsv file. setting: which names it. wanted: by settings below data, the
+    columns that it must have. UserError where it is no such file."""
+    path = expanded(given)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{setting}: must be a .csv or .tsv file, not {given!r}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=SUFFIXES[path.suffix.lower()], strict=True)
+            there = reader.fieldnames or []
+            for name, columns in wanted.items():
+                if missing := [column for column in columns if column not in there]:
+                    raise UserError(
+                        f"data.{name}: {path} has no column {', '.join(missing)}; it has "
+                        f"{', '.join(there) or 'none'}"
+                    )
+            rows = list(reader)
+    except FileNotFoundError as error:
+        raise UserError(f"{setting}: no file {path}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no table of text in UTF-8 ({error})") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: row {number} has another number of fields than the first")
+    return rows
 
 
 def _target(text: str, name: str, path: str) -> float:

@@ -36,6 +36,11 @@ class Predictions:
     def averaged(self, members: int) -> GivenLogits:
         return GivenLogits(logits_BSV=mean_prediction(self.logits_BSV, members))
 
+    def at(self, place_B: Int[Array, "B"]) -> Float[Array, "B V"]:
+        """The logits at one place of each row."""
+        hidden = jnp.take_along_axis(self.hidden_BSD, place_B[:, None, None], axis=1)
+        return logits_of(hidden, self.head_DV)[:, 0]
+
     def of_targets(
         self, target_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S"], Int[Array, "B S"]]:
@@ -67,6 +72,9 @@ class GivenLogits:
 
     def averaged(self, members: int) -> GivenLogits:
         return GivenLogits(logits_BSV=mean_prediction(self.logits_BSV, members))
+
+    def at(self, place_B: Int[Array, "B"]) -> Float[Array, "B V"]:
+        return jnp.take_along_axis(self.logits_BSV, place_B[:, None, None], axis=1)[:, 0]
 
     def of_targets(
         self, target_BS: Int[Array, "B S"]

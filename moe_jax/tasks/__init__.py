@@ -6,6 +6,7 @@ from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.detection import Detection
 from moe_jax.tasks.language_model import LanguageModel
 from moe_jax.tasks.multi_task import MultiTask
+from moe_jax.tasks.next_item import NextItem
 from moe_jax.tasks.segmentation import Segmentation
 from moe_jax.tasks.tagging import Tagging
 from moe_jax.tasks.translation import Translation
@@ -18,4 +19,5 @@ TASKS: dict[str, type] = {
     "translation": Translation,
     "multi_task": MultiTask,
     "detection": Detection,
+    "next_item": NextItem,
 }

@@ -24,6 +24,7 @@ from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.data.digits import Digits
 from moe_jax.data.fetch.dataset import Fetched
 from moe_jax.data.folder import Folder
+from moe_jax.data.histories import HistoryFile
 from moe_jax.data.image_folder import ImageFolder
 from moe_jax.data.labelled_folder import LabelledFolder
 from moe_jax.data.line_pairs import LinePairs
@@ -88,7 +89,10 @@ def made(kind, data_dir, texts, tmp_path):
         Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(tmp_path / f"images/{n % 2}/{n}.png")
     table = "".join(f"{n % 3},{n},{n % 2}\n" for n in range(60))
     (tmp_path / "table.csv").write_text(f"a,b,c\n{table}")
+    seen = "".join(f"{n % 9},{n % 7},{n}\n" for n in range(60))
+    (tmp_path / "seen.csv").write_text(f"user,item,time\n{seen}")
     others = {
+        "histories": HistoryFile(path=str(tmp_path / "seen.csv"), items=8, sequence_length=4),
         "table": TableFile(
             path=str(tmp_path / "table.csv"),
             categories=("a",),
@@ -172,8 +176,8 @@ def test_the_fingerprint_is_json_and_tells_splits_and_lengths_apart(dataset):
 
 
 def test_an_unknown_split_is_told(any_dataset):
-    with pytest.raises(UserError, match="no split 'test'; the dataset has train, validation"):
-        any_dataset.open("test")
+    with pytest.raises(UserError, match="no split 'other'; the dataset has train, validation"):
+        any_dataset.open("other")
 
 
 def test_it_survives_the_config_machinery(any_dataset):

@@ -10,6 +10,7 @@ from moe_jax.data.climate import Climate
 from moe_jax.data.debian import LANGUAGES
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.fetch.apt import Apt
+from moe_jax.data.movielens import MovieLens100k
 from moe_jax.data.package_sections import TOPICS, PackageSections
 from moe_jax.data.vowels import Vowels
 
@@ -77,6 +78,18 @@ def test_vowels_of_praat(data_dir):
     assert np.argmin(first) == 0 and np.argmax(second) == 0
     assert 270 <= first[0] <= 370 and 2290 <= second[0] <= 3200
     assert 730 <= first[2] <= 1030 and 1090 <= second[2] <= 1370
+
+
+def test_movielens(data_dir):
+    """The hit rate of popularity as others have it: leave one out, all items ranked."""
+    from experiments.tasks.movielens_baselines import biases, popularity
+
+    data = MovieLens100k(data_dir=data_dir)
+    assert data.ratings().shape == (100_000, 4) and len(data.films()) == 943
+    found = popularity(data)
+    assert found["hit_rate_at_10"] == pytest.approx(0.0498, abs=1e-4)
+    assert found["ndcg_at_10"] == pytest.approx(0.0254, abs=6e-4)  # ties are last here
+    assert biases(data)["biases"] == pytest.approx(0.94, abs=0.02)
 
 
 def test_the_census(data_dir):

@@ -1373,6 +1373,7 @@ GATES, TILES = "tests/nn/test_gates.py::test_", "tests/tasks/test_segmentation.p
 PARTS = "tests/models/test_encoder_decoder.py::test_"
 PAIRED = "tests/tasks/test_translation.py::test_"
 LEVELS, TARGETS = "tests/nn/test_levels.py::test_", "tests/tasks/test_multi_task.py::test_"
+ITEMS = "tests/tasks/test_next_item.py::test_"
 PACKAGES = "tests/data/test_package_sections.py::test_"
 APPLICATIONS = (
     _fault(
@@ -1444,6 +1445,41 @@ APPLICATIONS = (
         "< self._binary, 1.0, 0.5)",
         "< self._binary, 1.0, 1.0)",
         TARGETS + "losses_are_weighed_as_said",
+    ),
+    _fault(
+        "next item: what was seen is ranked too",
+        "moe_jax/tasks/next_item.py",
+        "(id_1V < self._items) & ~seen_BV &",
+        "(id_1V < self._items) &",
+        ITEMS + "ranks_are_among_all_items_that_were_not_seen",
+    ),
+    _fault(
+        "next item: ids that no item has are ranked",
+        "moe_jax/tasks/next_item.py",
+        "(id_1V > 0) & (id_1V < self._items) &",
+        "(id_1V > 0) &",
+        ITEMS + "ranks_are_among_all_items_that_were_not_seen",
+    ),
+    _fault(
+        "next item: of equal scores the target is the first",
+        "moe_jax/tasks/next_item.py",
+        "logits_BV >= own_B1",
+        "logits_BV > own_B1",
+        ITEMS + "ranks_are_among_all_items_that_were_not_seen",
+    ),
+    _fault(
+        "next item: an evaluation counts every place",
+        "moe_jax/tasks/next_item.py",
+        "(held_B1 < 0) | (place_S[None] == held_B1)",
+        "(held_B1 < 0) | (place_S[None] <= held_B1)",
+        ITEMS + "only_what_was_held_out_counts_where_something_was",
+    ),
+    _fault(
+        "histories: what validates trains",
+        "moe_jax/data/histories.py",
+        "kept = history[:-HELD]",
+        "kept = history[:-1]",
+        "tests/data/test_movielens.py::test_the_last_films_are_held_out_and_in_no_other_split",
     ),
     _fault(
         "tables: unknown values of all columns are one",

@@ -112,6 +112,18 @@ LEARNING = {
         "which the positive row has the larger score. 0.5 is chance.",
         best="max",
     ),
+    "ndcg_at_10": Metric(
+        title="NDCG at 10",
+        meaning="Of the item that was held out, 1 / log2(rank + 1) among all items that were not "
+        "seen, 0 beyond rank 10; mean over histories.",
+        best="max",
+    ),
+    "hit_rate_at_10": Metric(
+        title="Hit rate at 10",
+        meaning="Share of histories whose held-out item is among the ten best of all items.",
+        percent=True,
+        best="max",
+    ),
     "mean_squared_error": Metric(
         title="Mean squared error",
         meaning="Mean over real targets.",
