@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return to_config_dict(
         Experiment(
             name=", ".join(["translation", *sorted(words)]),
-            steps=600 if DANISH in words else 3000,
+            steps=800 if DANISH in words else 3000,
             batch_size=64,
             task=Translation(written=256),
             data=data,

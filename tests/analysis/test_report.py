@@ -17,11 +17,13 @@ import pytest
 
 from moe_jax.analysis.read_run import Series, read_metrics, read_runs
 from moe_jax.analysis.report import build_report, heat_map, write_report
+from moe_jax.analysis.report.catalogue import METRICS
 from moe_jax.analysis.report.curves import curves
 from moe_jax.analysis.report.line_chart import Line, line_chart, thin
 from moe_jax.analysis.report.numbers import formatted, log_ticks, step_ticks, tick_labels, ticks
-from moe_jax.analysis.report.tables import differing
+from moe_jax.analysis.report.tables import SUMMARY, differing
 from moe_jax.config.errors import UserError
+from moe_jax.tasks import TASKS
 from tests.analysis.fake_run import write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -457,3 +459,10 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write_report([folder], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_what_a_task_puts_first_is_among_the_first_figures(kind):
+    for headline in TASKS[kind].headlines:
+        assert headline.name in SUMMARY["eval"]
+        assert METRICS[headline.name].best == headline.best

@@ -25,6 +25,7 @@ from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.analysis.trace import Trace
 
 TEXT_TOKENS = 700  # of the text that is shown, over all domains
+MAX_TEXTS = 12
 SHOWN_LAYERS = 3  # the first, the middle and the last; the others fold away
 MAX_DOMAINS = 12
 MAX_MAPS = 8
@@ -116,10 +117,14 @@ def _text(view: RoutingView) -> str:
 
 
 def _sample_rows(trace: Trace) -> list[int]:
-    """The first row of each of the first domains, at least two rows."""
+    """The first row of each of the first domains, at least two rows; of short rows as many as there
+    is room for."""
     _, first = np.unique(trace.domain_N, return_index=True)
     rows = sorted(first.tolist())[:4]
-    return rows if len(rows) > 1 else list(range(min(2, trace.rows)))
+    length = max(int((trace.segment_LNS > 0).sum(axis=2).mean()), 1)
+    count = max(2, len(rows), min(TEXT_TOKENS // length, MAX_TEXTS))
+    others = [row for row in range(trace.rows) if row not in rows]
+    return sorted([*rows, *others[: count - len(rows)]])
 
 
 def _coloured(view: RoutingView, layer: int, row: int, expert_S: np.ndarray, length: int) -> str:

@@ -20,9 +20,19 @@ from moe_jax.config.json_files import Json, JsonObject
 # capacity may be another, and with it what is dropped.
 SUMMARY = {
     "eval": (
+        # What each task puts first (its headlines).
         "bits_per_byte",
-        "cross_entropy",
+        "bleu",
+        "average_precision",
+        "mean_iou",
+        "auc",
+        "ndcg_at_10",
+        "mean_average_precision",
+        "micro_f1",
         "accuracy",
+        "cross_entropy",
+        "detection_loss",
+        "mean_squared_error",
         "macro_f1",
         "moe/max_violation",
         "moe/dropped_fraction",
