@@ -34,6 +34,7 @@ from moe_jax.nn.sharing import SHARING, MultiGate, Sharing
 from moe_jax.ops.embedding import rows_of_table
 from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
+from moe_jax.ops.precision import upcast
 from moe_jax.parallel.rules import sharding
 from moe_jax.routing.types import LAST_TWO
 
@@ -217,10 +218,12 @@ class Recommender(Transformer):
             parts.append(jnp.broadcast_to(number_BN[None], (inputs, *number_BN.shape)))
         x_IBF = jnp.concatenate(parts, axis=2)
         x_IBD = jax.vmap(linear)(x_IBF, self.inward[...])
-        x_IBSD = (x_IBD + self.bias[...].astype(self.dtype)[:, None])[:, :, None]
+        # In float32, so that no gradient is summed, over rows or streams, in a smaller type.
+        x_IBSD = (upcast(x_IBD) + self.bias[...][:, None])[:, :, None]
         if self.streams == 1:
-            return x_IBSD[0]
-        return jnp.broadcast_to(x_IBSD, (self.streams, *x_IBSD.shape[1:]))
+            return x_IBSD[0].astype(self.dtype)
+        shape = (self.streams, *x_IBSD.shape[1:])
+        return jnp.broadcast_to(x_IBSD, shape).astype(self.dtype)
 
 
 class Level(nnx.Module):
