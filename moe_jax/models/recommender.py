@@ -192,7 +192,7 @@ class Recommender(Transformer):
             self._streams(rows), rows.as_tokens(), context, router_state
         )
         T, (B, _, D) = len(self.gives.names), x_BSD.shape[-3:]
-        x_KBD = x_BSD.reshape(-1, B, D)
+        x_KBD = upcast(x_BSD).reshape(-1, B, D)
         x_TBD = jnp.broadcast_to(x_KBD, (T, B, D)) if self.streams == 1 else x_KBD[:T]
         predictions = TargetValues(
             value_BT=self.towers(x_TBD),
