@@ -34,6 +34,7 @@ from moe_jax.nn.sharing import SHARING, MultiGate, Sharing
 from moe_jax.ops.embedding import rows_of_table
 from moe_jax.ops.initializers import fan_in
 from moe_jax.ops.linear import linear
+from moe_jax.ops.precision import upcast
 from moe_jax.parallel.rules import sharding
 from moe_jax.routing.types import LAST_TWO
 
@@ -191,7 +192,7 @@ class Recommender(Transformer):
             self._streams(rows), rows.as_tokens(), context, router_state
         )
         T, (B, _, D) = len(self.gives.names), x_BSD.shape[-3:]
-        x_KBD = x_BSD.reshape(-1, B, D)
+        x_KBD = upcast(x_BSD).reshape(-1, B, D)
         x_TBD = jnp.broadcast_to(x_KBD, (T, B, D)) if self.streams == 1 else x_KBD[:T]
         predictions = TargetValues(
             value_BT=self.towers(x_TBD),
@@ -217,10 +218,12 @@ class Recommender(Transformer):
             parts.append(jnp.broadcast_to(number_BN[None], (inputs, *number_BN.shape)))
         x_IBF = jnp.concatenate(parts, axis=2)
         x_IBD = jax.vmap(linear)(x_IBF, self.inward[...])
-        x_IBSD = (x_IBD + self.bias[...].astype(self.dtype)[:, None])[:, :, None]
+        # In float32, so that no gradient is summed, over rows or streams, in a smaller type.
+        x_IBSD = (upcast(x_IBD) + self.bias[...][:, None])[:, :, None]
         if self.streams == 1:
-            return x_IBSD[0]
-        return jnp.broadcast_to(x_IBSD, (self.streams, *x_IBSD.shape[1:]))
+            return x_IBSD[0].astype(self.dtype)
+        shape = (self.streams, *x_IBSD.shape[1:])
+        return jnp.broadcast_to(x_IBSD, shape).astype(self.dtype)
 
 
 class Level(nnx.Module):

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.ops.initializers import Initializer
+from moe_jax.ops.precision import upcast
 from moe_jax.routing.types import Matrix, ParamSpec, Plan, RouterInputs, SoftPlan, Sums, Traffic
 
 Tree = TypeVar("Tree")
@@ -127,15 +128,15 @@ class Gates:
             return dispatch(z_gTL, plan_g)
         K, (g, T, L) = self.number, z_gTL.shape[-3:]
         if z_gTL.ndim == 3:
-            copied = jnp.broadcast_to(z_gTL[None], (K, g, T, L))
-            return dispatch(copied.reshape(K * g, T, L), plan_g)
+            return dispatch(_copied(z_gTL, K).reshape(K * g, T, L), plan_g)
         if not self.own:
             return dispatch(z_gTL.reshape(K * g, T, L), plan_g)
         # The tokens of a group are those of all streams, and a choice takes that of the expert's.
         beside_gTL = jnp.swapaxes(z_gTL, 0, 1).reshape(g, K * T, L)
-        seen = jnp.broadcast_to(beside_gTL[None], (K, g, K * T, L)).reshape(K * g, K * T, L)
+        seen = _copied(beside_gTL, K).reshape(K * g, K * T, L)
         y, overflow = dispatch(seen, self._across_streams(plan_g))
-        return jnp.sum(y.reshape(K * g, K, T, L), axis=1), overflow
+        joined = jnp.sum(upcast(y).reshape(K * g, K, T, L), axis=1)
+        return joined.astype(y.dtype), overflow
 
     def _across_streams(self, plan_g: AnyPlan) -> Plan:
         if isinstance(plan_g, SoftPlan):
@@ -196,6 +197,11 @@ class Gates:
         E = sums_LG.wanted_E.shape[-1]
         of_gates = [of_layers(self.seen(sums_LG, gate, E)) for gate in range(self.number)]
         return (jnp.sum if over_layers == "sum" else jnp.mean)(jnp.stack(of_gates))
+
+
+def _copied(x_g: Array, K: int) -> Array:
+    """x for each of K gates; its gradient is summed over them in float32."""
+    return jnp.broadcast_to(upcast(x_g)[None], (K, *x_g.shape)).astype(x_g.dtype)
 
 
 def stacked(specs: Mapping[str, ParamSpec], number: int) -> dict[str, ParamSpec]:
