@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 ),
             ),
             optimizer=AdamW(learning_rate=2e-3, schedule=WarmupCosine(warmup_steps=100)),
-            evaluation=EvalConfig(every=400, batches=-1, batch_size=50),
+            evaluation=EvalConfig(every=400, batches=-1, batch_size=64),
             checkpoint=CheckpointConfig(every=400),
             logging=LoggingConfig(load_every=10, probe_every=50),
         )
