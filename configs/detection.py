@@ -34,7 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
             data=Scenes(),
             model=DetectorConfig(
                 num_layers=4,
-                encoder_layers=2,
                 model_dim=96,
                 num_heads=4,
                 num_kv_heads=4,

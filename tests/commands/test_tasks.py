@@ -182,7 +182,6 @@ CASES = {
         own="""
     config = read_config_file(configs / "detection.py")
     config.task.copies = 2
-    config.model.encoder_layers = 1
     config.data.kind = "digit_scenes"
     config.data.height = config.data.width = 32
     config.data.rows, config.data.validation_rows = 200, 40
