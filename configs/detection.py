@@ -34,7 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
             data=Scenes(),
             model=DetectorConfig(
                 num_layers=4,
-                encoder_layers=2,
                 model_dim=96,
                 num_heads=4,
                 num_kv_heads=4,
@@ -54,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 ),
             ),
             optimizer=AdamW(learning_rate=2e-3, schedule=WarmupCosine(warmup_steps=100)),
-            evaluation=EvalConfig(every=400, batches=-1, batch_size=50),
+            evaluation=EvalConfig(every=400, batches=-1, batch_size=64),
             checkpoint=CheckpointConfig(every=400),
             logging=LoggingConfig(load_every=10, probe_every=50),
         )

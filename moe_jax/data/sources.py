@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe_jax.data.box_folder import CocoFolder, TfdsBoxes, VocFolder
 from moe_jax.data.census_income import CensusIncome
 from moe_jax.data.climate import Climate
+from moe_jax.data.craters import Craters
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.folder import Folder
@@ -57,6 +58,7 @@ SOURCES: dict[str, type] = {
     "tfds_maps": TfdsMaps,
     "scenes": Scenes,
     "digit_scenes": DigitScenes,
+    "craters": Craters,
     "coco_folder": CocoFolder,
     "voc_folder": VocFolder,
     "tfds_boxes": TfdsBoxes,
