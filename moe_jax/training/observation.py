@@ -47,22 +47,7 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         }
         if len(token_PNS) > 1:
             part |= {"token_PNS": token_PNS, "segment_PNS": segment_PNS}
-        if "source" in raw and "tokens" in raw:
-            part["source_NS"] = raw["source"][:, :-1]
-        if "label" in raw:
-            part["label_N"] = raw["label"]
-        if "label_map" in raw:
-            e = program.experiment
-            part["class_NS"] = classes_of_patches(
-                raw["label_map"], e.model.grid(e.io), e.row_length
-            )
-        if targets:
-            part["target_NT"] = np.stack([raw[name] for name in targets], axis=1)
-        if "boxes" in raw:
-            e = program.experiment
-            part["class_NS"] = classes_below_patches(
-                raw["boxes"], raw["classes"], e.model.grid(e.io)
-            )
+        part |= _told_by_data(program, raw, targets)
         is_row_N = np.asarray(segment_NS.any(axis=1))
         parts.append({name: _rows(name, np.asarray(x), is_row_N) for name, x in part.items()})
     joined: dict[str, Any] = {
@@ -85,6 +70,24 @@ def trace(program: Program, state: TrainState, batches: Iterable[Batch], info: D
         part_L=np.repeat(layout.part_of_moe_layers, moe.gates) if len(names) > 1 else None,
         **joined,
     )
+
+
+def _told_by_data(program: Program, raw: Batch, targets: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """What else a trace has of rows, as far as their data know it."""
+    e, found = program.experiment, {}
+    if "source" in raw and "tokens" in raw:
+        found["source_NS"] = raw["source"][:, :-1]
+    if "label" in raw:
+        found["label_N"] = raw["label"]
+    if "label_map" in raw:
+        grid = e.model.grid(e.io)
+        found["class_NS"] = classes_of_patches(raw["label_map"], grid, e.row_length)
+    if "boxes" in raw:
+        grid = e.model.grid(e.io)
+        found["class_NS"] = classes_below_patches(raw["boxes"], raw["classes"], grid)
+    if targets:
+        found["target_NT"] = np.stack([raw[name] for name in targets], axis=1)
+    return found
 
 
 def classes_of_patches(label_NHW: np.ndarray, grid: tuple[int, int], length: int) -> np.ndarray:
