@@ -76,7 +76,15 @@ def test_what_sees_what(unrolled_layers):
 
     late = moved(source=(1, 4))
     assert late[1].all() and not late[[0, 2]].any()
-    assert not moved(source=(1, 5))[:, :].any(), "padding of the source is seen"
+    assert not moved(source=(1, 5)).any(), "padding of the source is seen"
+
+    @jax.jit
+    def memory_of(source):
+        memory, _ = network.module(params).encode(source, Context(whole_rows=True), state)
+        return memory.hidden_BPD
+
+    gap = np.abs(np.asarray(memory_of(changed(pairs.source, 1, 4)) - memory_of(pairs.source)))
+    assert (gap[1, :5].max(axis=-1) > 0).all(), "the encoder reads in order"
     place = moved(target=(1, 6))
     assert place[1, 6:].all() and not place[1, :6].any() and not place[[0, 2]].any()
 

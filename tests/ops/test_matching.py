@@ -47,6 +47,7 @@ def test_what_stands_in_padding_changes_nothing():
 
 def test_costs_that_are_no_numbers_end():
     cost, there = drawn(8, 4, seed=2)
+    cost[1] = np.abs(cost[1]) + 1  # so that no number at all would be the least
     cost[0], cost[1, 2], cost[2, :, 1], cost[3, 0, 0] = np.nan, np.nan, np.inf, -np.inf
     there[:] = True
     found = np.asarray(found_by(cost, there))
