@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.data.census_income import IDS, TARGETS, CensusIncome
-from moe_jax.tasks.multi_task import area_under_curve
-
 SPLITS = ("train", "validation", "test")
 
 
 def one_hot(arrays: dict[str, np.ndarray]) -> Any:
     from scipy import sparse
+
+    from moe_jax.data.census_income import IDS
 
     rows, columns = arrays["categories"].shape
     at = np.repeat(np.arange(rows), columns), arrays["categories"].ravel()
@@ -32,6 +31,8 @@ def plain(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def areas(splits: dict[str, Any], target: str, model: Any, features: Any) -> str:
+    from moe_jax.tasks.multi_task import area_under_curve
+
     model.fit(features(splits["train"]), splits["train"][target])
     found = {
         name: area_under_curve(
@@ -43,12 +44,15 @@ def areas(splits: dict[str, Any], target: str, model: Any, features: Any) -> str
 
 
 def main() -> None:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trees", action="store_true")
     trees = parser.parse_args().trees
+    # Imported here: --help needs none of them.
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    from moe_jax.data.census_income import TARGETS, CensusIncome
+
     data = CensusIncome()
     splits = {name: data.open(name).arrays for name in SPLITS}
     for target in TARGETS:

@@ -13,7 +13,6 @@ from typing import Any
 
 from experiments.tasks.applications import APPLICATIONS, Application
 from experiments.tasks.twins import RESULTS
-from moe_jax.sweeps.statistics import paired, student
 
 PAGE = Path(__file__).parents[2] / "docs/applications.md"
 MARKS = ("<!-- twins: written by experiments.tasks.page -->", "<!-- /twins -->")
@@ -42,6 +41,8 @@ def rows(results: Path = RESULTS) -> list[list[str]]:
 
 def row(one: Application, told: dict[str, Any]) -> list[str]:
     """The cells of one. Baselines: the best of each kind."""
+    from moe_jax.sweeps.statistics import paired, student
+
     sparse, dense = ([run[one.metric] for run in told["runs"][arm]] for arm in ("sparse", "dense"))
     difference = student(paired(dict(enumerate(sparse)), dict(enumerate(dense))))
     best = max if one.best == "max" else min
@@ -86,9 +87,10 @@ def written(text: str, results: Path = RESULTS) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     text = PAGE.read_text("utf-8")
     new = written(text)
-    if parser.parse_args().check:
+    if check:
         sys.exit(0 if new == text else f"{PAGE}: is not what the recorded results say")
     PAGE.write_text(new, "utf-8")
 

@@ -42,8 +42,11 @@ def test_every_config_shrinks_and_runs_in_every_variant(config):
     assert small.moe.router.__class__ is experiment.moe.router.__class__
     assert small.moe.losses == experiment.moe.losses
     found, skipped = variants(small, 8)
-    assert not skipped
-    assert {axis for variant in found for axis in variant.axes} == set(AXES)
+    # A row of a table is one token: there is nothing to split along a row.
+    one_token = small.model.row_length(small.io) == 1
+    assert all(one_token and "sequence" in variant.name for variant in skipped)
+    axes = set(AXES) - ({"sequence"} if one_token else set())
+    assert {axis for variant in found for axis in variant.axes} == axes
     assert {variant.accumulation for variant in found} == {1, 2, 4}
     assert {variant.remat for variant in found} == set(REMAT_POLICIES)
     if experiment.moe.every:
@@ -52,7 +55,8 @@ def test_every_config_shrinks_and_runs_in_every_variant(config):
         pairs = {(variant.layout, variant.transport) for variant in found}
         assert {("rows", "ragged"), ("rows", "gather"), ("slots_scatter", "gather")} <= pairs
         assert small.moe.num_experts == 8
-        assert 2 * small.moe.router.choices(small.moe.num_experts) <= 8
+        takes_all = small.moe.router.choices(99) == 99  # a dense mixture
+        assert takes_all or 2 * small.moe.router.choices(small.moe.num_experts) <= 8
 
 
 def test_the_pattern_of_dense_and_sparse_layers_stays():

@@ -20,6 +20,7 @@ from moe_jax.config.tree import (
     to_config_dict,
     to_json_dict,
 )
+from moe_jax.data.box_folder import CocoFolder, VocFolder
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.data.digits import Digits
 from moe_jax.data.fetch.dataset import Fetched
@@ -32,6 +33,7 @@ from moe_jax.data.map_folder import MapFolder
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.mixture import PARTS, Mixture
 from moe_jax.data.planted import Planted
+from moe_jax.data.scenes import DigitScenes
 from moe_jax.data.table_file import TableFile
 from moe_jax.data.tfds_text import Tfds
 from moe_jax.data.tokenizer import Bpe, Ids
@@ -73,6 +75,31 @@ def made(kind, data_dir, texts, tmp_path):
                 image = np.full((8, 8), n % 3, np.uint8)
                 Image.fromarray(image).save(tmp_path / name / f"{n}.png")
         return MapFolder(path=str(tmp_path), height=8, width=8, validation_fraction=0.4)
+    if kind == "coco_folder":
+        one = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 3]}
+        content = {
+            "images": [{"id": 1, "file_name": "one.png", "width": 8, "height": 8}],
+            "annotations": [one],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (tmp_path / "annotations").mkdir()
+        for split in ("train2017", "val2017"):
+            (tmp_path / split).mkdir()
+            Image.new("RGB", (8, 8)).save(tmp_path / split / "one.png")
+            text = json.dumps(content)
+            (tmp_path / f"annotations/instances_{split}.json").write_text(text)
+        return CocoFolder(path=str(tmp_path), height=8, width=8, max_objects=2)
+    if kind == "voc_folder":
+        for name in ("JPEGImages", "Annotations"):
+            (tmp_path / name).mkdir()
+        box = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+        text = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+        for n in range(20):
+            Image.new("RGB", (8, 8)).save(tmp_path / f"JPEGImages/{n}.png")
+            (tmp_path / f"Annotations/{n}.xml").write_text(f"<annotation>{text}</annotation>")
+        return VocFolder(
+            path=str(tmp_path), height=8, width=8, max_objects=2, validation_fraction=0.4
+        )
     if kind == "line_pairs":
         for language in ("de", "en"):
             lines = "".join(f"{language} {n}\n" for n in range(60))
@@ -102,6 +129,7 @@ def made(kind, data_dir, texts, tmp_path):
         ),
         "labelled": LabelledFolder(path=str(tmp_path / "labelled"), data_dir=str(tmp_path)),
         "digits": Digits(),
+        "digit_scenes": DigitScenes(rows=8, validation_rows=4),
         "images": ImageFolder(path=str(tmp_path / "images"), validation_fraction=0.4),
     }
     return others[kind]
@@ -115,7 +143,8 @@ def dataset(request, data_dir, texts, tmp_path):
 # What needs a prepared set: tests/data/test_tfds_labelled.py. What is fetched: test_fetch.py and a
 # file each.
 FETCHED = [name for name, cls in DATASETS.items() if issubclass(cls, Fetched)]
-ELSEWHERE = ("labelled_tfds", "tfds_images", "tfds_maps", "tfds_pairs", *FETCHED)
+PREPARED = ("labelled_tfds", "tfds_images", "tfds_maps", "tfds_pairs", "tfds_boxes")
+ELSEWHERE = (*PREPARED, *FETCHED)
 
 
 @pytest.fixture(params=[name for name in DATASETS if name not in ELSEWHERE])
