@@ -25,7 +25,7 @@ from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
 from moe_jax.data.pipeline import EvaluationBatches
-from moe_jax.data.tokenizer import BPE_FILE, Bpe, WithLanguages
+from moe_jax.data.tokenizer import BPE_FILE, Bpe, WithLanguages, writable_ids
 from moe_jax.data.types import DataInfo, Dataset, Rows, Tokenizer, described
 from moe_jax.models.by_layer import unstack
 from moe_jax.models.generation import Generator, Token
@@ -408,17 +408,12 @@ class LoadedRun:
         ids = list(tokenizer.encode(prompt))
         if not ids:
             raise UserError("--prompt is empty: give at least one character to go on from")
-        usable_V = np.zeros(self.config.vocabulary or 0, bool)
-        usable_V[: tokenizer.vocab_size] = True
-        usable_V[list(tokenizer.special_ids)] = False
-        if tokenizer.eos_id is not None:
-            usable_V[tokenizer.eos_id] = True
         generator = Generator(
             network=self.program.network,
             params=self.state.params,
             router_state=self.state.router_state,
             router=self.program.step.router_at(self.program.scalars(self.step)),
-            usable_V=usable_V,
+            usable_V=writable_ids(tokenizer, self.config.vocabulary or 0),
             capture=show_routing,
         )
         # In training every document starts with this one; nobody wants to read it.

@@ -321,6 +321,17 @@ class WithLanguages:
         return {**self.inner.describe(), "languages": list(self.languages)}
 
 
+def writable_ids(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:
+    """bool (V,): which of a model's ids may be written: the tokenizer's, no specials but the
+    end."""
+    writable_V = np.zeros(vocabulary, bool)
+    writable_V[: tokenizer.vocab_size] = True
+    writable_V[list(tokenizer.special_ids)] = False
+    if tokenizer.eos_id is not None:
+        writable_V[tokenizer.eos_id] = True
+    return writable_V
+
+
 def carry_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a tokenizer of this package into a folder of its own. One from outside is only
     described: it comes with its dataset."""

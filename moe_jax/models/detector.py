@@ -15,8 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from moe_jax.config.fields import Rule, at_least
-from moe_jax.models.layout import Layout, joined, layout_of
+from moe_jax.config.fields import Rule
+from moe_jax.models.halves import DECODER, ENCODER, TwoHalves
 from moe_jax.models.patches import PatchConfig, PatchModel
 from moe_jax.models.types import IO, Ends, ObjectBoxes, Output, RouterStates
 from moe_jax.nn.context import Context, ImageBatch
@@ -29,13 +29,12 @@ from moe_jax.nn.predictions import BoxPredictions
 from moe_jax.ops.initializers import fan_in
 from moe_jax.routing.types import LAST_TWO
 
-ENCODER, DECODER = 0, 1  # the parts of the layout
 PRIOR = 0.01  # the probability of a class that a new model gives
 SHORTEST, LONGEST = 0.01, 10.0  # of the waves that tell a box, as shares of the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig(PatchConfig):
+class DetectorConfig(TwoHalves, PatchConfig):
     """Sizes and numerics of a detector.
 
     encoder_layers: of num_layers those of the encoder; None: half of them. Sparse layers are
@@ -54,35 +53,14 @@ class DetectorConfig(PatchConfig):
     patch_size: int = 8
     stem: str = "convolutions"
     positions: str = "sincos"
-    encoder_layers: int | None = None
     anchor: float = 0.3
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
-        yield from at_least(self, 1, "encoder_layers")
-        if self.num_layers == 1:
-            yield "num_layers", "must be at least 2, one for each of encoder and decoder"
-        elif self.encoder_layers is not None and self.encoder_layers >= self.num_layers:
-            yield "encoder_layers", f"must be below num_layers = {self.num_layers}"
         if not 0 < self.anchor < 1:
             yield "anchor", "must lie between 0 and 1"
         if self.model_dim % 8:
             yield "model_dim", "must be a multiple of 8: the waves of a box's four numbers"
-        if self.depth.every:
-            yield "depth.every", "must be 0: a detector has no mixture of depths"
-
-    @property
-    def layers_of_encoder(self) -> int:
-        return self.num_layers // 2 if self.encoder_layers is None else self.encoder_layers
-
-    def layout(self, moe: MoEConfig) -> Layout:
-        """The encoder's layers, then the decoder's."""
-        here = max(min(self.layers_of_encoder, self.num_layers), 0)
-        there = max(self.num_layers - here, 0)
-        return joined(
-            layout_of(here, moe, name="encoder"),
-            layout_of(there, moe, crosses=True, behind=here, name="decoder"),
-        )
 
     def fits(self, io: IO) -> Iterator[Rule]:
         yield from super().fits(io)

@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from moe_jax.config.fields import Rule, at_least
-from moe_jax.models.layout import Layout, joined, layout_of
+from moe_jax.config.fields import Rule
+from moe_jax.models.halves import DECODER, ENCODER, TwoHalves
 from moe_jax.models.text import TextConfig, TextModel
 from moe_jax.models.transformer import Passed
 from moe_jax.models.types import IO, Cache, Ends, NextId, Output, RouterStates
@@ -21,11 +21,9 @@ from moe_jax.nn.cross import CrossingCache, Memory
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.norm import RMSNorm
 
-ENCODER, DECODER = 0, 1  # the parts of the layout
-
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(TextConfig):
+class EncoderDecoderConfig(TwoHalves, TextConfig):
     """Sizes and numerics of an encoder-decoder.
 
     The encoder's tokens see all of their text; the decoder's see the earlier ones of theirs and, by
@@ -38,34 +36,10 @@ class EncoderDecoderConfig(TextConfig):
     and none between the texts.
     """
 
-    encoder_layers: int | None = None
-
-    def check(self) -> Iterator[Rule]:
-        yield from super().check()
-        yield from at_least(self, 1, "encoder_layers")
-        if self.num_layers == 1:
-            yield "num_layers", "must be at least 2, one for each of encoder and decoder"
-        elif self.encoder_layers is not None and self.encoder_layers >= self.num_layers:
-            yield "encoder_layers", f"must be below num_layers = {self.num_layers}"
-        if self.depth.every:
-            yield "depth.every", "must be 0: an encoder-decoder has no mixture of depths"
-
     @property
     def in_order(self) -> bool:
         """Of what the decoder reads."""
         return True
-
-    @property
-    def layers_of_encoder(self) -> int:
-        return self.num_layers // 2 if self.encoder_layers is None else self.encoder_layers
-
-    def layout(self, moe: MoEConfig) -> Layout:
-        """The encoder's layers, then the decoder's."""
-        here = max(min(self.layers_of_encoder, self.num_layers), 0)
-        there = max(self.num_layers - here, 0)
-        encoder = layout_of(here, moe, name="encoder")
-        decoder = layout_of(there, moe, causal=True, crosses=True, behind=here, name="decoder")
-        return joined(encoder, decoder)
 
     def fits(self, io: IO) -> Iterator[Rule]:
         if io.source is None or io.length is None:

@@ -20,7 +20,7 @@ from moe_jax.nn.attention import KERNELS, MIXERS, GroupedQuery
 from moe_jax.nn.block import Block
 from moe_jax.nn.context import Context, LayerReport, TokenBatch
 from moe_jax.nn.cost import Cost, Division, Here, Planned
-from moe_jax.nn.cross import CrossAttention, Memory, cross_cost, cross_planned
+from moe_jax.nn.cross import CrossAttention, Memory
 from moe_jax.nn.depth import DepthReport, DepthRouter, MixtureOfDepths
 from moe_jax.nn.ensemble import AnyPredictions
 from moe_jax.nn.mixer import Mixer, RowSizes
@@ -148,11 +148,14 @@ class TransformerConfig:
         cost = self.mixer.cost(self.sizes_of(stack), S)
         if not stack.crosses:
             return cost
-        return cost + cross_cost(self.row_sizes, S) + Cost.of_vectors(self.model_dim)
+        crossed = GroupedQuery().cost(self.row_sizes, S)
+        return cost + crossed + Cost.of_vectors(self.model_dim)
 
     def attention_planned(self, stack: Stack, here: Here) -> Planned:
         planned = self.mixer.planned(self.sizes_of(stack), here)
-        return planned + cross_planned(self.row_sizes, here) if stack.crosses else planned
+        if not stack.crosses:
+            return planned
+        return planned + GroupedQuery().planned(replace(self.row_sizes, causal=False), here)
 
     def gated(self, moe: MoEConfig, io: IO) -> MoEConfig:
         """The sparse layers with the gates that the model has, where it has several."""

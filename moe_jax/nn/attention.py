@@ -80,16 +80,11 @@ def rotate(
     return rotated_BSN2h.reshape(x_BSNH.shape).astype(x_BSNH.dtype)
 
 
-class Attention(nnx.Module):
-    """Self-attention within segments. N query heads share M key/value heads.
+class HeadProjections(nnx.Module):
+    """Queries of N heads, keys and values of M, and the way back to the model's width.
 
-    Causal: a token sees itself and the earlier ones, else all of its segment. Without rope_theta
-    attention knows no positions.
-
-    `qk_norm` normalises queries and keys before the rotation, each head by itself with one scale of
-    head_dim for all, as Qwen3 does. (OLMoE's norm spans all heads at once.)
-    kernel: "blocks" (ops/attention.py), "splash" (ops/attention_splash.py; rows of a multiple of
-    128 positions), or "auto", see `attention_kernel`.
+    `qk_norm` normalises queries and keys, each head by itself with one scale of head_dim for all,
+    as Qwen3 does. (OLMoE's norm spans all heads at once.)
     """
 
     def __init__(
@@ -112,8 +107,51 @@ class Attention(nnx.Module):
         self.wo = weights(outward, (N, H, D), out_axes, matrix=((0, 1), (2,)))
         self.query_norm = RMSNorm(H, rngs=rngs) if sizes.qk_norm else None
         self.key_norm = RMSNorm(H, rngs=rngs) if sizes.qk_norm else None
+        self.mesh = mesh
+
+    def queries(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S N H"]:
+        return self._projected(self.wq, x_BSD, self.query_norm)
+
+    def keys(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S M H"]:
+        return self._projected(self.wk, x_BSD, self.key_norm)
+
+    def values(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S M H"]:
+        return self._projected(self.wv, x_BSD, None)
+
+    def joined(self, out_BSNH: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
+        """The heads' outputs, brought back."""
+        w_NHD = self.wo[...]
+        out_BSK = out_BSNH.reshape(*out_BSNH.shape[:2], -1)
+        return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True)
+
+    def _projected(self, weight: nnx.Param[Array], x_BSD: Array, norm: RMSNorm | None) -> Array:
+        w_DNH = weight[...]
+        y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
+        y_BSNH = y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])
+        return y_BSNH if norm is None else norm(y_BSNH)
+
+
+class Attention(HeadProjections):
+    """Self-attention within segments. N query heads share M key/value heads.
+
+    Causal: a token sees itself and the earlier ones, else all of its segment. Without rope_theta
+    attention knows no positions.
+
+    The norms of qk_norm come before the rotation.
+    kernel: "blocks" (ops/attention.py), "splash" (ops/attention_splash.py; rows of a multiple of
+    128 positions), or "auto", see `attention_kernel`.
+    """
+
+    def __init__(
+        self,
+        sizes: RowSizes,
+        mesh: Mesh,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        super().__init__(sizes, mesh, rngs, param_dtype)
         self.rope_theta, self.causal = sizes.rope_theta, sizes.causal
-        self.mesh, self.kernel = mesh, sizes.kernel
+        self.kernel = sizes.kernel
 
     def __call__(
         self,
@@ -125,14 +163,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         """span: a bound of the positions; None: the length of the rows or of the cache."""
 
-        def project(weight: nnx.Param[Array]) -> Array:
-            w_DNH = weight[...]
-            y_BSK = linear(x_BSD, w_DNH.reshape(w_DNH.shape[0], -1))
-            return y_BSK.reshape(*x_BSD.shape[:2], *w_DNH.shape[1:])
-
-        query, key, value = project(self.wq), project(self.wk), project(self.wv)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = self.queries(x_BSD), self.keys(x_BSD), self.values(x_BSD)
         S = x_BSD.shape[1]
         if span is None:
             span = S if cache is None else cache.key_BPMH.shape[1]
@@ -150,9 +181,7 @@ class Attention(nnx.Module):
             mask_BSP = jnp.broadcast_to(seen_SP, (x_BSD.shape[0], *seen_SP.shape))
             out_BNSH = attend(_heads_first(query), _heads_first(key), _heads_first(value), mask_BSP)
             out_BSNH = out_BNSH.swapaxes(1, 2)
-        w_NHD = self.wo[...]
-        out_BSK = out_BSNH.reshape(*x_BSD.shape[:2], -1)
-        return linear(out_BSK, w_NHD.reshape(-1, w_NHD.shape[-1]), True), cache
+        return self.joined(out_BSNH), cache
 
     def _over_rows(self, query: Array, key: Array, value: Array, segment_BS: Array) -> Array:
         """Every token to those of its segment that it sees, by the kernel that fits."""
@@ -187,7 +216,7 @@ class GroupedQuery(BaseMixer):
     def cost(self, sizes: RowSizes, S: int) -> Cost:
         """Scores and their products are 12 * heads * head_dim * S FLOPs, as if not causal."""
         norms = 2 * sizes.head_dim if sizes.qk_norm else 0
-        projections = sizes.model_dim * projected_columns(sizes)
+        projections = sizes.model_dim * _projected_columns(sizes)
         attended = 12.0 * sizes.num_heads * sizes.head_dim * S
         return Cost.of_matrices(projections) + Cost.of_vectors(norms) + Cost(attended=attended)
 
@@ -196,7 +225,7 @@ class GroupedQuery(BaseMixer):
         kernel = attention_kernel(sizes.kernel, here.platform, here.row, split)
         # One block of queries. Nothing of it is kept: the backward pass computes it again.
         block = 0 if sizes.causal and kernel == "splash" else query_block(here.row, split)
-        projected = here.tokens * projected_columns(sizes) / here.tensor * here.bytes
+        projected = here.tokens * _projected_columns(sizes) / here.tensor * here.bytes
         logits = here.tokens * block * sizes.num_heads / here.tensor * (4 + here.bytes)
         # Backward, the gradients of the three matrices that take the input are summed one by one.
         summed = (here.forward + 3) * here.tokens * sizes.model_dim * here.bytes
@@ -217,7 +246,7 @@ class GroupedQuery(BaseMixer):
             yield f"model.{name}", getattr(sizes, name), mesh["tensor"], "mesh.tensor"
 
 
-def projected_columns(sizes: RowSizes) -> int:
+def _projected_columns(sizes: RowSizes) -> int:
     """Columns of queries, keys, values and outputs."""
     return (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim
 

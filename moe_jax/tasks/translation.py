@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.data.tokenizer import writable_ids
 from moe_jax.data.types import Columns, DataInfo, Tokenizer
 from moe_jax.models.translation import Alphabet, Decoding, translate
 from moe_jax.models.types import IO, RouterStates
@@ -238,17 +239,11 @@ def text_of(ids: Iterable[int], tokenizer: Tokenizer, end: int) -> str:
 def alphabet_of(tokenizer: Tokenizer, vocabulary: int) -> Alphabet:
     """What a model of so many ids may write: no specials but the end, no ids beyond the
     tokenizer's."""
-    usable_V = np.zeros(vocabulary, bool)
-    usable_V[: tokenizer.vocab_size] = True
-    usable_V[list(tokenizer.special_ids)] = False
-    end = tokenizer.eos_id
-    if end is not None:
-        usable_V[end] = True
     return Alphabet(
         start=tokenizer.bos_id or 0,
-        end=-1 if end is None else end,
+        end=-1 if tokenizer.eos_id is None else tokenizer.eos_id,
         pad=tokenizer.pad_id,
-        usable_V=jnp.asarray(usable_V),
+        usable_V=jnp.asarray(writable_ids(tokenizer, vocabulary)),
     )
 
 

@@ -1631,7 +1631,7 @@ APPLICATIONS = (
     ),
     _fault(
         "encoder-decoder: the encoder reads in order",
-        "moe_jax/models/encoder_decoder.py",
+        "moe_jax/models/halves.py",
         'layout_of(here, moe, name="encoder")',
         'layout_of(here, moe, name="encoder", causal=True)',
         PARTS + "what_sees_what",
