@@ -31,13 +31,14 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision segmentation detection topics translation census movielens test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision fashion segmentation detection topics translation census movielens test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
 	@echo "make sentiment     train a small sparse encoder on rated sentences, write its report"
 	@echo "make vision        train a small V-MoE on handwritten digits, write its report"
+	@echo "make fashion       train a small V-MoE on Fashion-MNIST, write its report"
 	@echo "make segmentation  the climate of every pixel of a satellite picture, write its report"
 	@echo "make translation   descriptions of software packages from Danish into English"
 	@echo "make census        two targets of a census by a multi-gate mixture, write its report"
@@ -96,6 +97,10 @@ translation: $(VENV)/translation.stamp
 vision: $(VENV)/vision.stamp
 	$(RUN) -m moe_jax.train --config=configs/vision.py --workdir=runs/vision
 	$(RUN) -m moe_jax.report --workdir=runs/vision --routing
+
+fashion: $(VENV)/vision.stamp
+	$(RUN) -m moe_jax.train --config=configs/fashion.py --workdir=runs/fashion
+	$(RUN) -m moe_jax.report --workdir=runs/fashion --routing
 
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(DRAWN) $(TESTS)

@@ -45,20 +45,29 @@ def majority(train: Any, held: Any, out: Path) -> float:
     return float(np.mean([int(held[i]["label"]) == most for i in range(len(held))]))
 
 
+def _pixels(rows: Any) -> tuple[np.ndarray, list[int]]:
+    found = [rows[i] for i in range(len(rows))]
+    return np.stack([r["image"].ravel() for r in found]), [int(r["label"]) for r in found]
+
+
 def nearest(train: Any, held: Any, out: Path) -> float:
     """The class of the nearest training image, pixel by pixel."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    def columns(rows: Any) -> tuple[np.ndarray, list[int]]:
-        found = [rows[i] for i in range(len(rows))]
-        return np.stack([r["image"].ravel() for r in found]), [int(r["label"]) for r in found]
-
-    model = KNeighborsClassifier(1).fit(*columns(train))
-    return float(model.score(*columns(held)))
+    model = KNeighborsClassifier(1).fit(*_pixels(train))
+    return float(model.score(*_pixels(held)))
 
 
-def _pieces(rows: Any) -> tuple[Any, list[int]]:
-    """(rows, ids) counts of each row's pieces of words, and the labels."""
+def linear_on_pixels(train: Any, held: Any, out: Path) -> float:
+    """Logistic regression on the pixels."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(max_iter=100, C=0.01).fit(*_pixels(train))
+    return float(model.score(*_pixels(held)))
+
+
+def _pieces(rows: Any) -> tuple[Any, np.ndarray]:
+    """(rows, ids) counts of each row's pieces of words, and the label or labels of each."""
     from scipy.sparse import lil_matrix
 
     counts = lil_matrix((len(rows), rows.tokenizer.vocab_size), dtype=np.float32)
@@ -67,8 +76,8 @@ def _pieces(rows: Any) -> tuple[Any, list[int]]:
         row = rows[i]
         for token in row["tokens"][row["segments"] > 0]:
             counts[i, token] += 1
-        labels.append(int(row["label"]))
-    return counts.tocsr(), labels
+        labels.append(row["labels"] if "labels" in row else row["label"])
+    return counts.tocsr(), np.array(labels)
 
 
 def bag_of_pieces(train: Any, held: Any, out: Path) -> float:
@@ -85,6 +94,41 @@ def naive_bayes(train: Any, held: Any, out: Path) -> float:
 
     model = MultinomialNB(alpha=0.1).fit(*_pieces(train))
     return float(model.score(*_pieces(held)))
+
+
+def _mean_precision(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:
+    """Over the labels that occur."""
+    from sklearn.metrics import average_precision_score
+
+    there = labels_NC.any(axis=0)
+    return float(average_precision_score(labels_NC[:, there], scores_NC[:, there], average="macro"))
+
+
+def frequencies(train: Any, held: Any, out: Path) -> float:
+    """Each label with the chance that it has in the training split."""
+    (_, known), (_, labels) = _pieces(train), _pieces(held)
+    return _mean_precision(labels, np.broadcast_to(known.mean(axis=0), labels.shape))
+
+
+def naive_bayes_each(train: Any, held: Any, out: Path) -> float:
+    """Multinomial naive Bayes on the same counts, for each label by itself."""
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.naive_bayes import MultinomialNB
+
+    model = OneVsRestClassifier(MultinomialNB(alpha=0.1)).fit(*_pieces(train))
+    counts, labels = _pieces(held)
+    return _mean_precision(labels, model.predict_proba(counts))
+
+
+def linear_each(train: Any, held: Any, out: Path) -> float:
+    """Logistic regression on the logarithms of the same counts, for each label by itself."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    (counts, known), (held_counts, labels) = _pieces(train), _pieces(held)
+    model = OneVsRestClassifier(LogisticRegression(max_iter=300, C=0.3, solver="liblinear"))
+    model.fit(counts.log1p(), known)
+    return _mean_precision(labels, model.predict_proba(held_counts.log1p()))
 
 
 def lexicon(train: Any, held: Any, out: Path) -> float:
@@ -233,6 +277,26 @@ APPLICATIONS = {
         best="max",
         trivial={"the most frequent class": majority},
         simple={"naive Bayes": naive_bayes},
+    ),
+    "tags": Application(
+        what="tagging of texts",
+        config="configs/topics.py",
+        sparse="tags",
+        dense="tags-dense",
+        data="100 tags of software packages",
+        metric="mean_average_precision",
+        best="max",
+        trivial={"the frequency of each tag": frequencies},
+        simple={"naive Bayes": naive_bayes_each, "linear on a bag of pieces": linear_each},
+    ),
+    "fashion": Application(
+        what="image classification",
+        config="configs/fashion.py",
+        data="Fashion-MNIST",
+        metric="accuracy",
+        best="max",
+        trivial={"the most frequent class": majority},
+        simple={"the nearest image": nearest, "linear on pixels": linear_on_pixels},
     ),
     "segmentation": Application(
         what="segmentation",

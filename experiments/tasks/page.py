@@ -1,4 +1,4 @@
-"""Writes the table of docs/applications.md from the recorded twins.
+"""Writes the table of docs/applications.md, and README.md's short one, from the recorded twins.
 
 python -m experiments.tasks.page [--check]     (--check: only say whether it is up to date)
 """
@@ -14,7 +14,8 @@ from typing import Any
 from experiments.tasks.applications import APPLICATIONS, Application
 from experiments.tasks.twins import RESULTS
 
-PAGE = Path(__file__).parents[2] / "docs/applications.md"
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs/applications.md", ROOT / "README.md"
 MARKS = ("<!-- twins: written by experiments.tasks.page -->", "<!-- /twins -->")
 HEAD = (
     "application",
@@ -27,6 +28,7 @@ HEAD = (
     "MoE - dense",
     "verdict",
 )
+SHORT = ("application", "metric", "simple", "dense twin", "MoE", "MoE - dense")
 
 
 def rows(results: Path = RESULTS) -> list[list[str]]:
@@ -73,26 +75,36 @@ def verdict(one: Application, low: float, high: float, mean: float, simple: floa
     return told if beaten else f"{told}; the simple baseline is not beaten"
 
 
-def table(results: Path = RESULTS) -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *rows(results)]
+def table(results: Path = RESULTS, columns: tuple[str, ...] = HEAD) -> str:
+    places = [HEAD.index(column) for column in columns]
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[cells[place] for place in places] for cells in rows(results)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def written(text: str, results: Path = RESULTS) -> str:
+def written(text: str, columns: tuple[str, ...] = HEAD, results: Path = RESULTS) -> str:
     """The page with the table between its marks."""
     first, last = (text.index(mark) for mark in MARKS)
-    return f"{text[: first + len(MARKS[0])]}\n\n{table(results)}\n\n{text[last:]}"
+    return f"{text[: first + len(MARKS[0])]}\n\n{table(results, columns)}\n\n{text[last:]}"
+
+
+PAGES = {PAGE: HEAD, README: SHORT}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    text = PAGE.read_text("utf-8")
-    new = written(text)
-    if check:
-        sys.exit(0 if new == text else f"{PAGE}: is not what the recorded results say")
-    PAGE.write_text(new, "utf-8")
+    stale = []
+    for page, columns in PAGES.items():
+        text = page.read_text("utf-8")
+        new = written(text, columns)
+        if new != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(new, "utf-8")
+    if check and stale:
+        sys.exit(f"{', '.join(stale)}: not what the recorded results say")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import pytest
 import scipy.stats
 
 from experiments.tasks.applications import APPLICATIONS
-from experiments.tasks.page import PAGE, RESULTS, row, verdict, written
+from experiments.tasks.page import PAGES, RESULTS, row, verdict, written
 from moe_jax.config.overrides import load_config
 from moe_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_up_to_date():
-    text = PAGE.read_text("utf-8")
-    assert written(text) == text
+def test_the_pages_are_up_to_date():
+    for page, columns in PAGES.items():
+        text = page.read_text("utf-8")
+        assert written(text, columns) == text
     assert {file.stem for file in RESULTS.glob("*.json")} <= APPLICATIONS.keys()
 
 

@@ -115,7 +115,7 @@ def test_an_unknown_card_is_told():
 @pytest.mark.parametrize("name", CARDS)
 def test_every_point_of_every_scale_is_a_valid_config(name: str):
     card = CARDS[name]
-    assert {"tiny", "small", "pod"} <= card.card.scales.keys()
+    assert {"tiny", "small"} <= card.card.scales.keys()
     for scale in card.card.scales.values():
         points = card.points(scale)
         assert len({point.name for point in points}) == len(points)
@@ -134,7 +134,10 @@ def test_every_point_of_every_scale_is_a_valid_config(name: str):
             assert point.seed == twin.seed + NULL_SEEDS
 
 
-@pytest.mark.parametrize("name", CARDS)
+PODS = [name for name, card in CARDS.items() if "pod" in card.card.scales]
+
+
+@pytest.mark.parametrize("name", PODS)
 def test_every_arm_of_a_pod_fits_by_the_estimate(name: str):
     scale = CARDS[name].scale("pod")
     assert scale.topology is not None
