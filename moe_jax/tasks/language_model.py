@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
+from moe_jax.tasks.next_target import NextTarget
 from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 
@@ -47,11 +47,8 @@ class LanguageModel:
         return NextToken(bytes_V)
 
 
-class NextToken:
-    """Rows of S + 1 tokens: the first S are inputs, the last S targets.
-
-    A target counts where it belongs to the same segment as its input and is not padding.
-    bytes_per_token_V: bytes of text that each token id stands for, for bits per byte. Sums: nats
+class NextToken(NextTarget):
+    """bytes_per_token_V: bytes of text that each token id stands for, for bits per byte. Sums: nats
     (the loss), correct, tokens, bytes.
     """
 
@@ -62,31 +59,11 @@ class NextToken:
         self._bytes_V = np.asarray(bytes_per_token_V, np.int32)
 
     def inputs(self, raw: RawBatch) -> TokenBatch:
-        return TokenBatch.packed(raw["tokens"][:, :-1], raw["segments"][:, :-1], raw["row"])
-
-    def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:
-        here, following = raw["segments"][:, :-1], raw["segments"][:, 1:]
-        return (here == following) & (following > 0)
-
-    def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
-        """Targets that count."""
-        targets = jnp.sum(self.target_mask(raw), dtype=jnp.int32)
-        return {"nats": targets.astype(jnp.float32)}
-
-    def rows(self, predictions: object, raw: RawBatch) -> dict[str, Array]:
-        return {}
-
-    def token_losses(
-        self, predictions: Predictions | GivenLogits, raw: RawBatch
-    ) -> Float[Array, "B S"]:
-        """-log p(target), 0 where no target counts."""
-        nll_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
-        return jnp.where(self.target_mask(raw), nll_BS, 0)
+        return self.packed(raw)
 
     def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Sums:
         """-log p(target) and counts, summed over the counted targets, in float32."""
-        target_BS = jnp.asarray(raw["tokens"][:, 1:])
-        mask_BS = self.target_mask(raw)
+        target_BS, mask_BS = self.targets(raw), self.target_mask(raw)
         nll_BS, best_BS = predictions.of_targets(target_BS)
         bytes_BS = jnp.asarray(self._bytes_V).at[target_BS].get(mode="fill", fill_value=0)
         return {

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO
 from moe_jax.nn.context import TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
+from moe_jax.tasks.next_target import NextTarget
 from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 CUT = 10  # of HR@10 and NDCG@10
@@ -49,7 +50,7 @@ class NextItem:
         return ItemOfHistory(info.tokenizer.vocab_size)
 
 
-class ItemOfHistory:
+class ItemOfHistory(NextTarget):
     """Rows of S + 1 items, 0 behind them; `held` is the place of the one target of a row, -1: each
     next item is one. items: ids 1 .. items - 1. Sums: nats (the loss), targets."""
 
@@ -60,26 +61,13 @@ class ItemOfHistory:
         self._items = items
 
     def inputs(self, raw: RawBatch) -> TokenBatch:
-        return TokenBatch.packed(raw["tokens"][:, :-1], raw["segments"][:, :-1], raw["row"])
+        return self.packed(raw)
 
     def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:
         held_B1 = jnp.asarray(raw["held"])[:, None]
-        place_S = jnp.arange(raw["tokens"].shape[1] - 1, dtype=jnp.int32)
-        return (jnp.asarray(raw["segments"][:, 1:]) > 0) & (
-            (held_B1 < 0) | (place_S[None] == held_B1)
-        )
-
-    def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
-        """Targets that count."""
-        targets = jnp.sum(self.target_mask(raw), dtype=jnp.int32)
-        return {"nats": targets.astype(jnp.float32)}
-
-    def token_losses(
-        self, predictions: Predictions | GivenLogits, raw: RawBatch
-    ) -> Float[Array, "B S"]:
-        """-log p(next item) of all, 0 where no target counts."""
-        nll_BS, _ = predictions.of_targets(jnp.asarray(raw["tokens"][:, 1:]))
-        return jnp.where(self.target_mask(raw), nll_BS, 0)
+        counts_BS = super().target_mask(raw)
+        place_S = jnp.arange(counts_BS.shape[1], dtype=jnp.int32)
+        return counts_BS & ((held_B1 < 0) | (place_S[None] == held_B1))
 
     def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Sums:
         return {

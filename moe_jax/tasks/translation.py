@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.data.tokenizer import writable_ids
@@ -20,6 +20,7 @@ from moe_jax.models.translation import Alphabet, Decoding, translate
 from moe_jax.models.types import IO, RouterStates
 from moe_jax.nn.context import Context, PairBatch, TokenBatch
 from moe_jax.nn.predictions import GivenLogits, Predictions
+from moe_jax.tasks.next_target import NextTarget
 from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 TASKS = ("target", "source", "pair")
@@ -89,7 +90,7 @@ class Translation:
         return TranslatedText(self, vocabulary, info.tokenizer, info.domains)
 
 
-class TranslatedText:
+class TranslatedText(NextTarget):
     """Rows of a source of S tokens and a target of S + 1: of the target the first S are inputs, the
     last S what is predicted; the segment of a source is that of its target.
 
@@ -97,6 +98,7 @@ class TranslatedText:
     languages.
     """
 
+    ids, segments = "target", "target_segments"
     counters: ClassVar = ("tokens", "tokens_by_domain")
     losses: ClassVar = ("smoothed_cross_entropy",)
 
@@ -119,23 +121,10 @@ class TranslatedText:
         task_B = None
         if "domain" in raw:
             task_B = jnp.asarray(self._task_of_domain)[jnp.asarray(raw["domain"])]
-        target, segments = raw["target"][:, :-1], raw["target_segments"][:, :-1]
         return PairBatch(
             source=TokenBatch.packed(raw["source"], raw["source_segments"], raw["row"], task_B),
-            target=TokenBatch.packed(target, segments, raw["row"], task_B),
+            target=self.packed(raw, task_B),
         )
-
-    def target_mask(self, raw: RawBatch) -> Bool[Array, "B S"]:
-        here, following = raw["target_segments"][:, :-1], raw["target_segments"][:, 1:]
-        return (here == following) & (following > 0)
-
-    def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
-        """Targets that count."""
-        targets = jnp.sum(self.target_mask(raw), dtype=jnp.int32)
-        return {"nats": targets.astype(jnp.float32)}
-
-    def rows(self, predictions: object, raw: RawBatch) -> dict[str, Array]:
-        return {}
 
     def write(
         self, model: Any, context: Context, router_state: RouterStates, raw: RawBatch
@@ -148,19 +137,12 @@ class TranslatedText:
         zeros_B = jnp.zeros(len(written_BS), jnp.int32)
         return {
             "written": written_BS,
-            "reference": jnp.asarray(raw["target"][:, 1:]),
+            "reference": self.targets(raw),
             "pair": jnp.asarray(raw.get("domain", zeros_B)),
         }
 
-    def token_losses(
-        self, predictions: Predictions | GivenLogits, raw: RawBatch
-    ) -> Float[Array, "B S"]:
-        """-log p of each target, without smoothing."""
-        nll_BS, _ = predictions.of_targets(jnp.asarray(raw["target"][:, 1:]))
-        return jnp.where(self.target_mask(raw), nll_BS, 0)
-
     def sums(self, predictions: Predictions | GivenLogits, raw: RawBatch) -> Sums:
-        target_BS, mask_BS = jnp.asarray(raw["target"][:, 1:]), self.target_mask(raw)
+        target_BS, mask_BS = self.targets(raw), self.target_mask(raw)
         nll_BS, best_BS = predictions.of_targets(target_BS)
         loss_BS, e = nll_BS, self._smoothing
         if e:
