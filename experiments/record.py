@@ -33,7 +33,7 @@ def make_record(
     the share of its updates that a run skipped, where it did."""
     rows = [row for row in folder.rows(points) if row.done]
     kept = metrics_of(card)
-    environments = [_environment(folder.point_folder(row.point)) for row in rows]
+    environments = [environment(folder.point_folder(row.point)) for row in rows]
     seconds = [seconds_of(folder.point_folder(row.point)) or 0.0 for row in rows]
     devices = [environment.get("devices") for environment in environments]
     known = folder.question()
@@ -102,7 +102,8 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def environment(folder: Path) -> dict[str, Any]:
+    """What a run wrote of where it was made; {} where there is none."""
     file = folder / "environment.json"
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 

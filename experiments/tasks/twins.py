@@ -24,34 +24,44 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def trained(config: str, workdir: Path, seed: int, settings: tuple[str, ...]) -> dict[str, float]:
-    """The last evaluation of a run, which is trained where it is not there."""
+    """The last evaluation of a run, which is trained, or goes on, where it is not there."""
     from moe_jax.analysis.read_run import read_metrics
-    from moe_jax.sweeps.table import final_metrics
+    from moe_jax.sweeps.table import evaluated, final_metrics
 
-    command = [sys.executable, "-m", "moe_jax.train", f"--config={config}", f"--workdir={workdir}"]
-    subprocess.run([*command, f"--config.seed={seed}", *settings], check=True)
-    steps = json.loads((workdir / "config.json").read_text("utf-8"))["steps"]
-    return final_metrics(read_metrics(workdir), steps)
+    told = workdir / "config.json"
+    if not told.is_file() or not evaluated(workdir, _steps(told)):
+        train = [sys.executable, "-m", "moe_jax.train", f"--config={config}"]
+        flags = [f"--workdir={workdir}", f"--config.seed={seed}", *settings]
+        subprocess.run([*train, *flags], check=True)
+    return final_metrics(read_metrics(workdir), _steps(told))
+
+
+def _steps(config: Path) -> int:
+    return json.loads(config.read_text("utf-8"))["steps"]
 
 
 def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, Any]:
     """What is recorded of an application: the metrics of each run without those of single domains
-    and layers, the baselines, and what the runs were."""
+    and layers, the baselines, and what the runs were and at which commits."""
+    from experiments.record import commits, environment
     from moe_jax.config.overrides import load_config
     from moe_jax.data.types import SPLITS
     from moe_jax.training.experiment import Experiment
 
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    environments = []
     for seed in range(seeds):
         for arm, config in one.configs().items():
-            run = trained(config, out / f"{name}-{arm}-{seed}", seed, one.settings)
+            workdir = out / f"{name}-{arm}-{seed}"
+            run = trained(config, workdir, seed, one.settings)
             found[arm].append({n: x for n, x in run.items() if "/" not in n})
+            environments.append(environment(workdir))
     data = load_config(one.configs()["sparse"], (), Experiment).data
     train, held = (data.open(split) for split in SPLITS)
     rules = {"trivial": one.trivial, "simple": one.simple}
     told = json.loads((out / f"{name}-sparse-0" / "config.json").read_text("utf-8"))
     return {
-        "commit": _commit(),
+        "commits": commits(one.get("git") for one in environments),
         "model": told["model"]["kind"],
         "configs": one.configs(),
         "steps": told["steps"],
@@ -62,13 +72,6 @@ def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, An
             for kind, of_kind in rules.items()
         },
     }
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 def table(name: str, found: dict[str, Any]) -> str:

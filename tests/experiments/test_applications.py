@@ -32,6 +32,8 @@ def test_means_and_intervals_against_scipy(file):
         np.array([run[one.metric] for run in told["runs"][arm]]) for arm in ("sparse", "dense")
     )
     assert len(sparse) == len(dense) >= 3
+    assert sum(one["runs"] for one in told["commits"]) == 2 * len(sparse)
+    assert not any(one["dirty"] for one in told["commits"])
     cells = row(one, told)
     assert cells[5:7] == [f"{dense.mean():.4f}", f"{sparse.mean():.4f}"]
     gap = sparse - dense

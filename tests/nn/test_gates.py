@@ -133,7 +133,7 @@ MESHES = {"expert=4": {"data": 2, "expert": 4}, "expert=2": {"data": 4, "expert"
 
 
 @pytest.mark.parametrize("name", some(MESHES, ["expert=2"]))
-@pytest.mark.parametrize("capacity", [None, 0.7])
+@pytest.mark.parametrize("capacity", some([None, 0.7], [0.7]))
 def test_no_mesh_changes_a_number(name, capacity):
     sizes = MESHES[name]
     mesh = jax.make_mesh(
