@@ -345,23 +345,39 @@ class LoadedRun:
         return self.tokenizer.decode([token.id for token in tokens])
 
     def translate(
-        self, texts: Sequence[str], into: str, *, beams: int = 4, length_penalty: float = 0.6
+        self,
+        texts: Sequence[str],
+        into: str | Sequence[str],
+        *,
+        beams: int = 4,
+        length_penalty: float = 0.6,
     ) -> list[str]:
-        """What the model makes of texts in the language `into`, one of `run.languages`; by beam
-        search over `beams` hypotheses, 1 is greedy. Each text by itself: no other decides of it.
+        """What the model makes of texts in the language `into`, one of `run.languages` for all of
+        them or one for each; by beam search over `beams` hypotheses, 1 is greedy. Each text by
+        itself: no other decides of it.
 
         UserError for a model that does not translate, a language that it does not know, a text that
         is empty or longer than its rows, and a router that lets a token see later ones. (Orders of
         drops do not matter: nothing is dropped.)
         """
-        if into not in self.languages:
-            raise UserError(f"into {into!r}: the run translates into {', '.join(self.languages)}")
-        if self.config.moe.every and not self.config.moe.router.causal_choice:
+        each = [into] * len(texts) if isinstance(into, str) else list(into)
+        if len(each) != len(texts):
+            raise UserError(f"into: {len(each)} languages for {len(texts)} texts")
+        for language in each:
+            if language not in self.languages:
+                known = ", ".join(self.languages)
+                raise UserError(f"into {language!r}: the run translates into {known}")
+        if not self.writes:
             raise UserError(LATER_TOKENS)
         decoding = Decoding(beams=beams, length_penalty=length_penalty)
         if rules := list(decoding.check()):
             raise UserError("; ".join(f"{name} {rule}" for name, rule in rules))
-        return translations(self.program, self.state, self._translator, texts, into, decoding)
+        return translations(self.program, self.state, self._translator, texts, each, decoding)
+
+    @property
+    def writes(self) -> bool:
+        """Whether no token of its routing sees later ones, so that it can write one by one."""
+        return not self.config.moe.every or self.config.moe.router.causal_choice
 
     @property
     def languages(self) -> tuple[str, ...]:

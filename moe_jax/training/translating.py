@@ -29,12 +29,14 @@ def translations(
     state: TrainState,
     tokenizer: WithLanguages,
     texts: Sequence[str],
-    into: str,
+    into: Sequence[str],
     decoding: Decoding,
 ) -> list[str]:
-    """The texts in another language. UserError for one that is empty or longer than a row."""
+    """Each text in another language. UserError for one that is empty or longer than a row."""
     S = program.experiment.row_length
-    sources = [_source(text, tokenizer, into, S) for text in texts]
+    sources = [
+        _source(text, tokenizer, language, S) for text, language in zip(texts, into, strict=True)
+    ]
     alphabet = alphabet_of(tokenizer, program.experiment.vocabulary or 0)
 
     def write(

@@ -133,7 +133,7 @@ CASES = {
     """,
         metrics=frozenset({"bleu", "chrf", "perplexity", "smoothed_cross_entropy", "accuracy"}),
         classes=(),
-        page=("BLEU", "Text by expert", "Layer 0, encoder"),
+        page=("BLEU", "Text by expert", "Layer 0, encoder", "Translations"),
         no_page=("Classes by experts",),
         refused={
             "data.kind=stdlib_text": "reads source, source_segments, target, target_segments",
@@ -397,6 +397,9 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         texts = ["1 ONE TWO", "2 SIX"]
         both = loaded.translate(texts, "down", beams=2)
         assert both[1] == loaded.translate(texts[1:], "down", beams=2)[0]
+        assert loaded.translate(texts, ["down", "down"], beams=2) == both
+        with pytest.raises(UserError, match="1 languages for 2 texts"):
+            loaded.translate(texts, ["down"])
         with pytest.raises(UserError, match="into 'up': the run translates into down"):
             loaded.translate(texts, "up")
         with pytest.raises(UserError, match="room for 14"):

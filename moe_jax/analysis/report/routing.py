@@ -13,7 +13,7 @@ import numpy as np
 from moe_jax.analysis import preferences
 from moe_jax.analysis.languages import by_family, family
 from moe_jax.analysis.read_run import Series
-from moe_jax.analysis.report import pictures
+from moe_jax.analysis.report import pictures, translations
 from moe_jax.analysis.report.frame import figure
 from moe_jax.analysis.report.heat_map import named_grid, scale
 from moe_jax.analysis.report.line_chart import Line, line_chart
@@ -21,6 +21,7 @@ from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.pictures import Picture
 from moe_jax.analysis.report.sections import Rows, Section, drawn
 from moe_jax.analysis.report.tables import table
+from moe_jax.analysis.report.translations import Translated
 from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.analysis.trace import Trace
 
@@ -43,12 +44,13 @@ VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 class RoutingView:
     """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
     id, for people. picture: of a row, where rows are images. rows_are_text: rows without a picture
-    are so, and not rows of a table."""
+    are so, and not rows of a table. translated: of a run that translates, some rows."""
 
     traces: Sequence[Trace]
     text: Callable[[int], str]
     picture: Callable[[int], Picture] | None = None
     rows_are_text: bool = True
+    translated: Sequence[Translated] = ()
 
     @property
     def last(self) -> Trace:
@@ -160,6 +162,10 @@ def _palette(num_experts: int) -> str:
         f'<i style="background:{colour(e, num_experts)}">{e}</i>' for e in range(num_experts)
     )
     return f'<p class="palette">{keys}</p>'
+
+
+def _translations(view: RoutingView) -> str:
+    return translations.shown(view.translated, view.last.step)
 
 
 # Pictures
@@ -528,6 +534,7 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
 # How the rows of a task are shown is a row here.
 SECTIONS: Rows[RoutingView] = (
     ("text", "Text by expert", _text),
+    ("translations", "Translations", _translations),
     ("maps", "Classes of pixels", _maps),
     ("boxes", "Objects found", _boxes),
     ("pictures", "Patches by expert", _pictures),
@@ -540,6 +547,7 @@ SECTIONS: Rows[RoutingView] = (
 
 STYLE = (
     pictures.STYLE
+    + translations.STYLE
     + """
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 10px; max-width: none;
   font: 12.5px/1.65 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
