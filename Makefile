@@ -31,7 +31,7 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision segmentation detection topics translation census movielens test test-oldest test-latest test-oracles test-aot test-extras \
+.PHONY: help quickstart sentiment vision segmentation detection topics translation census flights swissmetro movielens ratings test test-oldest test-latest test-oracles test-aot test-extras \
         test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
 
 help:
@@ -41,8 +41,11 @@ help:
 	@echo "make segmentation  the climate of every pixel of a satellite picture, write its report"
 	@echo "make translation   descriptions of software packages from Danish into English"
 	@echo "make census        two targets of a census by a multi-gate mixture, write its report"
+	@echo "make flights       three targets of a flight before it leaves, write its report"
+	@echo "make swissmetro    train, Swissmetro or car, as people choose, write its report"
 	@echo "make detection     clothes found on satellite pictures and photographs, write its report"
 	@echo "make movielens     the next film by what somebody has watched, write its report"
+	@echo "make ratings       the stars that somebody gives a film, write its report"
 	@echo "make topics        what software packages are about, by their descriptions"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
@@ -75,6 +78,18 @@ segmentation: $(VENV)/vision.stamp
 census: $(VENV)/core.stamp
 	$(RUN) -m moe_jax.train --config=configs/census.py --workdir=runs/census
 	$(RUN) -m moe_jax.report --workdir=runs/census --routing
+
+flights: $(VENV)/core.stamp
+	$(RUN) -m moe_jax.train --config=configs/flights.py --workdir=runs/flights
+	$(RUN) -m moe_jax.report --workdir=runs/flights --routing
+
+swissmetro: $(VENV)/core.stamp
+	$(RUN) -m moe_jax.train --config=configs/swissmetro.py --workdir=runs/swissmetro
+	$(RUN) -m moe_jax.report --workdir=runs/swissmetro --routing
+
+ratings: $(VENV)/core.stamp
+	$(RUN) -m moe_jax.train --config=configs/movielens.py:rating --workdir=runs/ratings
+	$(RUN) -m moe_jax.report --workdir=runs/ratings --routing
 
 detection: $(VENV)/vision.stamp
 	$(RUN) -m moe_jax.train --config=configs/detection.py --workdir=runs/detection

@@ -97,9 +97,9 @@ def rating(dense: bool) -> ConfigDict:
                 receive_factor=8.0,
             ),
             optimizer=AdamW(
-                learning_rate=2e-3, weight_decay=0.3, schedule=WarmupCosine(warmup_steps=50)
+                learning_rate=2e-3, weight_decay=2.0, schedule=WarmupCosine(warmup_steps=50)
             ),
-            evaluation=EvalConfig(every=300, batches=-1, batch_size=2048),
+            evaluation=EvalConfig(every=500, batches=-1, batch_size=2048),
             checkpoint=CheckpointConfig(every=500),
             logging=LoggingConfig(every=50, load_every=250, probe_every=250),
         )

@@ -16,7 +16,7 @@ from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.sharing import MultiGate, SharedBottom
 from moe_jax.routing import DenseMixture, Mixtral
 from moe_jax.routing.losses import LoadBalance, RoutingLosses
-from moe_jax.tasks.choice import Choice
+from moe_jax.tasks.choice import DiscreteChoice
 from moe_jax.training.checkpoint import CheckpointConfig
 from moe_jax.training.experiment import EvalConfig, Experiment
 from moe_jax.training.optimizer import AdamW, WarmupCosine
@@ -31,9 +31,9 @@ def get_config(arg: str = "mmoe") -> ConfigDict:
     return to_config_dict(
         Experiment(
             name=f"swissmetro, {name}",
-            steps=400,
+            steps=150,
             batch_size=256,
-            task=Choice(among=tuple(ALTERNATIVES)),
+            task=DiscreteChoice(among=tuple(ALTERNATIVES)),
             data=Swissmetro(),
             model=RecommenderConfig(
                 num_layers=1,
@@ -56,10 +56,10 @@ def get_config(arg: str = "mmoe") -> ConfigDict:
                 receive_factor=8.0,
             ),
             optimizer=AdamW(
-                learning_rate=2e-3, weight_decay=0.1, schedule=WarmupCosine(warmup_steps=50)
+                learning_rate=2e-3, weight_decay=1.0, schedule=WarmupCosine(warmup_steps=20)
             ),
-            evaluation=EvalConfig(every=100, batches=-1),
-            checkpoint=CheckpointConfig(every=200),
-            logging=LoggingConfig(every=20, load_every=100, probe_every=100),
+            evaluation=EvalConfig(every=50, batches=-1),
+            checkpoint=CheckpointConfig(every=50),
+            logging=LoggingConfig(every=10, load_every=50, probe_every=50),
         )
     )

@@ -360,6 +360,8 @@ def test_the_commands_of_a_document_run(document, tmp_path, prepared, one_device
     seen = "".join(f"u{n % 50},i{n * n % 47},{n}\n" for n in range(900))
     (tmp_path / "seen.csv").write_text(f"user,item,time\n{seen}")
     (tmp_path / "shop.csv").write_text(f"user,colour,age,buys,price\n{rows}")
+    trips = "".join(f"p{n % 30},{n % 3},{n % 7},{n % 5},{n % 2},{1 - n % 2}\n" for n in range(300))
+    (tmp_path / "trips.csv").write_text(f"person,purpose,minutes,cost,bus,car\n{trips}")
     (tmp_path / "commands.txt").write_text(
         "python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/one\n"
     )

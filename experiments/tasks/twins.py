@@ -35,8 +35,9 @@ def trained(config: str, workdir: Path, seed: int, settings: tuple[str, ...]) ->
 
 
 def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, Any]:
-    """What is recorded of an application: the metrics of each run without those of single domains
-    and layers, the baselines, and what the runs were."""
+    """What is recorded of an application: the metrics of each run without those of single domains,
+    targets and layers but for the one that arms are compared by, the baselines, and what the runs
+    were."""
     from moe_jax.config.overrides import load_config
     from moe_jax.data.types import SPLITS
     from moe_jax.training.experiment import Experiment
@@ -45,7 +46,7 @@ def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, An
     for seed in range(seeds):
         for arm, config in one.configs().items():
             run = trained(config, out / f"{name}-{arm}-{seed}", seed, one.settings)
-            found[arm].append({n: x for n, x in run.items() if "/" not in n})
+            found[arm].append({n: x for n, x in run.items() if "/" not in n or n == one.metric})
     data = load_config(one.configs()["sparse"], (), Experiment).data
     train, held = (data.open(split) for split in SPLITS)
     rules = {"trivial": one.trivial, "simple": one.simple}

@@ -23,7 +23,7 @@ LEAST = -1e30  # the utility of what cannot be chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class DiscreteChoice:
     """What somebody chooses of a few alternatives: p_j = exp(V_j) / sum_i exp(V_i) over those that
     are available, with a utility V_j of each by the model. Linear utilities are the multinomial
     logit of McFadden (1974).
@@ -50,7 +50,7 @@ class Choice:
         sizes = [columns[name].shape[0] if name in columns else 0 for name in FEATURES]
         return IO(table=(sizes[0], sizes[1]), gives=Targets(real=self.among))
 
-    def completed(self, info: DataInfo) -> Choice:
+    def completed(self, info: DataInfo) -> DiscreteChoice:
         return self
 
     def fits(self, info: DataInfo) -> Iterator[Rule]:

@@ -14,10 +14,10 @@ from moe_jax.config.checks import check
 from moe_jax.data.types import DataInfo
 from moe_jax.nn.predictions import TargetValues
 from moe_jax.routing.plan import add_sums
-from moe_jax.tasks.choice import Choice
+from moe_jax.tasks.choice import DiscreteChoice
 
 B, AMONG = 60, ("train", "ship", "car")
-TASK = Choice(among=AMONG)
+TASK = DiscreteChoice(among=AMONG)
 
 
 def objective():
@@ -101,5 +101,7 @@ def test_sums_are_additive_over_rows(batch):
 
 def test_alternatives_are_named():
     assert check(TASK) == []
-    assert [p.path for p in check(Choice(among=("a",)))] == ["among"]
-    assert [p.rule for p in check(Choice(among=("a", "a")))] == ["names an alternative twice"]
+    assert [p.path for p in check(DiscreteChoice(among=("a",)))] == ["among"]
+    assert [p.rule for p in check(DiscreteChoice(among=("a", "a")))] == [
+        "names an alternative twice"
+    ]
