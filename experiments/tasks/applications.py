@@ -195,6 +195,48 @@ def remembered(train: Any, held: Any, out: Path) -> float:
     return _bleu(held, guess)
 
 
+def _objects(rows: Any) -> list[Any]:
+    """Of each image."""
+    from experiments.tasks.windows import corners
+    from moe_jax.tasks.average_precision import Found
+
+    found = []
+    for i in range(len(rows)):
+        row = rows[i]
+        there = row["classes"] >= 0
+        found.append(Found(corners(row["boxes"][there]), row["classes"][there]))
+    return found
+
+
+def _precision(detected: Any, held: Any) -> float:
+    from moe_jax.tasks.average_precision import average_precision
+
+    return average_precision(detected, _objects(held), len(held.classes))["average_precision"]
+
+
+def mean_box(train: Any, held: Any, out: Path) -> float:
+    """A box of the training objects' mean size at each patch of 8 x 8 to the image, for every
+    class."""
+    from moe_jax.tasks.average_precision import Found
+
+    sizes = [row["boxes"][row["classes"] >= 0, 2:] for row in map(train.__getitem__, range(1000))]
+    half = np.concatenate(sizes).mean(axis=0) / 2
+    x, y = np.meshgrid((np.arange(8) + 0.5) / 8, (np.arange(8) + 0.5) / 8)
+    middle = np.stack([x.ravel(), y.ravel()], axis=1)
+    corner = np.concatenate([middle - half, middle + half], axis=1)
+    classes = len(held.classes)
+    number = np.repeat(np.arange(classes), len(corner))
+    everywhere = Found(np.tile(corner, (classes, 1)), number, np.ones(len(number)))
+    return _precision([everywhere] * len(held), held)
+
+
+def sliding_windows(train: Any, held: Any, out: Path) -> float:
+    """Logistic regression on histograms of oriented gradients, at several scales."""
+    from experiments.tasks.windows import detected
+
+    return _precision(detected(train, held), held)
+
+
 APPLICATIONS = {
     "translation": Application(
         what="translation",
@@ -242,5 +284,14 @@ APPLICATIONS = {
         best="max",
         trivial={"ocean everywhere": ocean},
         simple={"a table of colours": colours},
+    ),
+    "detection": Application(
+        what="object detection",
+        config="configs/detection.py",
+        data="scenes of clothes",
+        metric="average_precision",
+        best="max",
+        trivial={"a box of the mean size at every patch": mean_box},
+        simple={"gradients in sliding windows, linear": sliding_windows},
     ),
 }
