@@ -293,5 +293,6 @@ APPLICATIONS = {
         best="max",
         trivial={"a box of the mean size at every patch": mean_box},
         simple={"gradients in sliding windows, linear": sliding_windows},
+        settings=("--config.steps=1000",),
     ),
 }
