@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -223,6 +224,7 @@ def test_the_tables_are_of_commands_that_there_are():
         assert any(text.startswith(start) for text in message), start
 
 
+@functools.cache
 def targets() -> set[str]:
     """What make knows, as it lists it itself."""
     listed = subprocess.run(

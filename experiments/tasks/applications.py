@@ -1,17 +1,22 @@
 """The applications that sparse models are held against their dense twins in, and what else a reader
-would ask for beside them: a rule without learning and a simple learner."""
+would ask for beside them: a rule without learning and a simple learner (baselines/)."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from experiments.tasks import table_baselines as tables
+from experiments.tasks.baselines import (
+    classes,
+    images,
+    maps,
+    objects,
+    tables,
+    texts,
+    translations,
+)
 
 # (training rows, validation rows, a folder to work in) -> the metric on the validation split.
 Baseline = Callable[[Any, Any, Path], float]
@@ -40,213 +45,13 @@ class Application:
         return {arm: f"{self.config}:{word}" if word else self.config for arm, word in arms.items()}
 
 
-def majority(train: Any, held: Any, out: Path) -> float:
-    """The most frequent class of the training split."""
-    labels = [int(train[i]["label"]) for i in range(len(train))]
-    most = int(np.bincount(labels).argmax())
-    return float(np.mean([int(held[i]["label"]) == most for i in range(len(held))]))
-
-
-def _pixels(rows: Any) -> tuple[np.ndarray, list[int]]:
-    found = [rows[i] for i in range(len(rows))]
-    return np.stack([r["image"].ravel() for r in found]), [int(r["label"]) for r in found]
-
-
-def nearest(train: Any, held: Any, out: Path) -> float:
-    """The class of the nearest training image, pixel by pixel."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(1).fit(*_pixels(train))
-    return float(model.score(*_pixels(held)))
-
-
-def linear_on_pixels(train: Any, held: Any, out: Path) -> float:
-    """Logistic regression on the pixels."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(max_iter=100, C=0.01).fit(*_pixels(train))
-    return float(model.score(*_pixels(held)))
-
-
-def _pieces(rows: Any) -> tuple[Any, np.ndarray]:
-    """(rows, ids) counts of each row's pieces of words, and the label or labels of each."""
-    from scipy.sparse import lil_matrix
-
-    counts = lil_matrix((len(rows), rows.tokenizer.vocab_size), dtype=np.float32)
-    labels = []
-    for i in range(len(rows)):
-        row = rows[i]
-        for token in row["tokens"][row["segments"] > 0]:
-            counts[i, token] += 1
-        labels.append(row["labels"] if "labels" in row else row["label"])
-    return counts.tocsr(), np.array(labels)
-
-
-def bag_of_pieces(train: Any, held: Any, out: Path) -> float:
-    """Logistic regression on counts of the same pieces of words."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(max_iter=1000, C=0.1).fit(*_pieces(train))
-    return float(model.score(*_pieces(held)))
-
-
-def naive_bayes(train: Any, held: Any, out: Path) -> float:
-    """Multinomial naive Bayes on the same counts."""
-    from sklearn.naive_bayes import MultinomialNB
-
-    model = MultinomialNB(alpha=0.1).fit(*_pieces(train))
-    return float(model.score(*_pieces(held)))
-
-
-def _mean_precision(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:
-    """Over the labels that occur."""
-    from sklearn.metrics import average_precision_score
-
-    there = labels_NC.any(axis=0)
-    return float(average_precision_score(labels_NC[:, there], scores_NC[:, there], average="macro"))
-
-
-def frequencies(train: Any, held: Any, out: Path) -> float:
-    """Each label with the chance that it has in the training split."""
-    (_, known), (_, labels) = _pieces(train), _pieces(held)
-    return _mean_precision(labels, np.broadcast_to(known.mean(axis=0), labels.shape))
-
-
-def naive_bayes_each(train: Any, held: Any, out: Path) -> float:
-    """Multinomial naive Bayes on the same counts, for each label by itself."""
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.naive_bayes import MultinomialNB
-
-    model = OneVsRestClassifier(MultinomialNB(alpha=0.1)).fit(*_pieces(train))
-    counts, labels = _pieces(held)
-    return _mean_precision(labels, model.predict_proba(counts))
-
-
-def linear_each(train: Any, held: Any, out: Path) -> float:
-    """Logistic regression on the logarithms of the same counts, for each label by itself."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
-
-    (counts, known), (held_counts, labels) = _pieces(train), _pieces(held)
-    model = OneVsRestClassifier(LogisticRegression(max_iter=300, C=0.3, solver="liblinear"))
-    model.fit(counts.log1p(), known)
-    return _mean_precision(labels, model.predict_proba(held_counts.log1p()))
-
-
-def lexicon(train: Any, held: Any, out: Path) -> float:
-    """Valences of VADER's own lexicon, added up over a sentence's words: x / sqrt(x^2 + 15), its
-    package's scale, and its package's thresholds of 0.05. Without its rules of grammar."""
-    from moe_jax.data.fetch.archives import fetched
-    from moe_jax.data.sentiment import CARD
-
-    folder = out / "lexicon"
-    folder.mkdir(parents=True, exist_ok=True)
-    (path,) = fetched(CARD.archives, None, "data.archive", folder).values()
-    with zipfile.ZipFile(path) as archive:
-        name = "vaderSentiment-0.5/vaderSentiment/vader_sentiment_lexicon.txt"
-        lines = archive.read(name).decode("utf-8", "replace").splitlines()
-    valence = {line.split("\t")[0]: float(line.split("\t")[1]) for line in lines if "\t" in line}
-    right = []
-    for i in range(len(held)):
-        ids = held.text_ids(held.place_of(i))
-        words = held.tokenizer.decode(ids).lower().split()
-        x = sum(valence.get(word, valence.get(word.strip(".,!?;:'\"()"), 0.0)) for word in words)
-        score = x / (x * x + 15) ** 0.5
-        right.append(int(held[i]["label"]) == 1 + int(score >= 0.05) - int(score <= -0.05))
-    return float(np.mean(right))
-
-
-def _mean_iou(right_HW: list[np.ndarray], found_HW: list[np.ndarray], classes: int) -> float:
-    from moe_jax.tasks.segmentation import ClassOfPixel
-
-    label, best = (np.concatenate([x.ravel() for x in maps]) for maps in (right_HW, found_HW))
-    there = label >= 0
-    pairs = np.bincount(label[there] * classes + best[there], minlength=classes**2)
-    sums = {
-        "nats": np.zeros(()),
-        "pixels": there.sum(),
-        "confusion": pairs.reshape(classes, classes),
-    }
-    return ClassOfPixel(classes).metrics(sums)["mean_iou"]
-
-
-def ocean(train: Any, held: Any, out: Path) -> float:
-    """The class of the ocean everywhere."""
-    maps = [held[i]["label_map"] for i in range(len(held))]
-    sea = held.classes.index("ocean")
-    return _mean_iou(maps, [np.full_like(one, sea) for one in maps], len(held.classes))
-
-
-def colours(train: Any, held: Any, out: Path) -> float:
-    """The most frequent class of each of 4,096 colours in the training split."""
-    from moe_jax.data.climate import Climate
-
-    classes, usual = len(held.classes), Climate()
-    table = np.zeros((16**3, classes), np.int64)
-
-    def colour(row: Any) -> np.ndarray:
-        image = row["image"] * usual.deviation + usual.mean
-        level = np.clip((image[..., :3] * 16).astype(int), 0, 15)
-        return level[..., 0] * 256 + level[..., 1] * 16 + level[..., 2]
-
-    for i in range(len(train)):
-        row = train[i]
-        there = row["label_map"] >= 0
-        np.add.at(table, (colour(row)[there], row["label_map"][there]), 1)
-    best = table.argmax(axis=1).astype(np.int32)
-    rows = [held[i] for i in range(len(held))]
-    found = [best[colour(row)] for row in rows]
-    return _mean_iou([row["label_map"] for row in rows], found, classes)
-
-
-WRITTEN = 256  # pairs that BLEU is over, as in the runs
-
-
-def _bleu(held: Any, guess: Callable[[list[str]], list[str]]) -> float:
-    """The mean over pairs of languages, of the rows that a run writes itself."""
-    from moe_jax.tasks.translation import scores
-
-    texts = [held.texts(i) for i in range(min(WRITTEN, len(held)))]
-    pairs = np.array([int(held[i]["domain"]) for i in range(len(texts))])
-    guessed = guess([source for source, _ in texts])
-    found = []
-    for pair in np.unique(pairs):
-        here = np.flatnonzero(pairs == pair)
-        language = held.domains[pair].partition("-")[2]
-        written, true = [guessed[i] for i in here], [texts[i][1] for i in here]
-        found.append(scores(written, true, language)["bleu"])
-    return float(np.mean(found))
-
-
-def copied(train: Any, held: Any, out: Path) -> float:
-    """The source as it is."""
-    return _bleu(held, lambda sources: sources)
-
-
-def remembered(train: Any, held: Any, out: Path) -> float:
-    """A translation memory: what the training source was translated into that is most alike, by
-    the cosine of TF-IDF over runs of two to five letters. Of one pair of languages."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.neighbors import NearestNeighbors
-
-    known = [train.texts(i) for i in range(len(train))]
-
-    def guess(sources: list[str]) -> list[str]:
-        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), max_features=200_000)
-        table = letters.fit_transform([source for source, _ in known])
-        nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(table)
-        places = nearest.kneighbors(letters.transform(sources), return_distance=False)[:, 0]
-        return [known[place][1] for place in places]
-
-    return _bleu(held, guess)
-
-
 # Without what only reports show: the figures are the same.
 QUIET = (
     "--config.evaluation.every=0",
     "--config.logging.load_every=0",
     "--config.logging.probe_every=0",
 )
+
 APPLICATIONS = {
     "translation": Application(
         what="translation",
@@ -256,8 +61,8 @@ APPLICATIONS = {
         data="descriptions of packages, Danish to English",
         metric="bleu",
         best="max",
-        trivial={"the source as it is": copied},
-        simple={"a translation memory": remembered},
+        trivial={"the source as it is": translations.copied},
+        simple={"a translation memory": translations.remembered},
     ),
     "sentiment": Application(
         what="sentiment of sentences",
@@ -265,8 +70,8 @@ APPLICATIONS = {
         data="VADER's rated sentences",
         metric="accuracy",
         best="max",
-        trivial={"the most frequent class": majority},
-        simple={"VADER's lexicon": lexicon, "linear on a bag of pieces": bag_of_pieces},
+        trivial={"the most frequent class": classes.majority},
+        simple={"VADER's lexicon": texts.lexicon, "linear on a bag of pieces": texts.bag_of_pieces},
     ),
     "vision": Application(
         what="image classification",
@@ -274,8 +79,8 @@ APPLICATIONS = {
         data="1,797 handwritten digits",
         metric="accuracy",
         best="max",
-        trivial={"the most frequent class": majority},
-        simple={"the nearest image": nearest},
+        trivial={"the most frequent class": classes.majority},
+        simple={"the nearest image": images.nearest},
     ),
     "topics": Application(
         what="text classification",
@@ -283,8 +88,8 @@ APPLICATIONS = {
         data="26 topics of software packages",
         metric="accuracy",
         best="max",
-        trivial={"the most frequent class": majority},
-        simple={"naive Bayes": naive_bayes},
+        trivial={"the most frequent class": classes.majority},
+        simple={"naive Bayes": texts.naive_bayes},
     ),
     "tags": Application(
         what="tagging of texts",
@@ -294,8 +99,11 @@ APPLICATIONS = {
         data="100 tags of software packages",
         metric="mean_average_precision",
         best="max",
-        trivial={"the frequency of each tag": frequencies},
-        simple={"naive Bayes": naive_bayes_each, "linear on a bag of pieces": linear_each},
+        trivial={"the frequency of each tag": texts.frequencies},
+        simple={
+            "naive Bayes": texts.naive_bayes_each,
+            "linear on a bag of pieces": texts.linear_each,
+        },
     ),
     "fashion": Application(
         what="image classification",
@@ -303,8 +111,8 @@ APPLICATIONS = {
         data="Fashion-MNIST",
         metric="accuracy",
         best="max",
-        trivial={"the most frequent class": majority},
-        simple={"the nearest image": nearest, "linear on pixels": linear_on_pixels},
+        trivial={"the most frequent class": classes.majority},
+        simple={"the nearest image": images.nearest, "linear on pixels": images.linear_on_pixels},
     ),
     "segmentation": Application(
         what="segmentation",
@@ -312,8 +120,18 @@ APPLICATIONS = {
         data="climate zones of a satellite picture",
         metric="mean_iou",
         best="max",
-        trivial={"ocean everywhere": ocean},
-        simple={"a table of colours": colours},
+        trivial={"ocean everywhere": maps.ocean},
+        simple={"a table of colours": maps.colours},
+    ),
+    "detection": Application(
+        what="object detection",
+        config="configs/detection.py",
+        data="scenes of clothes",
+        metric="average_precision",
+        best="max",
+        trivial={"a box of the mean size at every patch": objects.mean_box},
+        simple={"gradients in sliding windows, linear": objects.sliding_windows},
+        settings=("--config.steps=1000",),
     ),
     "census": Application(
         what="income and marriage",

@@ -91,14 +91,7 @@ class BoxDataset:
     # What all have
 
     def columns(self) -> dict[str, ArraySpec]:
-        N = self.max_objects
-        return {
-            "image": ArraySpec((self.height, self.width, 3), "float32"),
-            "boxes": ArraySpec((N, 4), "float32"),
-            "classes": ArraySpec((N,), padding=NO_LABEL),
-            "objects": ArraySpec(padding=NO_LABEL),
-            "domain": ArraySpec(),
-        }
+        return box_columns(self.height, self.width, self.max_objects)
 
     def open(self, split: str) -> BoxRows:
         require_split(split)
@@ -106,6 +99,17 @@ class BoxDataset:
         if not len(rows):
             raise UserError(f"{self.description()}: the {split} split is empty")
         return rows
+
+
+def box_columns(height: int, width: int, objects: int) -> dict[str, ArraySpec]:
+    """Of an image with room for so many objects."""
+    return {
+        "image": ArraySpec((height, width, 3), "float32"),
+        "boxes": ArraySpec((objects, 4), "float32"),
+        "classes": ArraySpec((objects,), padding=NO_LABEL),
+        "objects": ArraySpec(padding=NO_LABEL),
+        "domain": ArraySpec(),
+    }
 
 
 class BoxRows:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from moe_jax.config.errors import UserError
+from moe_jax.data.box_mixture import BoxMixture
 from moe_jax.data.mixture import Mixture
 from moe_jax.data.sources import SOURCES
 from moe_jax.data.stdlib_text import StdlibText
 from moe_jax.data.types import Dataset, Rows
 
-DATASETS: dict[str, type] = {**SOURCES, "mixture": Mixture}
+DATASETS: dict[str, type] = {**SOURCES, "mixture": Mixture, "box_mixture": BoxMixture}
 
 __all__ = ["DATASETS", "Dataset", "Rows", "StdlibText", "classes_of", "vocabulary_of"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -44,25 +44,29 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """Rows drawn from several datasets by weight.
+class Mixed:
+    """What mixtures share: the parts, each a text of a kind, its settings and its weight.
 
-    parts: for each a text such as "stdlib_text: 0.7" or
-    "poems = folder(path=texts/poems, validation_fraction=0.1): 0.3"; the label, by default the
-    kind, names the domain. Weights count rows, not documents, and need not add up to 1.
-    All parts have the mixture's sequence_length, and must have the same tokenizer; parts without
+    parts: such as "stdlib_text: 0.7" or "poems = folder(path=texts/poems): 0.3"; the label, by
+    default the kind, names the domain. Weights count rows and need not add up to 1. Parts without
     a data_dir of their own take the mixture's.
     """
 
-    kind_name: ClassVar[str] = "mixture"
+    kinds: ClassVar[Mapping[str, type]]  # that a part may be of
+    needs: ClassVar[tuple[str, ...]] = ()  # settings that a part has beside those that are shared
+    rows_are: ClassVar[str]  # for messages: what the rows of all parts have in common
 
-    sequence_length: int = 256
-    parts: tuple[str, ...] = ("stdlib_text: 1",)
+    parts: tuple[str, ...]
     data_dir: str | None = None
 
+    def shared(self) -> dict[str, Any]:
+        """The settings that the mixture gives to all of its parts."""
+        raise NotImplementedError
+
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 1, "sequence_length")
-        if self.sequence_length >= 1:
+        sizes = list(at_least(self, 1, *self.shared()))
+        yield from sizes
+        if not sizes:
             try:
                 self.parsed()
             except UserError as error:
@@ -95,10 +99,11 @@ class Mixture:
         return Part(match["label"] or match["kind"], dataset, weight)
 
     def _dataset(self, kind: str, settings: str) -> Dataset:
-        cls = Kinds(PARTS, Dataset).load(kind)
-        fields = fields_of(cls)
-        if "sequence_length" not in fields:
-            raise UserError(f"{kind} has no sequence_length: parts are rows of so many tokens")
+        cls = Kinds(self.kinds, Dataset).load(kind)
+        fields, own = fields_of(cls), self.shared()
+        for name in (*own, *self.needs):
+            if name not in fields:
+                raise UserError(f"{kind} has no {name}: {self.rows_are}")
         # Where several may stand, quotes say that a comma is part of one.
         lists = [name for name, field in fields.items() if one_or_more(field.hint)]
         pairs = []
@@ -106,14 +111,48 @@ class Mixture:
             path, equals, value = setting.partition("=")
             if not equals:
                 raise UserError(f"{setting!r} must read setting=value")
-            if path.strip() == "sequence_length":
-                raise UserError("sequence_length is the mixture's")
+            if path.strip() in own:
+                raise UserError(f"{path.strip()} is the mixture's")
             path, value = path.strip(), value.strip()
             pairs.append((path, value if path in lists else value.strip("'\"")))
-        own: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.data_dir is not None and "data_dir" in fields:
             own["data_dir"] = self.data_dir
         return apply_overrides(cls(**own), pairs)
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Prepares each part that needs it."""
+        for part in self.parsed():
+            if hasattr(part.dataset, "prepare"):
+                part.dataset.prepare(reporter)
+
+    def summary(self) -> list[str]:
+        """What was read for each part that says so."""
+        lines = []
+        for part in self.parsed():
+            lines += [f"{part.label}: {line}" for line in getattr(part.dataset, "summary", list)()]
+        return lines
+
+    def stored_in(self) -> tuple[Path, ...]:
+        own = [part.dataset for part in self.parsed() if hasattr(part.dataset, "stored_in")]
+        return tuple(folder for dataset in own for folder in dataset.stored_in())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Mixed):
+    """Rows drawn from several datasets of text by weight.
+
+    All parts have the mixture's sequence_length, and must have the same tokenizer.
+    """
+
+    kind_name: ClassVar[str] = "mixture"
+    kinds: ClassVar[Mapping[str, type]] = PARTS
+    rows_are: ClassVar[str] = "parts are rows of so many tokens"
+
+    sequence_length: int = 256
+    parts: tuple[str, ...] = ("stdlib_text: 1",)
+
+    def shared(self) -> dict[str, Any]:
+        return {"sequence_length": self.sequence_length}
 
     def open(self, split: str) -> MixedRows:
         require_split(split)
@@ -139,23 +178,6 @@ class Mixture:
         method = getattr(self.parsed()[0].dataset, "vocabulary", None)
         return None if method is None else method()
 
-    def prepare(self, reporter: Reporter) -> None:
-        """Prepares each part that needs it."""
-        for part in self.parsed():
-            if hasattr(part.dataset, "prepare"):
-                part.dataset.prepare(reporter)
-
-    def summary(self) -> list[str]:
-        """What was read for each part that says so."""
-        lines = []
-        for part in self.parsed():
-            lines += [f"{part.label}: {line}" for line in getattr(part.dataset, "summary", list)()]
-        return lines
-
-    def stored_in(self) -> tuple[Path, ...]:
-        own = [part.dataset for part in self.parsed() if hasattr(part.dataset, "stored_in")]
-        return tuple(folder for dataset in own for folder in dataset.stored_in())
-
 
 class MixedRows:
     """The rows of several datasets, one after the other. `Rows` of types.py.
@@ -178,7 +200,6 @@ class MixedRows:
             "parts": [dict(part.fingerprint) for part in parts],
             "tokenizer": self.tokenizer.describe(),
         }
-        self._ends = list(accumulate(map(len, parts)))
         self._scatter = scatter
 
     @property
@@ -189,14 +210,20 @@ class MixedRows:
         return "; ".join(f"{name} {read}" for name, read in parts if read)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return sum(map(len, self.parts))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         place = scattered(index, len(self)) if self._scatter else index
-        domain = bisect.bisect_right(self._ends, place)
-        part = self.parts[domain]
-        row = part[place - (self._ends[domain] - len(part))]
+        domain, place = place_in(self.parts, place)
+        row = self.parts[domain][place]
         row = {"tokens": row["tokens"], "segments": row["segments"]}
         return {**row, "domain": np.full((), domain, np.int32)}
+
+
+def place_in(parts: Sequence[Rows], place: int) -> tuple[int, int]:
+    """Which part a row of all lies in, and its place there."""
+    ends = list(accumulate(map(len, parts)))
+    number = bisect.bisect_right(ends, place)
+    return number, place - (ends[number] - len(parts[number]))

@@ -21,6 +21,7 @@ from moe_jax.data.movielens_ratings import MovieLensRatings
 from moe_jax.data.package_descriptions import PackageDescriptions
 from moe_jax.data.package_sections import PackageSections
 from moe_jax.data.package_tags import PackageTags
+from moe_jax.data.pages import Pages
 from moe_jax.data.planted import Planted
 from moe_jax.data.scenes import DigitScenes, Scenes
 from moe_jax.data.sentiment import Sentiment
@@ -37,6 +38,17 @@ PARTS: dict[str, type] = {
     "folder": Folder,
     "memmap": Memmap,
     "planted": Planted,
+}
+
+# Images with objects in boxes, which a mixture of its own can draw from.
+BOXES: dict[str, type] = {
+    "scenes": Scenes,
+    "digit_scenes": DigitScenes,
+    "craters": Craters,
+    "pages": Pages,
+    "coco_folder": CocoFolder,
+    "voc_folder": VocFolder,
+    "tfds_boxes": TfdsBoxes,
 }
 
 SOURCES: dict[str, type] = {
@@ -62,12 +74,7 @@ SOURCES: dict[str, type] = {
     "histories": HistoryFile,
     "map_folder": MapFolder,
     "tfds_maps": TfdsMaps,
-    "scenes": Scenes,
-    "digit_scenes": DigitScenes,
-    "craters": Craters,
-    "coco_folder": CocoFolder,
-    "voc_folder": VocFolder,
-    "tfds_boxes": TfdsBoxes,
+    **BOXES,
     "images": ImageFolder,
     "tfds_images": TfdsImages,
 }

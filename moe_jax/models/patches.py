@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from moe_jax.config.fields import Rule, at_least, one_of
 from moe_jax.models.transformer import Transformer, TransformerConfig
 from moe_jax.models.types import IO
-from moe_jax.nn.context import ImageBatch, TokenBatch
+from moe_jax.nn.context import ImageBatch, TokenBatch, each_token
 from moe_jax.nn.param import parameter
 from moe_jax.nn.stem import ConvolutionalStem, stem_cost
 from moe_jax.ops.initializers import fan_in
@@ -119,6 +119,7 @@ class PatchModel(Transformer):
             position_BS=jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (B, S)),
             segment_BS=valid_BS.astype(jnp.int32),
             row_B=images.row_B,
+            task_BS=None if images.task_B is None else each_token(images.task_B, S),
         )
 
     def tokens(self, image_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B S D"]:

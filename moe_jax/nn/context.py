@@ -83,11 +83,13 @@ class PairBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """A batch of images, a row each. A row that is not valid fills up a batch."""
+    """A batch of images, a row each. A row that is not valid fills up a batch. task: of each row,
+    for routers that route by it; None: not told."""
 
     image_BHWC: Float[Array, "B H W C"]
     valid_B: Bool[Array, "B"]
     row_B: Int[Array, "B"]
+    task_B: Int[Array, "B"] | None = None
 
     def tokens_and_segments(self, S: int, part: int = 0) -> tuple[Array, Array]:
         """(id, segment) of each of the S tokens that the layers see: a patch's place is its id."""

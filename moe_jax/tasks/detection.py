@@ -82,6 +82,10 @@ class Detection:
         if not self.classes and not info.classes:
             yield "classes", "the data names no class, and it takes 1"
 
+    def row_tasks(self, columns: Columns, domains: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The domains: data sets of a mixture, or what a set has (worlds, languages)."""
+        return domains if "domain" in columns else None
+
     def figures(self) -> tuple[str, ...]:
         return ("average_precision", "ap50", "ap75", "detection_loss", *LOSSES)
 
@@ -101,7 +105,10 @@ class SetOfObjects:
 
     def inputs(self, raw: RawBatch) -> ImageBatch:
         return ImageBatch(
-            image_BHWC=jnp.asarray(raw["image"]), valid_B=self.valid(raw), row_B=raw["row"]
+            image_BHWC=jnp.asarray(raw["image"]),
+            valid_B=self.valid(raw),
+            row_B=raw["row"],
+            task_B=raw.get("domain"),
         )
 
     def valid(self, raw: RawBatch) -> Bool[Array, "B"]:

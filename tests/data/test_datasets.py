@@ -21,6 +21,7 @@ from moe_jax.config.tree import (
     to_json_dict,
 )
 from moe_jax.data.box_folder import CocoFolder, VocFolder
+from moe_jax.data.box_mixture import BoxMixture
 from moe_jax.data.datasets import DATASETS, Dataset, StdlibText
 from moe_jax.data.digits import Digits
 from moe_jax.data.fetch.dataset import Fetched
@@ -130,6 +131,9 @@ def made(kind, data_dir, texts, tmp_path):
         "labelled": LabelledFolder(path=str(tmp_path / "labelled"), data_dir=str(tmp_path)),
         "digits": Digits(),
         "digit_scenes": DigitScenes(rows=8, validation_rows=4),
+        "box_mixture": BoxMixture(
+            parts=("digit_scenes(rows=8, validation_rows=4): 1",), height=48, width=48
+        ),
         "images": ImageFolder(path=str(tmp_path / "images"), validation_fraction=0.4),
     }
     return others[kind]

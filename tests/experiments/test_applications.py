@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.tasks.baselines import windows
 from experiments.tasks.applications import APPLICATIONS
 from experiments.tasks.page import PAGES, RESULTS, row, verdict, written
 from moe_jax.config.overrides import load_config
@@ -52,6 +53,24 @@ def test_verdicts():
     not_beaten = "; the simple baseline is not beaten"
     assert verdict(most, -0.1, 0.1, 0.8, 0.8) == "no difference shown" + not_beaten
     assert verdict(least, -0.2, -0.1, 0.9, 0.8) == "MoE ahead" + not_beaten
+
+
+def test_a_window_lies_where_its_features_say():
+    """A bright square is nowhere but in windows that have its edges."""
+    image = np.zeros((64, 64, 3))
+    image[40:56, 8:24] = 1
+    features, boxes = windows.windows(image)
+    corner = windows.corners(boxes) * 64
+    inside = (corner[:, :2] < [24, 56]).all(1) & (corner[:, 2:] > [8, 40]).all(1)
+    near = (corner[:, :2] < [32, 64]).all(1) & (corner[:, 2:] > [0, 32]).all(1)
+    has = np.abs(features).sum(axis=1) > 0.1
+    assert has.any() and not has[~near].any() and has[inside & (corner[:, 0] < 2)].any()
+    assert (corner >= -0.5).all() and (corner <= 64.5).all()
+
+
+def test_of_doubles_the_best_stays():
+    corner = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]])
+    assert windows.without_doubles(corner, np.array([0.5, 0.9, 0.1])).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)

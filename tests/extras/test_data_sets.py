@@ -155,7 +155,7 @@ def test_swissmetro(data_dir, tmp_path):
 
 def test_ratings_of_films(data_dir):
     """The biases of people and films: 0.944 of five parts as Surprise has it."""
-    from experiments.tasks.table_baselines import biases
+    from experiments.tasks.baselines.tables import biases
 
     data = MovieLensRatings(data_dir=data_dir)
     train, held = data.open("train"), data.open("test")
