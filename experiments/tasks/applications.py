@@ -63,6 +63,7 @@ APPLICATIONS = {
         best="max",
         trivial={"the source as it is": translations.copied},
         simple={"a translation memory": translations.remembered},
+        settings=QUIET,
     ),
     "sentiment": Application(
         what="sentiment of sentences",
@@ -72,6 +73,7 @@ APPLICATIONS = {
         best="max",
         trivial={"the most frequent class": classes.majority},
         simple={"VADER's lexicon": texts.lexicon, "linear on a bag of pieces": texts.bag_of_pieces},
+        settings=QUIET,
     ),
     "vision": Application(
         what="image classification",
@@ -90,6 +92,7 @@ APPLICATIONS = {
         best="max",
         trivial={"the most frequent class": classes.majority},
         simple={"naive Bayes": texts.naive_bayes},
+        settings=QUIET,
     ),
     "tags": Application(
         what="tagging of texts",
@@ -104,6 +107,7 @@ APPLICATIONS = {
             "naive Bayes": texts.naive_bayes_each,
             "linear on a bag of pieces": texts.linear_each,
         },
+        settings=QUIET,
     ),
     "fashion": Application(
         what="image classification",
@@ -113,6 +117,7 @@ APPLICATIONS = {
         best="max",
         trivial={"the most frequent class": classes.majority},
         simple={"the nearest image": images.nearest, "linear on pixels": images.linear_on_pixels},
+        settings=QUIET,
     ),
     "segmentation": Application(
         what="segmentation",

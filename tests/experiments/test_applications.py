@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.tasks.baselines import windows
 from experiments.tasks.applications import APPLICATIONS
+from experiments.tasks.baselines import windows
 from experiments.tasks.page import PAGES, RESULTS, row, verdict, written
 from moe_jax.config.overrides import load_config
 from moe_jax.training.experiment import Experiment
