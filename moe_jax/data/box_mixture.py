@@ -12,7 +12,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.boxes import box_columns
 from moe_jax.data.mixture import Mixed, place_in
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.sources import BOXES
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
@@ -114,9 +114,7 @@ class MixedBoxes:
         return self._row(domain, self.parts[domain].augmented(place, random))
 
     def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return place_in(self.parts, scattered(index, len(self)) if self._scatter else index)
+        return place_in(self.parts, place_of(index, len(self), self._scatter))
 
     def _row(self, domain: int, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With room for as many objects as all parts have, and classes by their place among all."""

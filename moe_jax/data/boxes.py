@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.fields import Rule, at_least, at_most
+from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
+from moe_jax.data.pictures import MirroredPictures
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
 
@@ -45,29 +46,17 @@ class Boxes(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxDataset:
+class BoxDataset(MirroredPictures):
     """A data set of images with objects in boxes. A subclass says what it holds.
 
-    height, width: of a row, in pixels. mean, deviation: of a pixel from 0 to 1, by which it is
-    scaled: (pixel - mean) / deviation. flip: the chance of the mirror image in training.
     max_objects: N, for how many objects a row has room; an image with more of them is an error.
     """
 
-    kind_name: ClassVar[str]
-
-    height: int = 64
-    width: int = 64
-    mean: float = 0.5
-    deviation: float = 0.25
-    flip: float = 0.5
     max_objects: int = 8
 
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 1, "height", "width", "max_objects")
-        yield from at_least(self, 0, "flip")
-        yield from at_most(self, 1, "flip")
-        if self.deviation <= 0:
-            yield "deviation", "must be above 0"
+        yield from super().check()
+        yield from at_least(self, 1, "max_objects")
 
     # What a subclass says
 
@@ -75,18 +64,8 @@ class BoxDataset:
         """The images of "train" or "validation". UserError where there are none."""
         raise NotImplementedError
 
-    def classes(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def identity(self) -> JsonObject:
-        """JSON that changes when the images or their objects do."""
-        raise NotImplementedError
-
     def domains(self) -> tuple[str, ...]:
         return (self.kind_name,)
-
-    def description(self) -> str:
-        return self.kind_name
 
     # What all have
 
@@ -146,7 +125,7 @@ class BoxRows:
         """The row as training sees it, by the draws of `random`."""
         place = self.place_of(index)
         row = self._row(place, self.images.view(place, random))
-        if self._dataset.flip and random.random() < self._dataset.flip:
+        if self._dataset.flips(random):
             row["image"] = np.ascontiguousarray(row["image"][:, ::-1])
             there = row["classes"] != NO_LABEL
             row["boxes"][there, 0] = 1 - row["boxes"][there, 0]
@@ -154,22 +133,13 @@ class BoxRows:
 
     def place_of(self, index: int) -> int:
         """Which image stands at row `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return scattered(index, len(self)) if self._scatter else index
+        return place_of(index, len(self), self._scatter)
 
     def _row(self, place: int, one: Annotated) -> dict[str, np.ndarray]:
         d, n = self._dataset, len(one.class_N)
-        wanted = (d.height, d.width, 3)
-        if one.pixels_HWC.shape != wanted:
-            name = f"{d.description()}: {self.images.name(place)}"
-            raise UserError(f"{name} is {one.pixels_HWC.shape}, not {wanted}")
+        image = d.scaled(one.pixels_HWC, self.images.name(place))
         if n > d.max_objects:
             raise UserError(too_many(d, self.images.name(place), n))
-        scale = np.float32(255 if one.pixels_HWC.dtype == np.uint8 else 1)
-        image = (one.pixels_HWC.astype(np.float32) / scale - np.float32(d.mean)) / np.float32(
-            d.deviation
-        )
         filled = {name: spec.filled(1)[0] for name, spec in d.columns().items() if spec.shape}
         filled["boxes"][:n] = middle_and_size(one.corner_N4, d.height, d.width)
         filled["classes"][:n] = one.class_N

@@ -87,8 +87,10 @@ class Climate(FetchedFolder, MapDataset):
     def classes(self) -> tuple[str, ...]:
         return tuple(GROUPS)
 
-    def channels_of(self) -> int:
-        return 5 if self.latitude else 3
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Two channels more with latitude."""
+        return self.height, self.width, 5 if self.latitude else 3
 
     def identity(self) -> JsonObject:
         return {**self.origin(), "least_land": self.least_land}

@@ -12,7 +12,7 @@ import numpy as np
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.table_file import read_table
 from moe_jax.data.tokenizer import IdTokenizer
 from moe_jax.data.types import ArraySpec, require_split
@@ -91,9 +91,7 @@ class HistoryRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        items, before = self._rows[scattered(index, len(self)) if self._scatter else index]
+        items, before = self._rows[place_of(index, len(self), self._scatter)]
         tokens, seen = np.zeros(self._S + 1, np.int32), np.zeros(self._items + 1, np.int32)
         tokens[: len(items)] = items
         if before is not None:

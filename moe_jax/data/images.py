@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, at_most
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
+from moe_jax.data.pictures import PictureDataset
 from moe_jax.data.rand_augment import STRONGEST, rand_augment
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
@@ -87,28 +88,21 @@ class ArrayPictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataset:
+class ImageDataset(PictureDataset):
     """A data set of images with a class each. A subclass says what it holds.
 
-    height, width: of a row's image; others are brought to them. channels: 1 is grey, 3 is colour.
-    mean, deviation: of a pixel from 0 to 1, by which it is scaled: (pixel - mean) / deviation.
+    Images of other sizes are brought to height and width. channels: 1 is grey, 3 is colour.
     """
-
-    kind_name: ClassVar[str]
 
     height: int = 32
     width: int = 32
     channels: int = 3
-    mean: float = 0.5
-    deviation: float = 0.25
     augmentation: Augmentation = Augmentation()
 
     def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 1, "height", "width")
+        yield from super().check()
         if self.channels not in CHANNELS:
             yield "channels", "must be 1 (grey) or 3 (colour)"
-        if self.deviation <= 0:
-            yield "deviation", "must be above 0"
         if 2 * self.augmentation.crop >= min(self.height, self.width):
             yield "augmentation.crop", "must be below half of the image"
 
@@ -116,20 +110,14 @@ class ImageDataset:
         """The images of "train" or "validation". UserError where there are none."""
         raise NotImplementedError
 
-    def classes(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def identity(self) -> JsonObject:
-        """JSON that changes when the images do."""
-        raise NotImplementedError
-
-    def description(self) -> str:
-        return self.kind_name
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
 
     def columns(self) -> dict[str, ArraySpec]:
         mixed = {"other_label": ArraySpec(padding=NO_LABEL), "share": ArraySpec(dtype="float32")}
         return {
-            "image": ArraySpec((self.height, self.width, self.channels), "float32"),
+            "image": ArraySpec(self.shape, "float32"),
             "label": ArraySpec(padding=NO_LABEL),
             **(mixed if self.augmentation.mixup else {}),
         }
@@ -152,7 +140,7 @@ class ImageRows:
         self._dataset, self._pictures, self._scatter = dataset, pictures, split != "train"
         self.classes = dataset.classes()
         self.domains = (dataset.kind_name,)
-        sizes = [dataset.height, dataset.width, dataset.channels, dataset.mean, dataset.deviation]
+        sizes = [*dataset.shape, dataset.mean, dataset.deviation]
         labels = np.asarray(pictures.labels, "<i4")
         self.fingerprint: JsonObject = {
             "kind": dataset.kind_name,
@@ -170,7 +158,8 @@ class ImageRows:
         return len(self._pictures.labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._row(index, self._scaled(self._pixels(self._place(index))))
+        place = self._place(index)
+        return self._row(index, self._scaled(self._pixels(place), place))
 
     def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         """The row as training sees it, by the draws of `random`."""
@@ -194,25 +183,15 @@ class ImageRows:
 
     def _varied(self, index: int, random: np.random.Generator) -> np.ndarray:
         """The image of a row, varied by chance."""
-        d = self._dataset
-        pixels = d.augmentation.varied(self._pixels(self._place(index)), d.mean, random)
-        return np.ascontiguousarray(d.augmentation.moved(self._scaled(pixels), random))
+        d, place = self._dataset, self._place(index)
+        pixels = d.augmentation.varied(self._pixels(place), d.mean, random)
+        return np.ascontiguousarray(d.augmentation.moved(self._scaled(pixels, place), random))
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return scattered(index, len(self)) if self._scatter else index
+        return place_of(index, len(self), self._scatter)
 
     def _pixels(self, place: int) -> np.ndarray:
-        d = self._dataset
-        pixels = np.asarray(self._pictures[place])
-        wanted = (d.height, d.width, d.channels)
-        if pixels.shape != wanted:
-            raise UserError(f"{d.description()}: image {place} is {pixels.shape}, not {wanted}")
-        return pixels
+        return np.asarray(self._pictures[place])
 
-    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
-        d = self._dataset
-        scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
-        image = pixels.astype(np.float32) / scale
-        return (image - np.float32(d.mean)) / np.float32(d.deviation)
+    def _scaled(self, pixels: np.ndarray, place: int) -> np.ndarray:
+        return self._dataset.scaled(pixels, f"image {place}")

@@ -15,7 +15,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import Json, read_object
 from moe_jax.config.paths import write_whole
 from moe_jax.data.faults import Tally
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.packing import require_ids
 from moe_jax.data.progress import Reporter
 from moe_jax.data.store import TokenFolder
@@ -197,11 +197,9 @@ class LabelledRows:
 
     def place_of(self, index: int) -> int:
         """Which text stands at row `index`."""
-        return scattered(index, len(self)) if self._scatter else index
+        return place_of(index, len(self), self._scatter)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         place, S = self.place_of(index), self._dataset.sequence_length
         ids = self.text_ids(place)[:S]
         require_ids(ids, self.tokenizer.vocab_size, self._dataset.description())

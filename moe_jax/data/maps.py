@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.fields import Rule, at_least, at_most
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
+from moe_jax.data.pictures import MirroredPictures
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
 
@@ -30,27 +29,8 @@ class Maps(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapDataset:
-    """A data set of images with a class for each pixel. A subclass says what it holds.
-
-    height, width: of a row, in pixels. mean, deviation: of a pixel from 0 to 1, by which it is
-    scaled: (pixel - mean) / deviation. flip: the chance of the mirror image in training.
-    """
-
-    kind_name: ClassVar[str]
-
-    height: int = 64
-    width: int = 64
-    mean: float = 0.5
-    deviation: float = 0.25
-    flip: float = 0.5
-
-    def check(self) -> Iterator[Rule]:
-        yield from at_least(self, 1, "height", "width")
-        yield from at_least(self, 0, "flip")
-        yield from at_most(self, 1, "flip")
-        if self.deviation <= 0:
-            yield "deviation", "must be above 0"
+class MapDataset(MirroredPictures):
+    """A data set of images with a class for each pixel. A subclass says what it holds."""
 
     # What a subclass says
 
@@ -58,30 +38,15 @@ class MapDataset:
         """The images of "train" or "validation". UserError where there are none."""
         raise NotImplementedError
 
-    def classes(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def identity(self) -> JsonObject:
-        """JSON that changes when the images do."""
-        raise NotImplementedError
-
-    def channels_of(self) -> int:
-        """Of a row's image."""
-        return 3
-
     def domains(self) -> tuple[str, ...]:
         return (self.kind_name,)
-
-    def description(self) -> str:
-        return self.kind_name
 
     # What all have
 
     def columns(self) -> dict[str, ArraySpec]:
-        size = (self.height, self.width)
         return {
-            "image": ArraySpec((*size, self.channels_of()), "float32"),
-            "label_map": ArraySpec(size, padding=NO_LABEL),
+            "image": ArraySpec(self.shape, "float32"),
+            "label_map": ArraySpec(self.shape[:2], padding=NO_LABEL),
         }
 
     def open(self, split: str) -> MapRows:
@@ -105,7 +70,7 @@ class MapRows:
         self.fingerprint: JsonObject = {
             "kind": dataset.kind_name,
             "split": split,
-            "image": [d.height, d.width, d.channels_of(), d.mean, d.deviation],
+            "image": [*d.shape, d.mean, d.deviation],
             "content": {
                 **dataset.identity(),
                 "images": len(maps),
@@ -122,24 +87,19 @@ class MapRows:
     def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         """The row as training sees it, by the draws of `random`."""
         pixels, classes = self._maps.window(self._place(index), random)
-        if self._dataset.flip and random.random() < self._dataset.flip:
+        if self._dataset.flips(random):
             pixels, classes = pixels[:, ::-1], classes[:, ::-1]
         return self._row(pixels, classes)
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return scattered(index, len(self)) if self._scatter else index
+        return place_of(index, len(self), self._scatter)
 
     def _row(self, pixels: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
         d = self._dataset
-        wanted = (d.height, d.width, d.channels_of())
-        if pixels.shape != wanted or classes.shape != wanted[:2]:
-            raise UserError(f"{d.description()}: an image is {pixels.shape}, not {wanted}")
-        scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
-        image = (pixels.astype(np.float32) / scale - np.float32(d.mean)) / np.float32(d.deviation)
+        if classes.shape != d.shape[:2]:
+            raise UserError(f"{d.description()}: a map is {classes.shape}, not {d.shape[:2]}")
         return {
-            "image": np.ascontiguousarray(image),
+            "image": d.scaled(pixels, "an image"),
             "label_map": np.ascontiguousarray(classes.astype(np.int32)),
         }
 

@@ -19,7 +19,7 @@ from moe_jax.config.kinds import Kinds
 from moe_jax.config.overrides import apply_overrides
 from moe_jax.config.tree import settings as fields_of
 from moe_jax.config.values import one_or_more, split_elements
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.progress import Reporter
 from moe_jax.data.sources import PARTS
 from moe_jax.data.types import Dataset, Rows, described, require_split
@@ -213,9 +213,7 @@ class MixedRows:
         return sum(map(len, self.parts))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = scattered(index, len(self)) if self._scatter else index
+        place = place_of(index, len(self), self._scatter)
         domain, place = place_in(self.parts, place)
         row = self.parts[domain][place]
         row = {"tokens": row["tokens"], "segments": row["segments"]}

@@ -53,6 +53,14 @@ def _round_keys(seed: int) -> tuple[int, ...]:
     return tuple(int(bits) for bits in np.random.Philox(key=seed).random_raw(4))
 
 
+def place_of(index: int, rows: int, scatter: bool) -> int:
+    """Which row of a split stands at `index`: in their own order, or scattered, as rows that are
+    evaluated come. IndexError where there is none."""
+    if not 0 <= index < rows:
+        raise IndexError(f"row {index} of {rows}")
+    return scattered(index, rows) if scatter else index
+
+
 def scattered(index: int, size: int) -> int:
     """A fixed permutation of 0 .. size - 1."""
     return shuffled(index, size, seed=0)

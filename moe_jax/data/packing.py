@@ -22,7 +22,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import Json, JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.types import Tokenizer
 
 CHUNK = 64  # documents encoded at a time
@@ -119,9 +119,7 @@ class PackedRows:
         return -(-(len(self.stream) - 1) // self.sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = scattered(index, len(self)) if self.scatter else index
+        place = place_of(index, len(self), self.scatter)
         start = place * self.sequence_length
         ids = self.stream[start : start + self.sequence_length + 1]
         require_ids(ids, self.tokenizer.vocab_size, self.source)

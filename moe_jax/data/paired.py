@@ -14,7 +14,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import Json, JsonObject, read_object
 from moe_jax.config.paths import write_whole
 from moe_jax.data.faults import Tally
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.packing import require_ids
 from moe_jax.data.progress import Reporter
 from moe_jax.data.store import TokenFolder
@@ -161,7 +161,7 @@ class PairRows:
 
     def place_of(self, index: int) -> int:
         """Which pair that fits stands at row `index`."""
-        return scattered(index, len(self)) if self._scatter else index
+        return place_of(index, len(self), self._scatter)
 
     def texts(self, index: int) -> tuple[str, str]:
         """Source and target of a row."""
@@ -175,8 +175,6 @@ class PairRows:
         return self._stream[a:b], self._stream[b:c]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         place, S = self.place_of(index), self._dataset.sequence_length
         source, target = (ids.astype(np.int32) for ids in self._ids(place))
         domain = int(self.domain_of_row[place])

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.types import ArraySpec, require_split
 
 VOCABULARY = "vocabulary.json"  # the values of each category, beside its arrays
@@ -193,7 +193,5 @@ class TableRows:
         return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = scattered(index, len(self)) if self._scatter else index
+        place = place_of(index, len(self), self._scatter)
         return {name: np.asarray(array[place]) for name, array in self.arrays.items()}

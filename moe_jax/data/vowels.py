@@ -17,7 +17,7 @@ from moe_jax.config.fields import Rule
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.fetch.archives import Archive, Card, last_words
 from moe_jax.data.fetch.dataset import FetchedFolder
-from moe_jax.data.order import scattered
+from moe_jax.data.order import place_of
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
 # Run by a process of its own: Praat is GPL, and nothing of the package imports it.
@@ -147,9 +147,7 @@ class VowelRows:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = scattered(index, len(self)) if self._scatter else index
+        place = place_of(index, len(self), self._scatter)
         return {"features": self.features[place], "label": np.asarray(self.labels[place])}
 
 

@@ -902,7 +902,7 @@ IN_THE_STEP = (
     ),
     _fault(
         "targets across documents",
-        "moe_jax/tasks/language_model.py",
+        "moe_jax/tasks/next_target.py",
         "(here == following) & (following > 0)",
         "(here >= 0) & (following > 0)",
         TASK + "sums_are_those_of_the_counted_targets",
