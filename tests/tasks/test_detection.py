@@ -115,7 +115,7 @@ def test_sums_of_parts_are_those_of_the_whole(predictions, raw):
 
     def sums(rows):
         part = jax.tree.map(lambda leaf: leaf[rows], predictions)
-        return task.sums(part, {name: leaf[rows] for name, leaf in raw.items()})
+        return jax.jit(task.sums)(part, {name: leaf[rows] for name, leaf in raw.items()})
 
     whole, parts = sums(slice(None)), add_sums(sums(slice(0, 2)), sums(slice(2, B)))
     for name, value in whole.items():
@@ -131,7 +131,7 @@ def test_padding_has_no_gradient_and_no_objects_have_one(predictions, raw):
         sums = task.sums(predictions, raw)
         return sum(sums[name] for name in LOSSES)
 
-    grads = jax.tree.map(np.asarray, jax.grad(total)(predictions))
+    grads = jax.tree.map(np.asarray, jax.jit(jax.grad(total))(predictions))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert not grads.logits_BLQC[5].any() and not grads.box_BLQ4[5].any()
     assert (grads.logits_BLQC[0] > 0).all() and not grads.box_BLQ4[0].any()
