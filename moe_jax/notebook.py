@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe_jax.analysis.report.pictures import Picture
+from moe_jax.analysis.report.samples import Samples
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.activity import doing
 from moe_jax.config.checks import require
@@ -24,6 +25,8 @@ from moe_jax.config.kinds import trusted
 from moe_jax.config.overrides import apply_overrides, load_config
 from moe_jax.config.paths import folder_of
 from moe_jax.config.tree import from_json_dict
+from moe_jax.data.histories import HistoryRows
+from moe_jax.data.paired import PairRows
 from moe_jax.data.pipeline import EvaluationBatches
 from moe_jax.data.tokenizer import BPE_FILE, Bpe, WithLanguages, writable_ids
 from moe_jax.data.types import DataInfo, Dataset, Rows, Tokenizer, described
@@ -36,7 +39,7 @@ from moe_jax.parallel.compiler import keep_compiled_programs
 from moe_jax.parallel.hosts import is_multiprocess
 from moe_jax.parallel.mesh import MeshConfig
 from moe_jax.routing.counterfactual import Counterfactual, Replay
-from moe_jax.training import observation, pictures
+from moe_jax.training import observation, pictures, samples
 from moe_jax.training.build import Program, build
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.evaluation import evaluate
@@ -257,6 +260,23 @@ class LoadedRun:
         """The image of a row of the evaluation split, with its patches and its class, or the true
         and the predicted class of each pixel, or the true and the predicted objects."""
         return pictures.of_row(self.program, self.info, self.rows[row], self.predictions)
+
+    def samples(self) -> Samples | None:
+        """Some rows of the evaluation split with what the model makes of them: translations, or
+        items of histories; None of others."""
+        rows = self.rows
+        if isinstance(rows, PairRows) and self.writes:
+            return samples.translated(rows, self.info.domains, self.translate)
+        if isinstance(rows, HistoryRows):
+            batch = next(self.batches())
+            return samples.recommended(rows, batch, self.predictions(batch), len(rows.names))
+        return None
+
+    def text_of_token(self, token: int) -> str:
+        """For people: a piece of text, or the name of an item."""
+        if isinstance(self.rows, HistoryRows):
+            return f"{self.rows.names[token]} · "
+        return self.tokenizer.decode([token])
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the evaluation split, in order; of each, the rows that this process needs.

@@ -14,8 +14,6 @@ from moe_jax.config.paths import expanded
 
 if TYPE_CHECKING:
     from moe_jax.analysis.report.routing import RoutingView
-    from moe_jax.analysis.report.translations import Translated
-    from moe_jax.notebook import LoadedRun
 
 USAGE = """
 usage: python -m moe_jax.report --workdir=DIR[,DIR2,...] [--workdir=DIR3 ...] [--out=FILE.html]
@@ -46,8 +44,6 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_integer("batches", 8, "of the evaluation, for --routing", 1, flag_values=FLAGS)
 MAX_CHECKPOINTS = 12
-SEARCHED = 2000  # rows of an evaluation, for one of each pair of languages
-TRANSLATED, MAX_TRANSLATED = 8, 24  # rows that are shown
 
 
 def main(arguments: Arguments) -> int:
@@ -84,34 +80,7 @@ def routing_view(workdir: str, batches: int) -> RoutingView:
         return RoutingView(traces, str, functools.cache(run.picture))
     if run.config.io.table is not None:
         return RoutingView(traces, str, rows_are_text=False)
-    decode = run.tokenizer.decode
-    return RoutingView(
-        traces,
-        functools.cache(lambda token: decode([token])),
-        translated=translated(run) if run.config.io.source is not None else (),
-    )
-
-
-def translated(run: LoadedRun) -> list[Translated]:
-    """The first rows of the evaluation of each pair of languages, and others up to eight; none
-    where the router lets a token see later ones, or the data set has no texts of rows."""
-    from moe_jax.analysis.report.translations import Translated
-    from moe_jax.data.paired import PairRows
-
-    rows = run.rows
-    if not run.writes or not isinstance(rows, PairRows):
-        return []
-    domains = [int(rows[index]["domain"]) for index in range(min(SEARCHED, len(rows)))]
-    first = [domains.index(number) for number in sorted(set(domains))]
-    others = [index for index in range(len(domains)) if index not in first]
-    shown = [*first, *others[: max(TRANSLATED - len(first), 0)]][:MAX_TRANSLATED]
-    pairs = [run.info.domains[domains[index]] for index in shown]
-    texts = [rows.texts(index) for index in shown]
-    written = run.translate([source for source, _ in texts], [p.partition("-")[2] for p in pairs])
-    return [
-        Translated(pair, source, reference, made)
-        for pair, (source, reference), made in zip(pairs, texts, written, strict=True)
-    ]
+    return RoutingView(traces, functools.cache(run.text_of_token), samples=run.samples())
 
 
 def _folders(given: str) -> list[str]:

@@ -46,19 +46,21 @@ class HistoryRows:
 
     Leave one out by time: of each history the last item is `test`, the one before it `validation`,
     the rest trains. A longer history than S items trains in rows one after the other; what is held
-    out comes behind the S items before it.
+    out comes behind the S items before it. names: of the items, by their ids, for people; that of
+    0 is empty.
     """
 
     def __init__(
         self,
         kind: str,
         items_of: Sequence[np.ndarray],
-        items: int,
+        names: Sequence[str],
         S: int,
         split: str,
         origin: JsonObject,
     ):
         require_split(split, SPLITS)
+        self.names, items = tuple(names), len(names) - 1
         self._S, self._items, self._scatter = S, items, split != "train"
         # (items of the row, items before its target)
         self._rows: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -147,4 +149,7 @@ class HistoryFile:
         user = np.array([number_of_user[row[self.user]] for row in table])
         item = np.array([number_of_item[row[self.item]] for row in table])
         found = histories(user, item, time)
-        return HistoryRows(self.kind_name, found, self.items, self.sequence_length, split, {})
+        titles = [""] * (self.items + 1)
+        for value, number in number_of_item.items():
+            titles[number] = value
+        return HistoryRows(self.kind_name, found, titles, self.sequence_length, split, {})

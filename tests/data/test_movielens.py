@@ -12,7 +12,7 @@ import pytest
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.histories import HistoryFile
-from moe_jax.data.movielens import CARD, COLUMNS, INSIDE, MovieLens100k
+from moe_jax.data.movielens import CARD, COLUMNS, FILMS, INSIDE, PEOPLE, MovieLens100k
 from tests.data.archives import card_of
 
 
@@ -20,6 +20,9 @@ def wheel(lines):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr(INSIDE, "\n".join(["\t".join(COLUMNS), *lines]) + "\n")
+        archive.writestr(PEOPLE, "user_id:token\tage:token\n1\t30\n")
+        films = [f"{n}\tFilm {n}" for n in range(1, 200)]
+        archive.writestr(FILMS, "\n".join(["item_id:token\tmovie_title:token_seq", *films]) + "\n")
     return out.getvalue()
 
 
@@ -43,6 +46,11 @@ def test_films_stand_in_the_order_of_time(data):
     assert [list(films) for films in data.films()] == [
         [20 * user + n for n in range(1, 4 + user)] for user in range(1, 8)
     ]
+
+
+def test_films_have_titles_by_their_numbers(data):
+    names = data.open("train").names
+    assert len(names) == 1683 and names[0] == "" and names[21] == "Film 21"
 
 
 def test_the_last_films_are_held_out_and_in_no_other_split(data):

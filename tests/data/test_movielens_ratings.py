@@ -11,13 +11,10 @@ import pytest
 
 from moe_jax.config.checks import check
 from moe_jax.config.errors import UserError
-from moe_jax.data.movielens import COLUMNS, INSIDE
+from moe_jax.data.movielens import CARD, COLUMNS, FILMS, INSIDE, PEOPLE
 from moe_jax.data.movielens_ratings import (
-    CARD,
     CATEGORIES,
-    FILMS,
     NUMBERS,
-    PEOPLE,
     MovieLensRatings,
 )
 from tests.data.archives import card_of

@@ -13,15 +13,15 @@ import numpy as np
 from moe_jax.analysis import preferences
 from moe_jax.analysis.languages import by_family, family
 from moe_jax.analysis.read_run import Series
-from moe_jax.analysis.report import pictures, translations
+from moe_jax.analysis.report import pictures, samples
 from moe_jax.analysis.report.frame import figure
 from moe_jax.analysis.report.heat_map import named_grid, scale
 from moe_jax.analysis.report.line_chart import Line, line_chart
 from moe_jax.analysis.report.numbers import formatted
 from moe_jax.analysis.report.pictures import Picture
+from moe_jax.analysis.report.samples import Samples
 from moe_jax.analysis.report.sections import Rows, Section, drawn
 from moe_jax.analysis.report.tables import table
-from moe_jax.analysis.report.translations import Translated
 from moe_jax.analysis.specialisation import domain_counts
 from moe_jax.analysis.trace import Trace
 
@@ -44,13 +44,14 @@ VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 class RoutingView:
     """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
     id, for people. picture: of a row, where rows are images. rows_are_text: rows without a picture
-    are so, and not rows of a table. translated: of a run that translates, some rows."""
+    are so, and not rows of a table. samples: some rows with what the
+    model makes of them."""
 
     traces: Sequence[Trace]
     text: Callable[[int], str]
     picture: Callable[[int], Picture] | None = None
     rows_are_text: bool = True
-    translated: Sequence[Translated] = ()
+    samples: Samples | None = None
 
     @property
     def last(self) -> Trace:
@@ -164,8 +165,8 @@ def _palette(num_experts: int) -> str:
     return f'<p class="palette">{keys}</p>'
 
 
-def _translations(view: RoutingView) -> str:
-    return translations.shown(view.translated, view.last.step)
+def _samples(view: RoutingView) -> str:
+    return samples.shown(view.samples, view.last.step)
 
 
 # Pictures
@@ -534,7 +535,7 @@ def _layer_lines(view: RoutingView, steps: np.ndarray, values_LS: np.ndarray) ->
 # How the rows of a task are shown is a row here.
 SECTIONS: Rows[RoutingView] = (
     ("text", "Text by expert", _text),
-    ("translations", "Translations", _translations),
+    ("samples", "Samples", _samples),
     ("maps", "Classes of pixels", _maps),
     ("boxes", "Objects found", _boxes),
     ("pictures", "Patches by expert", _pictures),
@@ -547,7 +548,7 @@ SECTIONS: Rows[RoutingView] = (
 
 STYLE = (
     pictures.STYLE
-    + translations.STYLE
+    + samples.STYLE
     + """
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 10px; max-width: none;
   font: 12.5px/1.65 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
