@@ -85,10 +85,8 @@ def test_samples_have_the_names_of_items_and_the_rank_among_what_is_offered(run)
         place, names = int(row["held"]), loaded.rows.names
         assert lately.split("; ") == [names[i] for i in row["tokens"][: place + 1][-4:]]
         assert had == names[row["tokens"][place + 1]]
-        best = offered.split("; ")
-        assert len(set(best)) == 5 and not {names[i] for i in np.flatnonzero(row["seen"])} & set(
-            best
-        )
+        best, seen = offered.split("; "), {names[i] for i in np.flatnonzero(row["seen"])}
+        assert len(set(best)) == 5 and not seen & set(best)
         if had in best:  # of equal scores the rank is the last
             assert int(rank) >= best.index(had) + 1
         else:
