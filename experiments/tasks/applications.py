@@ -156,7 +156,7 @@ APPLICATIONS = {
         best="max",
         trivial={"one score for all": tables.constant},
         simple={"logistic regression": tables.logistic, "boosted trees": tables.trees},
-        settings=("--config.steps=500", *QUIET),
+        settings=("--config.steps=300", *QUIET),
     ),
     "swissmetro": Application(
         what="choice of transport",

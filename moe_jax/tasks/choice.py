@@ -79,7 +79,7 @@ class ChoiceOfRow:
         return TableBatch(
             id_BC=None if ids is None else jnp.asarray(ids),
             number_BN=None if numbers is None else jnp.asarray(numbers),
-            valid_B=self.counts(raw),
+            valid_B=jnp.any(~jnp.isnan(self._chosen(raw)), axis=1),
             row_B=raw["row"],
         )
 
