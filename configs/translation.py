@@ -5,7 +5,8 @@ small sparse encoder-decoder.
 of up to 48 pieces a step. Its iso-FLOP dense twin: --config=configs/translation.py:dense. One model
 for all pairs, as GShard's M4; Danish into English alone, 2 + 2 layers, in a few minutes:
 --config=configs/translation.py:danish (and :danish-dense). Needs the extras `text` and
-`translation`; the descriptions are fetched with apt.
+`translation`; the descriptions are fetched with apt. Without apt:
+--config.data.kind=interface_texts.
 """
 
 from ml_collections import ConfigDict

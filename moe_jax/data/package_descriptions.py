@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moe_jax.config.fields import Rule, one_of
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.debian import (
     ENGLISH,
@@ -14,18 +13,17 @@ from moe_jax.data.debian import (
     DebianDescriptions,
     Described,
     Text,
-    unknown_languages,
 )
 from moe_jax.data.faults import Tally
-from moe_jax.data.paired import Pair, PairedText
 from moe_jax.data.store import in_share
+from moe_jax.data.with_english import WithEnglish
 
-DIRECTIONS = ("both", "from_english", "to_english")
+OTHERS = tuple(language for language in LANGUAGES if language != ENGLISH)
 READING = 1  # raised when the same descriptions give other pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageDescriptions(DebianDescriptions, PairedText):
+class PackageDescriptions(DebianDescriptions, WithEnglish):
     """Paragraphs and titles of package descriptions with their translations, from 65,000 (Italian)
     down to 1,700 (Chinese): many to one and one to many, as GShard's M4 (2006.16668).
 
@@ -37,36 +35,15 @@ class PackageDescriptions(DebianDescriptions, PairedText):
     """
 
     kind_name: ClassVar[str] = "package_descriptions"
+    known: ClassVar[tuple[str, ...]] = OTHERS
 
-    languages: tuple[str, ...] = tuple(language for language in LANGUAGES if language != ENGLISH)
-    direction: str = "both"
+    languages: tuple[str, ...] = OTHERS
     titles: bool = True
-    validation_fraction: float = 0.05
-
-    def check(self) -> Iterator[Rule]:
-        yield from super().check()
-        if rule := unknown_languages(self.languages):
-            yield "languages", rule
-        elif ENGLISH in self.languages:
-            yield "languages", "are those beside English"
-        yield from one_of(self, DIRECTIONS, "direction")
-        if not 0 < self.validation_fraction < 1:
-            yield "validation_fraction", "must lie between 0 and 1"
-
-    def all_languages(self) -> tuple[str, ...]:
-        return (ENGLISH, *self.languages)
 
     def identity(self) -> JsonObject:
-        return {
-            **self.origin(),
-            "pairs": READING,
-            "languages": list(self.languages),
-            "direction": self.direction,
-            "titles": self.titles,
-            "validation_fraction": self.validation_fraction,
-        }
+        return {**self.origin(), "pairs": READING, **self.chosen(), "titles": self.titles}
 
-    def pairs(self, split: str, tally: Tally) -> Iterator[Pair]:
+    def translations(self, split: str, tally: Tally) -> Iterator[tuple[str, str, str]]:
         english, described = self.texts(ENGLISH), self.described()
         held = {one.md5 for one in described if in_share(one.group, self.validation_fraction)}
         trained: set[str] = set()
@@ -78,10 +55,7 @@ class PackageDescriptions(DebianDescriptions, PairedText):
             tally.files += split == "train"  # both splits are read from the same files
             chosen = [one for one in described if (one.md5 in held) == (split != "train")]
             for source, target in self._of(language, chosen, english, trained, tally):
-                if self.direction != "to_english":
-                    yield Pair(source, target, (ENGLISH, language))
-                if self.direction != "from_english":
-                    yield Pair(target, source, (language, ENGLISH))
+                yield language, source, target
 
     def _of(
         self,
@@ -103,8 +77,6 @@ class PackageDescriptions(DebianDescriptions, PairedText):
             for source, target in zip(self._parts(ours), self._parts(theirs), strict=True):
                 if source not in seen and source and target and source != target:
                     seen.add(source)
-                    tally.add(source)
-                    tally.add(target)
                     yield source, target
 
     def _parts(self, text: Text) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from moe_jax.data.flights import Flights
 from moe_jax.data.folder import Folder
 from moe_jax.data.histories import HistoryFile
 from moe_jax.data.image_folder import ImageFolder, TfdsImages
+from moe_jax.data.interface_texts import InterfaceTexts
 from moe_jax.data.labelled_folder import LabelledFolder, LabelledTfds
 from moe_jax.data.line_pairs import LinePairs, TfdsPairs
 from moe_jax.data.map_folder import MapFolder, TfdsMaps
@@ -57,6 +58,7 @@ SOURCES: dict[str, type] = {
     "package_sections": PackageSections,
     "package_tags": PackageTags,
     "package_descriptions": PackageDescriptions,
+    "interface_texts": InterfaceTexts,
     "line_pairs": LinePairs,
     "tfds_pairs": TfdsPairs,
     "labelled": LabelledFolder,

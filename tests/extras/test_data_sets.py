@@ -14,6 +14,7 @@ from moe_jax.data.fetch.apt import Apt
 from moe_jax.data.fetch.archives import fetched
 from moe_jax.data.flights import IDS as FLIGHT_IDS
 from moe_jax.data.flights import Flights
+from moe_jax.data.interface_texts import InterfaceTexts
 from moe_jax.data.movielens import MovieLens100k
 from moe_jax.data.movielens_ratings import MovieLensRatings
 from moe_jax.data.package_sections import TOPICS, PackageSections
@@ -161,3 +162,15 @@ def test_ratings_of_films(data_dir):
     train, held = data.open("train"), data.open("test")
     assert sum(len(data.open(split)) for split in data.splits) == 100_000
     assert biases(train, held, None) == pytest.approx(0.944, abs=0.01)
+
+
+def test_texts_of_an_interface(data_dir):
+    data = InterfaceTexts(data_dir=data_dir, languages=("fr", "nl"), sequence_length=256)
+    rows = {split: data.open(split) for split in ("train", "validation")}
+    french, dutch = (
+        sum(part.rows_by_domain[part.domains.index(pair)] for part in rows.values())
+        for pair in ("fr-en", "en-nl")
+    )
+    assert (french, dutch) == (2_959, 370)
+    known = {rows["validation"].texts(i) for i in range(len(rows["validation"]))}
+    assert any("Notebook" in source for source, _ in known)
