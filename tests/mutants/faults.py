@@ -1781,6 +1781,20 @@ APPLICATIONS = (
         "tests/data/test_paired.py::test_what_was_trained_on_does_not_validate",
     ),
     _fault(
+        "interface texts: an English text in two splits",
+        "moe_jax/data/interface_texts.py",
+        "in_share(english, self.validation_fraction)",
+        "in_share(other, self.validation_fraction)",
+        "tests/data/test_interface_texts.py::test_no_english_text_is_in_two_splits",
+    ),
+    _fault(
+        "samples: items that were seen are offered again",
+        "moe_jax/training/samples.py",
+        'np.where(batch["seen"][b, :items] > 0, -np.inf,',
+        'np.where(batch["seen"][b, :items] > 1, -np.inf,',
+        "tests/commands/test_histories.py::test_samples_have_the_names_of_items_and_the_rank_among_what_is_offered",
+    ),
+    _fault(
         "climate: a tile that moves leaves its block",
         "moe_jax/data/climate.py",
         "return int(np.clip(moved, first, end - length))",
