@@ -155,13 +155,15 @@ def test_swissmetro(data_dir, tmp_path):
 
 
 def test_ratings_of_films(data_dir):
-    """The biases of people and films: 0.944 of five parts as Surprise has it."""
+    """The biases of people and films: 0.944 over five parts as Surprise has it; the mean of two
+    tenths here, which are 0.014 apart."""
     from experiments.tasks.baselines.tables import biases
 
     data = MovieLensRatings(data_dir=data_dir)
-    train, held = data.open("train"), data.open("test")
-    assert sum(len(data.open(split)) for split in data.splits) == 100_000
-    assert biases(train, held, None) == pytest.approx(0.944, abs=0.01)
+    train, *held = (data.open(split) for split in data.splits)
+    assert len(train) + sum(map(len, held)) == 100_000
+    found = np.mean([biases(train, part, None) for part in held])
+    assert found == pytest.approx(0.944, abs=0.008)
 
 
 def test_texts_of_an_interface(data_dir):
