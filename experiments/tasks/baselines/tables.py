@@ -32,17 +32,33 @@ def binary(rows: Any) -> list[str]:
     return [n for n, x in targets.items() if set(np.unique(x[~np.isnan(x)])) <= {0.0, 1.0}]
 
 
-def _mean_area(train: Any, held: Any, features: Any, model: Any) -> float:
-    """Over binary targets, with a model of each."""
+def areas(train: Any, held: Any, features: Any, model: Any) -> dict[str, float]:
+    """Of each binary target, with a model of its own."""
     from moe_jax.tasks.multi_task import area_under_curve
 
-    learnt, asked, areas = features(train), features(held), []
+    learnt, asked, found = features(train), features(held), {}
     for name in binary(train):
         known, there = (~np.isnan(rows.arrays[name]) for rows in (train, held))
         fitted = model().fit(learnt[known], train.arrays[name][known])
         score = fitted.predict_proba(asked[there])[:, 1]
-        areas.append(area_under_curve(score, held.arrays[name][there] > 0.5))
-    return float(np.mean(areas))
+        found[name] = area_under_curve(score, held.arrays[name][there] > 0.5)
+    return found
+
+
+def _logistic() -> tuple[Any, Any]:
+    from sklearn.linear_model import LogisticRegression
+
+    return one_hot, lambda: LogisticRegression(max_iter=300, C=0.1)
+
+
+def _trees() -> tuple[Any, Any]:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return plain, lambda: HistGradientBoostingClassifier(max_iter=200)
+
+
+# What a learner sees of rows, and a new one.
+LEARNERS = {"logistic": _logistic, "trees": _trees}
 
 
 def constant(train: Any, held: Any, out: Path) -> float:
@@ -51,17 +67,13 @@ def constant(train: Any, held: Any, out: Path) -> float:
 
 
 def logistic(train: Any, held: Any, out: Path) -> float:
-    """Logistic regression on one-hot categories and scaled numbers."""
-    from sklearn.linear_model import LogisticRegression
-
-    return _mean_area(train, held, one_hot, lambda: LogisticRegression(max_iter=300, C=0.1))
+    """Logistic regression on one-hot categories and scaled numbers; mean over targets."""
+    return float(np.mean(list(areas(train, held, *_logistic()).values())))
 
 
 def trees(train: Any, held: Any, out: Path) -> float:
-    """Gradient boosting, 200 rounds."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return _mean_area(train, held, plain, lambda: HistGradientBoostingClassifier(max_iter=200))
+    """Gradient boosting, 200 rounds; mean over targets."""
+    return float(np.mean(list(areas(train, held, *_trees()).values())))
 
 
 def _root(rating: np.ndarray, guess: np.ndarray) -> float:
@@ -131,26 +143,49 @@ def _held_out(held: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([row["seen"] for row in rows]).astype(np.float64), np.array(target)
 
 
-def _gain(score: np.ndarray, seen: np.ndarray, target: np.ndarray) -> float:
-    """NDCG@10; of equal scores the target is last, as in the task."""
+def figures(scores: Any, train: Any, held: Any) -> dict[str, float]:
+    """Of the ranks that scores (people, items + 1) give; of equal ones the target is last, as in
+    the task. scores: of training rows and of what somebody had before."""
     from moe_jax.tasks.next_item import ranking
 
+    seen, target = _held_out(held)
+    score = scores(train, seen)
     own = np.take_along_axis(score, target[:, None], axis=1)
     rival = (seen == 0) & (score >= own)
     rival[:, 0] = False
     np.put_along_axis(rival, target[:, None], False, axis=1)
-    return ranking(1.0 + rival.sum(axis=1))["ndcg_at_10"]
+    return ranking(1.0 + rival.sum(axis=1))
+
+
+def popular_scores(train: Any, seen: np.ndarray) -> np.ndarray:
+    """How often an item is in the training histories."""
+    count = np.zeros(seen.shape[1])
+    for n in range(len(train)):
+        row = train[n]
+        had = row["tokens"][row["segments"] > 0]
+        np.add.at(count, had[1:] if n and _goes_on(train[n - 1], had) else had, 1)
+    return np.broadcast_to(count, seen.shape)
+
+
+def _goes_on(before: Any, had: np.ndarray) -> bool:
+    """Whether a row begins with the last item of the full row before it: the same history."""
+    full = before["segments"].all()
+    return bool(full and before["tokens"][-1] == had[0])
+
+
+def neighbours_scores(train: Any, seen: np.ndarray) -> np.ndarray:
+    """Cosines of an item's people with those of each item that somebody has had."""
+    length = np.maximum(np.sqrt(seen.sum(axis=0)), 1)
+    alike = (seen.T @ seen) / length[:, None] / length[None]
+    scores: np.ndarray = seen @ alike
+    return scores
 
 
 def popular(train: Any, held: Any, out: Path) -> float:
     """What most have had."""
-    seen, target = _held_out(held)
-    return _gain(np.broadcast_to(seen.sum(axis=0), seen.shape), seen, target)
+    return figures(popular_scores, train, held)["ndcg_at_10"]
 
 
 def neighbours(train: Any, held: Any, out: Path) -> float:
-    """Items by the cosines of their people with those of each item that somebody has had."""
-    seen, target = _held_out(held)
-    length = np.maximum(np.sqrt(seen.sum(axis=0)), 1)
-    alike = (seen.T @ seen) / length[:, None] / length[None]
-    return _gain(seen @ alike, seen, target)
+    """Items that like people had."""
+    return figures(neighbours_scores, train, held)["ndcg_at_10"]
