@@ -75,6 +75,7 @@ NOT_RUN = {
     "python -m moe_jax.generate --workdir=runs/translation": APT,
     "python -m moe_jax.train --config=configs/detection.py --workdir=runs/detection": APT,
     "python -m moe_jax.train --config=configs/detection.py --workdir=runs/voc": "reads VOC's files",
+    "python -m moe_jax.train --config=configs/detection.py:together": APT,
     "python -m moe_jax.data.prepare --dataset=fashion_mnist": APT,
 }
 FEW = (

@@ -33,6 +33,7 @@ from moe_jax.sweeps.table import (
     to_csv,
     to_records,
 )
+from moe_jax.training.workdir import names_of
 
 SWEEP, POINTS, CONFIG, QUESTION = "sweep.json", "points", "config.json", "question.json"
 TABLES = ("results.json", "results.csv", "arms.csv", "report.html")
@@ -141,12 +142,17 @@ class SweepFolder:
         _write(self.path / SWEEP, json.dumps(trees, indent=1) + "\n")
 
     def changes(self, point: SweepPoint) -> list[str]:
-        """What the folder's point of this name has otherwise, a line each."""
-        file = self.point_folder(point) / CONFIG
-        if not file.is_file():
+        """What the folder's point of this name has otherwise, a line each. A run that has begun
+        has written down what the point leaves to its data."""
+        folder = self.point_folder(point)
+        if not (folder / CONFIG).is_file():
             return []
-        old, new = _read(file), to_json_dict(point.experiment)
-        return difference(decisive(old), decisive(new), point.name)
+        old, asked = _read(folder / CONFIG), point.experiment
+        for new in (asked, asked.with_info(names_of(folder))):
+            found = difference(decisive(old), decisive(to_json_dict(new)), point.name)
+            if not found:
+                break
+        return found
 
     def job(self, point: SweepPoint, command: Sequence[str] | None = None) -> Job:
         """The point as a process: of moe_jax.train, unless another command is given."""

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moe_jax.config.environment import environment
@@ -121,9 +122,14 @@ def info_of(workdir: Path, experiment: Experiment) -> DataInfo:
     carried = carried_tokenizer(workdir / TOKENIZER)
     if carried is None and "tokens" in experiment.columns:
         return DataInfo.of(experiment.data.open(experiment.evaluation.split))
+    return replace(names_of(workdir), tokenizer=carried)
+
+
+def names_of(workdir: Path) -> DataInfo:
+    """The classes and domains that the run's data had; none of a run that has not begun."""
     known = read_object(workdir / DATA) if (workdir / DATA).exists() else {}
     classes, domains = (tuple(map(str, known.get(name, ()))) for name in ("classes", "domains"))
-    return DataInfo(tokenizer=carried, classes=classes, domains=domains)
+    return DataInfo(classes=classes, domains=domains)
 
 
 def add_history(workdir: Path, step: int, data_index: int, changes: Sequence[str]) -> None:

@@ -230,6 +230,40 @@ CASES = {
         labels="class_NS",
         loss="detection_loss",
     ),
+    "sets": Case(
+        own="""
+    config = read_config_file(configs / "detection.py:together")
+    config.data.parts = (
+        "one = digit_scenes(rows=120, validation_rows=20, smallest=0.4, max_objects=2): 1",
+        "two = digit_scenes(rows=80, validation_rows=20, smallest=0.4, max_objects=3): 2",
+    )
+    config.data.height = config.data.width = 32
+    config.moe.every, config.moe.first = 1, 0
+    config.moe.router.kind = "task_level"
+    config.moe.losses.importance.coefficient = config.moe.losses.load.coefficient = 0.0
+    """,
+        metrics=frozenset(
+            {
+                "average_precision",
+                "ap50",
+                "class_loss",
+                "box_loss",
+                "giou_loss",
+                "domain/one/average_precision",
+                "domain/two/average_precision",
+            }
+        ),
+        classes=tuple("0123456789"),
+        page=("Average precision", "Domains by experts", "Objects found", "Patches by expert"),
+        no_page=("Classes of pixels",),
+        refused={
+            "data.parts=digits: 1": "config.data.parts",
+            "data.parts=stdlib_text: 1": "no kind 'stdlib_text'",
+            "data.kind=mixture": "reads image, boxes, classes, objects, and the data has tokens",
+        },
+        labels="class_NS",
+        loss="detection_loss",
+    ),
 }
 COMMON = """
 from pathlib import Path
@@ -418,7 +452,7 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         label = getattr(trace, case.labels)
         np.testing.assert_array_equal(getattr(again, case.labels), label)
         assert len(found := set(np.unique(label[valid]))) > 1
-        nothing = {-1} if task == "objects" else set()
+        nothing = {-1} if task in ("objects", "sets") else set()
         assert found - nothing <= set(range(len(case.classes))) and not (label[~valid] >= 0).any()
         counts, names = domain_counts(again, "class")
         assert names == again.classes == loaded.info.classes and counts.sum() > 0
@@ -430,7 +464,7 @@ def test_a_loaded_run_tells_where_classes_and_places_go(run, case, task, tmp_pat
         maps = loaded.picture(0).maps
         np.testing.assert_array_equal(maps["truth"], loaded.rows[0]["label_map"])
         assert maps["prediction"].shape == (16, 16)
-    if task == "objects":
+    if task in ("objects", "sets"):
         boxes, row = loaded.picture(0).boxes, loaded.rows[0]
         assert len(boxes["truth"]) == row["objects"] and trace.parts == ("encoder", "decoder")
         assert all(0 <= share <= 1 for one in boxes["truth"] for share in one.corner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -18,6 +20,7 @@ from moe_jax.data.interface_texts import InterfaceTexts
 from moe_jax.data.movielens import MovieLens100k
 from moe_jax.data.movielens_ratings import MovieLensRatings
 from moe_jax.data.package_sections import TOPICS, PackageSections
+from moe_jax.data.pages import CLASSES, Pages
 from moe_jax.data.swissmetro import CARD as TRIPS
 from moe_jax.data.swissmetro import IDS as TRIP_IDS
 from moe_jax.data.swissmetro import Swissmetro, read_answers
@@ -61,6 +64,29 @@ def test_descriptions_of_packages(data_dir, debian):
     held = {one.group for one in data.described()}
     assert 20_000 < len(held) < 34_169  # sources
     assert {language for language in LANGUAGES if data.texts(language)} == set(LANGUAGES)
+
+
+def test_pages_of_a_book(data_dir, debian):
+    """2,186 pages; of 161,399 pieces of text that are not blank, those that follow on each other in
+    one font are one run. Other versions of poppler may cut a line otherwise."""
+    if any(shutil.which(name) is None for name in ("pdftohtml", "pdftoppm")):
+        pytest.skip("poppler-utils is not here")
+    data = Pages(data_dir=data_dir)
+    counts, number = np.zeros(len(CLASSES), int), 0
+    folder = data.opened_folder()
+    for language in data.languages:
+        with np.load(folder / f"{language}.npz") as file:
+            number += len(file["pages"])
+            counts += np.bincount(file["runs"][:, 1].astype(int), minlength=len(CLASSES))
+            assert file["chapters"].max() == 13 and (np.diff(file["chapters"]) >= 0).all()
+    assert number == 2186
+    wanted = dict(text=93_263, code=27_808, bold=6_560, heading=4_988, italic=4_740)
+    assert dict(zip(CLASSES, counts.tolist(), strict=True)) == pytest.approx(wanted, rel=0.02)
+    for split, tiles in (("train", 38_020), ("validation", 7_650)):
+        rows = data.open(split)
+        assert len(rows) == pytest.approx(tiles, rel=0.02)
+        row = rows[0]
+        assert 0 < row["objects"] <= 12 and np.isfinite(row["image"]).all()
 
 
 def test_the_earth(data_dir):

@@ -19,7 +19,7 @@ from moe_jax.nn.context import Context, ImageBatch
 from moe_jax.nn.moe_layer import MoEConfig
 from moe_jax.nn.stem import ConvolutionalStem, stem_cost, widths
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.routing import Mixtral
+from moe_jax.routing import Mixtral, TaskLevel
 
 H, W, P, CLASSES, S = 8, 12, 4, 5, 6
 IMAGE = IO(image=(H, W, 3), gives=ObjectBoxes(CLASSES, 4))
@@ -163,3 +163,23 @@ def test_what_does_not_fit_is_told():
     other = IO(image=(H, W, 3), gives=RowClass(3))
     assert "gives the objects of an image" in next(iter(SMALL.fits(other)))[1]
     assert {name for name, _ in SMALL.fits(IO(length=8))} == {"kind"}
+
+
+def test_both_parts_route_by_the_task_that_an_image_is_told():
+    """All patches and queries of an image have its task's experts, in each part's own table."""
+    moe = dataclasses.replace(MOE, router=TaskLevel(tasks=2, k=1, renormalize=False))
+    network, params, state = built(moe=moe)
+    own = jnp.where(jnp.arange(4)[None] == jnp.array([[1], [3]]), 5.0, 0.0)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.broadcast_to(own, leaf.shape) if "tasks" in str(path[-1]) else leaf,
+        params,
+    )
+    images = dataclasses.replace(batch(), task_B=jnp.array([0, 1, 1, 0], jnp.int32))
+    context = Context(capture=True)
+    routes = jax.jit(network.apply)(params, images, context, state).report.routes
+    expert_LBSK = np.asarray(routes.expert_BSK)
+    assert expert_LBSK.shape == (2, 4, S, 1)
+    for layer in expert_LBSK:
+        assert [set(row.ravel().tolist()) for row in layer] == [{1}, {3}, {3}, {1}]
+    untold = jax.jit(network.apply)(params, batch(), context, state).report.routes
+    assert set(np.asarray(untold.expert_BSK).ravel().tolist()) == {1}

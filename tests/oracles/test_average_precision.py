@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax.tasks.average_precision import Found, average_precision
+from moe_jax.tasks.detection import LOSSES, Detection, SetOfObjects
 
 CLASSES = 4
 
@@ -79,3 +80,48 @@ def test_average_precision_is_pycocotools(seed):
     wanted = by_pycocotools(found, real)
     assert list(ours.values()) == pytest.approx(wanted, abs=1e-9)
     assert 0.03 < ours["average_precision"] < 0.9
+
+
+def padded(images: list[Found], rows: int) -> dict[str, np.ndarray]:
+    """As a task gathers them: (x, y, w, h), classes and scores of so many boxes an image; what
+    fills up comes last, as none or as the worst of detections, far away."""
+    box = np.full((len(images), rows, 4), 9e5)
+    box[..., 2:] = 1.0
+    number = np.full((len(images), rows), -1)
+    score = np.full((len(images), rows), -1.0)
+    for image, one in enumerate(images):
+        n = len(one.class_N)
+        low, high = one.corner_N4[:, :2], one.corner_N4[:, 2:]
+        box[image, :n] = np.concatenate([(low + high) / 2, high - low], axis=1)
+        number[image, :n] = one.class_N
+        score[image, :n] = 0 if one.score_N is None else one.score_N
+    return {"box": box, "class": number, "score": score}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_of_data_sets_is_pycocotools_of_their_own_images(seed):
+    """Classes of several sets in one run: of each set those of which it has an object."""
+    found, real = drawn(seed)
+    domain = np.arange(len(real)) % 3  # the third set has one class of the first
+    classes = (lambda n: n % 2, lambda n: 0 * n + 2, lambda n: 0 * n)
+    real = [
+        Found(one.corner_N4, classes[number](one.class_N))
+        for one, number in zip(real, domain, strict=True)
+    ]
+    guessed, there = padded(found, 20), padded(real, 20)
+    rows = {
+        "detected_box": guessed["box"],
+        "detected_class": np.maximum(guessed["class"], 0),
+        "score": guessed["score"],
+        "box": there["box"],
+        "class": there["class"],
+        "domain": domain,
+    }
+    sums = {**dict.fromkeys(LOSSES, np.zeros(())), "objects": np.ones(())}
+    names = ("first", "second", "third")
+    metrics = SetOfObjects(Detection(classes=CLASSES), (), names).metrics(sums, rows)
+    for number, name in enumerate(names):
+        own = [n for n in range(len(real)) if domain[n] == number]
+        wanted = by_pycocotools([found[n] for n in own], [real[n] for n in own])
+        assert metrics[f"domain/{name}/average_precision"] == pytest.approx(wanted[0], abs=1e-9)
+    assert metrics["average_precision"] == pytest.approx(by_pycocotools(found, real)[0], abs=1e-9)

@@ -143,6 +143,25 @@ def test_points_of_another_config_under_the_same_name_are_refused(cli, tmp_path:
     assert "k=1.steps: 6 -> 7" in err
 
 
+def test_a_run_that_has_begun_knows_what_its_point_left_to_the_data(tmp_path: Path):
+    """The tasks of a router, which only opened data say: the sweep goes on with them, and with no
+    other number."""
+    common = {"moe.router.kind": "task_level", "task.kind": "detection", "model.kind": "detector"}
+    common |= {"data.kind": "digit_scenes", "moe.losses.load_balance.coefficient": 0.0}
+    (point,) = resolve(CONFIG, common, h.parse("seed=0"), Matching())
+    folder = SweepFolder(tmp_path)
+    folder.write_config(point)
+    assert point.experiment.moe.router.tasks == 0 and folder.changes(point) == []
+    begun = folder.point_folder(point)
+    (begun / "data.json").write_text(json.dumps({"domains": ["a", "b"]}))
+    assert folder.changes(point) == []  # it has not written its own config yet
+    config = json.loads((begun / "config.json").read_text())
+    for tasks, changed in ((2, []), (3, ["seed=0.moe.router.tasks: 3 -> 2"])):
+        config["moe"]["router"]["tasks"] = tasks
+        (begun / "config.json").write_text(json.dumps(config))
+        assert folder.changes(point) == changed
+
+
 def ended(cli, out: Path, sweep: str, *more: str) -> tuple[int, str, str]:
     """The sweep's command on a folder whose points have all ended: nothing is trained."""
     code, _, err = cli("sweep", *arguments(out, "--commands=/dev/null", *more, sweep=sweep))

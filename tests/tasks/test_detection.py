@@ -183,6 +183,44 @@ def test_figures_of_what_is_found_exactly(raw):
     assert next(h.name for h in Detection.headlines if h.name in found) == "average_precision"
 
 
+def test_a_class_that_a_domain_does_not_have_is_wrong_there(raw):
+    """A sure detection of another data set's class takes precision from that class, and nothing
+    from the domain's own, which are all that its average is over."""
+    logits, box = np.full((B, 1, Q, C), -9.0, np.float32), np.zeros((B, 1, Q, 4), np.float32)
+    box[..., 2:] = 0.01
+    classes = np.where(np.asarray(raw["classes"]) >= 0, 0, -1)
+    classes[3:5] = np.where(classes[3:5] >= 0, 1, -1)  # the second domain has class 1 alone
+    for b, n in np.argwhere(classes >= 0):
+        logits[b, 0, 2 * n, classes[b, n]] = 4.0
+        box[b, 0, 2 * n] = raw["boxes"][b, n]
+    given = {**raw, "classes": jnp.asarray(classes, jnp.int32)}
+    task = SetOfObjects(Detection(classes=C), tuple("abcde"), ("one", "two"))
+
+    def figures():
+        sure = BoxPredictions(logits_BLQC=jnp.asarray(logits), box_BLQ4=jnp.asarray(box))
+        found = jax.device_get((task.sums(sure, given), task.rows(sure, given)))
+        return task.metrics(found[0], {name: leaf[:5] for name, leaf in found[1].items()})
+
+    own = ("domain/one/average_precision", "domain/two/average_precision")
+    before = figures()
+    assert [before[name] for name in (*own, "ap/a", "ap/b")] == pytest.approx([1.0] * 4)
+    logits[3, 0, 8, 0] = 9.0
+    after = figures()
+    assert [after[name] for name in (*own, "ap/b")] == pytest.approx([1.0] * 3)
+    assert after["ap/a"] < 0.95 and after["average_precision"] < before["average_precision"]
+    assert {name for name in after if name.startswith("ap/")} == {"ap/a", "ap/b"}
+
+
+def test_rows_tell_their_domain_to_routers(raw):
+    columns, names = {"image": ArraySpec((4, 4, 3)), "domain": ArraySpec()}, ("one", "two")
+    assert Detection().row_tasks(columns, names) == names
+    assert Detection().row_tasks({"image": ArraySpec((4, 4, 3))}, names) is None
+    task = Detection(classes=C).start(0, DataInfo(domains=names))
+    np.testing.assert_array_equal(task.inputs(raw).task_B, raw["domain"])
+    alone = {name: leaf for name, leaf in raw.items() if name != "domain"}
+    assert task.inputs(alone).task_B is None
+
+
 def test_detections_are_the_best_pairs_of_the_last_layer(predictions):
     box, number, score = (np.asarray(x) for x in detections(predictions))
     assert box.shape == (B, Q * C, 4) and (np.diff(score, axis=1) <= 0).all()
