@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.order import Order
-from moe_jax.data.types import Columns, Rows
+from moe_jax.data.types import FILLS, Columns, Rows
 
 Batch = dict[str, np.ndarray]
 BATCHES_AHEAD = 4
@@ -105,8 +105,8 @@ class EvaluationBatches:
     """The rows in their order, each exactly once; at most `limit` batches.
 
     The last batch is filled up with rows of padding, which no loss and no statistic counts: of the
-    columns' own, else of zeros. local_rows: which rows of each batch to read and give, as in
-    `Pipeline`.
+    columns' own, else of zeros; FILLS (types.py) says which they are. local_rows: which rows of
+    each batch to read and give, as in `Pipeline`.
     """
 
     rows: Rows
@@ -128,4 +128,6 @@ class EvaluationBatches:
         }
         for b in range(len(self)):
             numbers = [b * self.batch_size + place for place in places]
-            yield stack([rows[i] if i < len(rows) else padding for i in numbers])
+            batch = stack([rows[i] if i < len(rows) else padding for i in numbers])
+            fills = np.array(numbers) >= len(rows)
+            yield {**batch, FILLS: fills} if fills.any() else batch

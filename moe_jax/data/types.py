@@ -68,6 +68,10 @@ class ArraySpec:
 
 Columns = Mapping[str, ArraySpec]
 
+# Beside the columns of a batch, where it has such rows: bool (B,), the rows that only fill it up.
+FILLS = "fills"
+NO_ROW = -1  # the number of such a row
+
 
 def text_columns(length: int) -> dict[str, ArraySpec]:
     """Packed rows of so many ids: segments count from 1 within a row, 0 is padding."""

@@ -17,7 +17,7 @@ from moe_jax.models.types import IO, Targets
 from moe_jax.nn.context import TableBatch
 from moe_jax.nn.predictions import TargetValues
 from moe_jax.tasks.multi_task import FEATURES
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 LEAST = -1e30  # the utility of what cannot be chosen
 
@@ -79,7 +79,7 @@ class ChoiceOfRow:
         return TableBatch(
             id_BC=None if ids is None else jnp.asarray(ids),
             number_BN=None if numbers is None else jnp.asarray(numbers),
-            valid_B=jnp.any(~jnp.isnan(self._chosen(raw)), axis=1),
+            valid_B=real_rows(raw),
             row_B=raw["row"],
         )
 

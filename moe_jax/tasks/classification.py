@@ -16,7 +16,7 @@ from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO, RowClass
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import ClassLogits
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 OPTIONAL = ("domain", "other_label", "share")  # columns that are read where the data has them
 BINS = 15  # of confidence, for the calibration error
@@ -96,7 +96,7 @@ class ClassOfRow:
     def inputs(self, raw: RawBatch) -> TokenBatch | ImageBatch:
         if "image" in raw:
             return ImageBatch(
-                image_BHWC=jnp.asarray(raw["image"]), valid_B=self.valid(raw), row_B=raw["row"]
+                image_BHWC=jnp.asarray(raw["image"]), valid_B=real_rows(raw), row_B=raw["row"]
             )
         return TokenBatch.packed(raw["tokens"], raw["segments"], raw["row"], raw.get("domain"))
 

@@ -25,7 +25,7 @@ from moe_jax.tasks.average_precision import (
     mean_precision,
     precision_by_class,
 )
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 LOSSES = ("class_loss", "box_loss", "giou_loss")
 MIN_MISSING = 1e-8  # of 1 - p: a power of it has no infinite gradient
@@ -106,7 +106,7 @@ class SetOfObjects:
     def inputs(self, raw: RawBatch) -> ImageBatch:
         return ImageBatch(
             image_BHWC=jnp.asarray(raw["image"]),
-            valid_B=self.valid(raw),
+            valid_B=real_rows(raw),
             row_B=raw["row"],
             task_B=raw.get("domain"),
         )

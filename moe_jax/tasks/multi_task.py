@@ -16,7 +16,7 @@ from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO, Targets
 from moe_jax.nn.context import TableBatch
 from moe_jax.nn.predictions import TargetValues
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 FEATURES = ("categories", "numbers")
 WEIGHTINGS = ("fixed", "uncertainty")
@@ -96,7 +96,7 @@ class TargetsOfRow:
         return TableBatch(
             id_BC=None if ids is None else jnp.asarray(ids),
             number_BN=None if numbers is None else jnp.asarray(numbers),
-            valid_B=jnp.any(self.known(raw), axis=1),
+            valid_B=real_rows(raw),
             row_B=raw["row"],
         )
 

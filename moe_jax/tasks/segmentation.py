@@ -16,7 +16,7 @@ from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO, PixelClass
 from moe_jax.nn.context import ImageBatch
 from moe_jax.nn.predictions import PixelLogits
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class ClassOfPixel:
     def inputs(self, raw: RawBatch) -> ImageBatch:
         return ImageBatch(
             image_BHWC=jnp.asarray(raw["image"]),
-            valid_B=jnp.any(self.valid(raw), axis=(1, 2)),
+            valid_B=real_rows(raw),
             row_B=raw["row"],
         )
 

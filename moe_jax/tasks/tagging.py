@@ -16,7 +16,7 @@ from moe_jax.data.types import NO_LABEL, Columns, DataInfo
 from moe_jax.models.types import IO, RowLabels
 from moe_jax.nn.context import ImageBatch, TokenBatch
 from moe_jax.nn.predictions import LabelLogits
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class LabelsOfRow:
         if "image" in raw:
             return ImageBatch(
                 image_BHWC=jnp.asarray(raw["image"]),
-                valid_B=jnp.any(self.valid(raw), axis=1),
+                valid_B=real_rows(raw),
                 row_B=raw["row"],
             )
         return TokenBatch.packed(raw["tokens"], raw["segments"], raw["row"])

@@ -6,17 +6,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO, RouterStates
 from moe_jax.nn.context import Context, ImageBatch, PairBatch, TableBatch, TokenBatch
 
-RawBatch = Mapping[str, Array]  # the columns of a batch, and `row`: each row's number in it
+# The columns of a batch, and `row`: each row's number in it, below 0 where it only fills it up.
+RawBatch = Mapping[str, Array]
 Sums = dict[str, Array]  # by name: float32 sums and int32 counts
 Arrays = Mapping[str, Array | np.ndarray]  # by name
+
+
+def real_rows(raw: RawBatch) -> Bool[Array, "B"]:
+    """Those that do not only fill up the batch, whether they have a label or not."""
+    return jnp.asarray(raw["row"]) >= 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from moe_jax.config.errors import ConfigError, Problem, UserError
 from moe_jax.config.schedules import Schedules, parse_schedules
-from moe_jax.data.types import Columns, DataInfo, Rows, Tokenizer
+from moe_jax.data.types import FILLS, NO_ROW, Columns, DataInfo, Rows, Tokenizer
 from moe_jax.models.counts import Counts
 from moe_jax.models.layout import Layout
 from moe_jax.models.network import Network, Params, abstract_with, replicated
@@ -277,14 +277,15 @@ class Program:
     def put(
         self, raw: Mapping[str, np.ndarray], first_row: int = 0, batch_size: int | None = None
     ) -> dict[str, jax.Array]:
-        """A batch of numpy rows onto the mesh, with each row's number in the global batch.
+        """A batch of numpy rows onto the mesh, with each row's number in the global batch, NO_ROW
+        of those that FILLS (data/types.py) names.
 
         batch_size: of the batch of which `raw` has the `local_rows`; None: `raw` has all rows.
         first_row: number of the batch's first row, in an evaluation of several batches.
         """
         whole = self._rows_of(raw) if batch_size is None else batch_size
         held = np.arange(whole) if batch_size is None else self.local_rows(whole)
-        numbers = (first_row + held).astype(np.int32)
+        numbers = _numbered(raw, first_row + held)
         arrays = {**{name: raw[name] for name in self.columns}, "row": numbers}
         return put_rows(arrays, held, whole, self.batch_sharding)
 
@@ -294,7 +295,7 @@ class Program:
     def tokens_and_segments(self, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(id, segment), int32 (P, B, S), of each token that the layers of each of the P parts of
         the model see of numpy rows; segment 0 is none."""
-        rows = np.arange(self._rows_of(raw), dtype=np.int32)
+        rows = _numbered(raw, np.arange(self._rows_of(raw)))
         batch: dict[str, Any] = {**raw, "row": rows}  # a task takes numpy's arrays too
         inputs, S = self.step.task.inputs(batch), self.experiment.row_length
         found = [inputs.tokens_and_segments(S, p) for p in range(len(self.layout.parts))]
@@ -390,6 +391,12 @@ def build(
         max_rows=experiment.batch_size // experiment.accumulation,
     )
     return Program(experiment, mesh, network, step, schedule, experiment.columns)
+
+
+def _numbered(raw: Mapping[str, np.ndarray], number_B: np.ndarray) -> np.ndarray:
+    """int32 (B,): the rows' numbers, NO_ROW of those that only fill up the batch."""
+    numbers: np.ndarray = np.where(raw.get(FILLS, False), NO_ROW, number_B).astype(np.int32)
+    return numbers
 
 
 def _against(experiment: Experiment, info: DataInfo) -> list[Problem]:

@@ -12,7 +12,7 @@ import numpy as np
 from moe_jax.analysis.leak import LeakSums, Observed, replace_later
 from moe_jax.analysis.trace import Trace
 from moe_jax.config.errors import UserError
-from moe_jax.data.types import NO_LABEL, DataInfo
+from moe_jax.data.types import FILLS, NO_LABEL, DataInfo
 from moe_jax.models.types import Targets
 from moe_jax.routing.types import Recorded
 from moe_jax.training.build import Program
@@ -176,7 +176,7 @@ def recorded_batches(
             name: np.where(beyond.reshape(-1, *(1,) * (x.ndim - 1)), filled[name], x)
             for name, x in raw.items()
             if name in filled
-        }
+        } | {FILLS: beyond}
         yield raw, Recorded(expert_TK=jnp.asarray(expert), weight_TK=jnp.asarray(weight))
         done = rows.stop
     if done < whole:

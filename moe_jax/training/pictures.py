@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.analysis.report.pictures import Framed, Picture
-from moe_jax.data.types import NO_LABEL, DataInfo
+from moe_jax.data.types import FILLS, NO_LABEL, DataInfo
 from moe_jax.tasks.detection import detections
 from moe_jax.training.build import Program
 
@@ -76,4 +76,4 @@ def _first(program: Program, row: Row) -> dict[str, np.ndarray]:
     batch = {name: spec.filled(size) for name, spec in columns.items()}
     for name in batch:
         batch[name][0] = row[name]
-    return batch
+    return {**batch, FILLS: np.arange(size) > 0}

@@ -10,6 +10,7 @@ from moe_jax.data.mixture import Mixture
 from moe_jax.data.pipeline import EvaluationBatches, Pipeline
 from moe_jax.data.planted import Planted
 from moe_jax.data.stdlib_text import StdlibText
+from moe_jax.data.types import FILLS
 
 SMALL = Planted(sequence_length=8, sources=2, symbols=16, rows=10, validation_rows=7)
 MIXED = Mixture(
@@ -165,8 +166,12 @@ def test_evaluation_sees_each_row_once_in_order(batch_size):
     rows = SMALL.open("validation")
     batches = list(EvaluationBatches(rows, batch_size))
     assert {len(batch["tokens"]) for batch in batches} == {batch_size}
-    together = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    names = batches[0].keys() - {FILLS}
+    together = {name: np.concatenate([b[name] for b in batches]) for name in names}
     real = together["segments"][:, 0] > 0
+    assert all(FILLS not in batch for batch in batches[:-1])
+    last = batches[-1].get(FILLS, np.zeros(batch_size, bool))
+    np.testing.assert_array_equal(last, ~real[-batch_size:])
     assert real.sum() == 7
     assert real[:7].all()
     np.testing.assert_array_equal(together["tokens"][real], rows.tokens)

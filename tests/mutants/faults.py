@@ -1851,6 +1851,20 @@ APPLICATIONS = (
         "tests/data/test_paired.py::test_what_was_trained_on_does_not_validate",
     ),
     _fault(
+        "classification: images without a label are not routed",
+        "moe_jax/tasks/classification.py",
+        "valid_B=real_rows(raw)",
+        "valid_B=self.valid(raw)",
+        "tests/training/test_rows.py::test_a_row_without_a_label_is_predicted_and_routed_as_with_one",
+    ),
+    _fault(
+        "evaluation: rows that fill up the last batch are routed",
+        "moe_jax/training/build.py",
+        "np.where(raw.get(FILLS, False), NO_ROW, number_B)",
+        "np.where(raw.get(FILLS, False), number_B, number_B)",
+        "tests/training/test_rows.py::test_a_row_without_a_label_is_predicted_and_routed_as_with_one",
+    ),
+    _fault(
         "interface texts: an English text in two splits",
         "moe_jax/data/interface_texts.py",
         "in_share(english, self.validation_fraction)",

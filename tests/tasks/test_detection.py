@@ -45,7 +45,7 @@ def raw():
         "classes": jnp.asarray(classes),
         "objects": jnp.asarray(OBJECTS),
         "domain": jnp.asarray([0, 0, 0, 1, 1, 0], jnp.int32),
-        "row": jnp.arange(B, dtype=jnp.int32),
+        "row": jnp.asarray([0, 1, 2, 3, 4, -1], jnp.int32),
         "image": jnp.zeros((B, 4, 4, 3)),
     }
 

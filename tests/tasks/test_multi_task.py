@@ -99,7 +99,9 @@ def test_what_is_unknown_counts_nowhere(batch):
     assert np.isfinite(gradient).all() and (gradient[known] != 0).all()
     other = jnp.where(jnp.asarray(known), predictions.value_BT, 99.0)
     assert loss(other) == loss(predictions.value_BT)
-    np.testing.assert_array_equal(of.inputs(raw).valid_B, known.any(axis=1))
+    fills = jnp.arange(B, dtype=jnp.int32) > B - 4
+    inputs = of.inputs({**raw, "row": jnp.where(fills, -1, raw["row"])})
+    np.testing.assert_array_equal(inputs.valid_B, ~fills)  # without a target too
     # A target that no row of a batch knows, and one of a single outcome.
     none = {**raw, "b": jnp.full(B, jnp.nan), "a": jnp.where(jnp.isnan(raw["a"]), jnp.nan, 1.0)}
     found = figures(predictions, none)

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from moe_jax.config.overrides import load_config
 from moe_jax.data.pipeline import EvaluationBatches
+from moe_jax.data.types import FILLS
 from moe_jax.tasks.classification import ClassOfRow
 from moe_jax.training.build import build
 from moe_jax.training.evaluation import evaluate
@@ -44,6 +45,32 @@ class Ranked(ClassOfRow):
             found["spearman"] = float(spearmanr(rows["logit"], rows["label"]).statistic)
             self.seen = rows
         return found
+
+
+def test_a_row_without_a_label_is_predicted_and_routed_as_with_one():
+    """And one that only fills up a batch is not routed; several images share experts' room."""
+    changes = {**SMALL, "moe.group_size": 64, "moe.capacity_factor": 0.5}
+    experiment = load_config(str(VISION), changes.items(), Experiment)
+    rows = experiment.data.open("validation")
+    program = build(experiment, rows, jax.devices()[:1])
+    *_, raw = EvaluationBatches(rows, 64, columns=program.columns)
+    real = int(np.sum(~raw[FILLS]))
+    assert 8 < real < 64
+    label = raw["label"].copy()
+    label[[2, 5]] = -1
+    state, scalars = program.init(), program.scalars(0)
+
+    def seen(batch):
+        found = program.observe_step(state.params, state.router_state, program.put(batch), scalars)
+        return np.asarray(found.routes.kept_BSK), np.asarray(found.loss_BS)
+
+    kept, loss = seen(raw)
+    kept_without, loss_without = seen({**raw, "label": label})
+    np.testing.assert_array_equal(kept_without, kept)
+    assert kept[:, :real].any(axis=(2, 3)).all() and not kept[:, real:].any()
+    assert (loss_without[[2, 5]] == 0).all() and (loss[:real] > 0).all()
+    _, segment_PBS = program.tokens_and_segments({**raw, "label": label})
+    assert (segment_PBS[0, :real] == 1).all() and not segment_PBS[0, real:].any()
 
 
 EIGHT = {"mesh.data": 2, "mesh.expert": 4}
