@@ -16,6 +16,7 @@ from experiments.judge import Judgement, judge, level_among
 from moe_jax.config.diff import difference
 from moe_jax.config.errors import UserError
 from moe_jax.config.paths import write_whole
+from moe_jax.data.planted import Planted
 from moe_jax.sweeps.folder import SweepFolder, by_name
 from moe_jax.sweeps.matching import counts_of, training_tokens
 from moe_jax.sweeps.points import SweepPoint
@@ -78,9 +79,8 @@ def setting(card: LoadedCard, record: Record) -> str:
         known = sizes(list(arms.values()))
     few, many = (f"{count / 1e6:.1f}M" for count in known["parameters"])
     size = few if few == many else f"{few} to {many}"
-    return (
-        f"{size} parameters, {record['tokens'] / 1e6:.1f}M tokens of the {known['corpus']} corpus"
-    )
+    data = "the planted corpus" if known["corpus"] == Planted.kind_name else known["corpus"]
+    return f"{size} parameters, {record['tokens'] / 1e6:.1f}M tokens of {data}"
 
 
 def commits(found: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
