@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moe_jax.config.errors import UserError
-from moe_jax.config.json_files import JsonObject
 from moe_jax.data.boxes import box_columns
-from moe_jax.data.mixture import Mixed, place_in
-from moe_jax.data.order import place_of
+from moe_jax.data.mixture import Mixed, RowsOfParts
 from moe_jax.data.sources import BOXES
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
@@ -58,10 +56,11 @@ class BoxMixture(Mixed):
 
     def open(self, split: str) -> MixedBoxes:
         require_split(split)
+        parts = self.parsed()
         return MixedBoxes(
-            [part.dataset.open(split) for part in self.parsed()],
-            weights=[part.weight for part in self.parsed()],
-            labels=[part.label for part in self.parsed()],
+            [part.dataset.open(split) for part in parts],
+            weights=[part.weight for part in parts],
+            labels=[part.label for part in parts],
             columns=self.columns(),
             scatter=split != "train",
         )
@@ -72,9 +71,8 @@ def union(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for some in names for name in some))
 
 
-class MixedBoxes:
-    """The rows of several data sets of boxes, one after the other. `Rows` of types.py; mixture: as
-    `MixedRows` has it."""
+class MixedBoxes(RowsOfParts):
+    """Of data sets of boxes. `Rows` of types.py."""
 
     tokenizer = None
 
@@ -86,35 +84,22 @@ class MixedBoxes:
         columns: Mapping[str, ArraySpec],
         scatter: bool,
     ):
-        self.parts, self.domains = tuple(parts), tuple(labels)
-        self.mixture = tuple((len(part), w) for part, w in zip(parts, weights, strict=True))
-        self.classes = union([part.classes for part in parts])
-        self._columns, self._scatter = columns, scatter
+        super().__init__(BoxMixture.kind_name, parts, weights, labels, scatter)
+        self.classes, self._columns = union([part.classes for part in parts]), columns
         self._number = [
             np.array([self.classes.index(name) for name in part.classes], np.int32)
             for part in parts
         ]
-        self.fingerprint: JsonObject = {
-            "kind": BoxMixture.kind_name,
-            "weights": list(weights),
-            "parts": [dict(part.fingerprint) for part in parts],
-            "classes": list(self.classes),
-        }
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        self.fingerprint |= {"classes": list(self.classes)}
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        domain, place = self._place(index)
+        domain, place = self.place_in(index)
         return self._row(domain, self.parts[domain][place])
 
     def augmented(self, index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         """The row as its own part varies it in training."""
-        domain, place = self._place(index)
+        domain, place = self.place_in(index)
         return self._row(domain, self.parts[domain].augmented(place, random))
-
-    def _place(self, index: int) -> tuple[int, int]:
-        return place_in(self.parts, place_of(index, len(self), self._scatter))
 
     def _row(self, domain: int, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With room for as many objects as all parts have, and classes by their place among all."""

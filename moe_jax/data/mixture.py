@@ -179,28 +179,51 @@ class Mixture(Mixed):
         return None if method is None else method()
 
 
-class MixedRows:
-    """The rows of several datasets, one after the other. `Rows` of types.py.
+class RowsOfParts:
+    """What the rows of mixtures share: those of several datasets, one after the other, whose labels
+    are the domains.
 
     mixture: (rows, weight) of each part, which a `Pipeline` draws by. Rows without it are
-    evaluated as they are: each once. They keep their domain, not their ``source``, which not all
-    of them have.
+    evaluated as they are: each once.
     """
+
+    def __init__(
+        self,
+        kind: str,
+        parts: Sequence[Any],
+        weights: Sequence[float],
+        labels: Sequence[str],
+        scatter: bool,
+    ):
+        self.parts, self.domains = tuple(parts), tuple(labels)
+        self.mixture = tuple((len(part), w) for part, w in zip(parts, weights, strict=True))
+        self._ends, self._scatter = list(accumulate(map(len, parts))), scatter
+        self.fingerprint: JsonObject = {
+            "kind": kind,
+            "weights": list(weights),
+            "parts": [dict(part.fingerprint) for part in parts],
+        }
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def place_in(self, index: int) -> tuple[int, int]:
+        """Which part the row at `index` is of, and its place there."""
+        place = place_of(index, len(self), self._scatter)
+        number = bisect.bisect_right(self._ends, place)
+        return number, place - (self._ends[number] - len(self.parts[number]))
+
+
+class MixedRows(RowsOfParts):
+    """Of datasets of text. `Rows` of types.py. They keep their domain, not their ``source``, which
+    not all of them have."""
 
     def __init__(
         self, parts: Sequence[Rows], weights: Sequence[float], labels: Sequence[str], scatter: bool
     ):
-        self.parts = tuple(parts)
-        self.domains = tuple(labels)
-        self.mixture = tuple((len(part), w) for part, w in zip(parts, weights, strict=True))
+        super().__init__(Mixture.kind_name, parts, weights, labels, scatter)
         self.tokenizer = parts[0].tokenizer
-        self.fingerprint: JsonObject = {
-            "kind": Mixture.kind_name,
-            "weights": list(weights),
-            "parts": [dict(part.fingerprint) for part in parts],
-            "tokenizer": self.tokenizer.describe(),
-        }
-        self._scatter = scatter
+        self.fingerprint |= {"tokenizer": self.tokenizer.describe()}
 
     @property
     def read(self) -> str:
@@ -209,19 +232,8 @@ class MixedRows:
         parts = [(name, getattr(part, "read", "")) for name, part in pairs]
         return "; ".join(f"{name} {read}" for name, read in parts if read)
 
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = place_of(index, len(self), self._scatter)
-        domain, place = place_in(self.parts, place)
+        domain, place = self.place_in(index)
         row = self.parts[domain][place]
         row = {"tokens": row["tokens"], "segments": row["segments"]}
         return {**row, "domain": np.full((), domain, np.int32)}
-
-
-def place_in(parts: Sequence[Rows], place: int) -> tuple[int, int]:
-    """Which part a row of all lies in, and its place there."""
-    ends = list(accumulate(map(len, parts)))
-    number = bisect.bisect_right(ends, place)
-    return number, place - (ends[number] - len(parts[number]))
