@@ -14,15 +14,12 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.fetch.archives import Card
-from moe_jax.data.fetch.dataset import FetchedFolder
 from moe_jax.data.fetch.pip import PipArchive
+from moe_jax.data.fetched_table import FetchedTable
 from moe_jax.data.store import in_share
 from moe_jax.data.tables import (
     Arrays,
-    TableDataset,
     Vocabulary,
-    arrays_of,
-    save_arrays,
     saved_arrays,
 )
 
@@ -67,7 +64,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CensusIncome(FetchedFolder, TableDataset):
+class CensusIncome(FetchedTable):
     """Whether somebody earns more than 50,000 dollars a year (`income_above_50k`), and has never
     been married (`never_married`), by 32 categories and 7 numbers of the survey.
 
@@ -79,21 +76,12 @@ class CensusIncome(FetchedFolder, TableDataset):
 
     kind_name: ClassVar[str] = "census_income"
     card: ClassVar[Card] = CARD
-    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    categories: ClassVar[tuple[str, ...]] = CATEGORIES
+    numbers: ClassVar[tuple[str, ...]] = NUMBERS
+    targets: ClassVar[tuple[str, ...]] = TARGETS
+    ids: ClassVar[int] = IDS
 
     repeated: bool = False
-
-    def category_names(self) -> tuple[str, ...]:
-        return CATEGORIES
-
-    def number_names(self) -> tuple[str, ...]:
-        return NUMBERS
-
-    def target_names(self) -> tuple[str, ...]:
-        return TARGETS
-
-    def vocabulary(self) -> int:
-        return IDS
 
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         (path,) = archives.values()
@@ -101,22 +89,28 @@ class CensusIncome(FetchedFolder, TableDataset):
         published, trains = records["test"], set(records["train"])
         halves = {"validation": 1, "test": 0}
         half_of = np.array([in_share(repr(record), 0.5) for record in published])
-        vocabulary = Vocabulary.of(cells_of(records["train"]), CATEGORIES, NUMBERS)
-        vocabulary.save(folder)
         splits = {"train": records["train"]} | {
             split: [published[n] for n in np.flatnonzero(half_of == half)]
             for split, half in halves.items()
         }
-        for split, rows in splits.items():
-            arrays = arrays_of(vocabulary, cells_of(rows), targets_of(rows))
-            again = np.array([split != "train" and record in trains for record in rows])
-            save_arrays(folder, split, {**arrays, "repeated": again})
+        self.write_parts(
+            folder,
+            {
+                split: (
+                    cells_of(rows),
+                    targets_of(rows),
+                    {"repeated": np.array([split != "train" and row in trains for row in rows])},
+                )
+                for split, rows in splits.items()
+            },
+        )
 
     def table(self, split: str) -> tuple[Vocabulary, Arrays]:
-        folder = self.opened_folder()
-        arrays = saved_arrays(folder, split, ("categories", "numbers", *TARGETS, "repeated"))
-        kept = np.full(len(arrays["repeated"]), True) if self.repeated else ~arrays["repeated"]
-        return Vocabulary.read(folder), {name: array[kept] for name, array in arrays.items()}
+        vocabulary, arrays = super().table(split)
+        if self.repeated:
+            return vocabulary, arrays
+        again = saved_arrays(self.source_folder(), split, ("repeated",))["repeated"]
+        return vocabulary, {name: array[~again] for name, array in arrays.items()}
 
 
 Record = tuple[str, ...]

