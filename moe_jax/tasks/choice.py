@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Float
 from moe_jax.config.fields import Rule
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO, Targets
-from moe_jax.nn.context import TableBatch
 from moe_jax.nn.predictions import TargetValues
-from moe_jax.tasks.multi_task import FEATURES
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
+from moe_jax.tasks.of_table import TargetsByName, columns_read, table_sizes
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
 LEAST = -1e30  # the utility of what cannot be chosen
 
@@ -43,12 +42,10 @@ class DiscreteChoice:
             yield "among", "names an alternative twice"
 
     def reads(self, columns: Columns) -> tuple[str, ...]:
-        features = tuple(name for name in FEATURES if name in columns) or FEATURES
-        return (*features, *self.among)
+        return columns_read(columns, self.among)
 
     def io(self, columns: Columns) -> IO:
-        sizes = [columns[name].shape[0] if name in columns else 0 for name in FEATURES]
-        return IO(table=(sizes[0], sizes[1]), gives=Targets(real=self.among))
+        return IO(table=table_sizes(columns), gives=Targets(real=self.among))
 
     def completed(self, info: DataInfo) -> DiscreteChoice:
         return self
@@ -63,7 +60,7 @@ class DiscreteChoice:
         return ChoiceOfRow(self.among)
 
 
-class ChoiceOfRow:
+class ChoiceOfRow(TargetsByName):
     """Sums: nats (the loss), choices; right ones, what an equal chance of all that is available
     would lose (`equal`), and by alternative how often it was chosen (`chosen_A`) and the sum of its
     probabilities (`expected_A`)."""
@@ -72,23 +69,11 @@ class ChoiceOfRow:
     losses: ClassVar = ("cross_entropy",)
 
     def __init__(self, among: tuple[str, ...]):
-        self.among = among
-
-    def inputs(self, raw: RawBatch) -> TableBatch:
-        ids, numbers = raw.get("categories"), raw.get("numbers")
-        return TableBatch(
-            id_BC=None if ids is None else jnp.asarray(ids),
-            number_BN=None if numbers is None else jnp.asarray(numbers),
-            valid_B=real_rows(raw),
-            row_B=raw["row"],
-        )
-
-    def _chosen(self, raw: RawBatch) -> Float[Array, "B A"]:
-        return jnp.stack([jnp.asarray(raw[name]) for name in self.among], axis=1)
+        self.names = among
 
     def counts(self, raw: RawBatch) -> Bool[Array, "B"]:
         """Of one choice."""
-        return jnp.sum(self._chosen(raw) > 0.5, axis=1, dtype=jnp.int32) == 1
+        return jnp.sum(self.targets(raw) > 0.5, axis=1, dtype=jnp.int32) == 1
 
     def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
         """Choices."""
@@ -96,12 +81,12 @@ class ChoiceOfRow:
 
     def log_probabilities(self, predictions: TargetValues, raw: RawBatch) -> Float[Array, "B A"]:
         """Very small of what is not available."""
-        available_BA = ~jnp.isnan(self._chosen(raw))
+        available_BA = ~jnp.isnan(self.targets(raw))
         return jax.nn.log_softmax(jnp.where(available_BA, predictions.value_BT, LEAST), axis=1)
 
     def token_losses(self, predictions: TargetValues, raw: RawBatch) -> Float[Array, "B 1"]:
         """-log p of what was chosen, 0 where no choice is known."""
-        log_p_BA, is_it_BA = self.log_probabilities(predictions, raw), self._chosen(raw) > 0.5
+        log_p_BA, is_it_BA = self.log_probabilities(predictions, raw), self.targets(raw) > 0.5
         nats_B = -jnp.sum(jnp.where(is_it_BA, log_p_BA, 0), axis=1)
         return jnp.where(self.counts(raw), nats_B, 0)[:, None]
 
@@ -109,7 +94,7 @@ class ChoiceOfRow:
         return {}
 
     def sums(self, predictions: TargetValues, raw: RawBatch) -> Sums:
-        there_B, chosen_BA = self.counts(raw), self._chosen(raw)
+        there_B, chosen_BA = self.counts(raw), self.targets(raw)
         log_p_BA = self.log_probabilities(predictions, raw)
         available_B = jnp.sum(~jnp.isnan(chosen_BA), axis=1, dtype=jnp.int32)
         best_B = jnp.argmax(log_p_BA, axis=1)
@@ -134,7 +119,7 @@ class ChoiceOfRow:
         metrics = {"cross_entropy": nats / choices, "accuracy": float(sums["right"]) / choices}
         if equal > 0:
             metrics["rho_squared"] = 1 - nats / equal
-        for k, name in enumerate(self.among):
+        for k, name in enumerate(self.names):
             metrics[f"share/{name}"] = float(np.asarray(sums["chosen_A"])[k]) / choices
             metrics[f"expected/{name}"] = float(np.asarray(sums["expected_A"])[k]) / choices
         return metrics

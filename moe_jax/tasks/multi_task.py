@@ -14,11 +14,10 @@ from jaxtyping import Array, Bool, Float
 from moe_jax.config.fields import Rule, one_of
 from moe_jax.data.types import Columns, DataInfo
 from moe_jax.models.types import IO, Targets
-from moe_jax.nn.context import TableBatch
 from moe_jax.nn.predictions import TargetValues
-from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums, real_rows
+from moe_jax.tasks.of_table import TargetsByName, columns_read, table_sizes
+from moe_jax.tasks.types import Arrays, Headline, RawBatch, Sums
 
-FEATURES = ("categories", "numbers")
 WEIGHTINGS = ("fixed", "uncertainty")
 
 
@@ -54,14 +53,12 @@ class MultiTask:
             yield "weights", "must be at least 0"
 
     def reads(self, columns: Columns) -> tuple[str, ...]:
-        features = tuple(name for name in FEATURES if name in columns) or FEATURES
-        return (*features, *self.binary, *self.real)
+        return columns_read(columns, self.binary + self.real)
 
     def io(self, columns: Columns) -> IO:
-        sizes = [columns[name].shape[0] if name in columns else 0 for name in FEATURES]
         uncertain = self.weighting == "uncertainty"
         gives = Targets(binary=self.binary, real=self.real, uncertain=uncertain)
-        return IO(table=(sizes[0], sizes[1]), gives=gives)
+        return IO(table=table_sizes(columns), gives=gives)
 
     def completed(self, info: DataInfo) -> MultiTask:
         return self
@@ -77,7 +74,7 @@ class MultiTask:
         return TargetsOfRow(self.binary, self.real, self.weights)
 
 
-class TargetsOfRow:
+class TargetsOfRow(TargetsByName):
     """Sums: of each target loss/NAME, weighted, its part in what is minimised; of all (T,) known
     rows, positive ones, and error: nats or squares; where variances are learned their logarithm,
     once for each known row."""
@@ -91,20 +88,8 @@ class TargetsOfRow:
         self.names, self._binary = binary + real, len(binary)
         self._weights = weights or (1.0,) * len(self.names)
 
-    def inputs(self, raw: RawBatch) -> TableBatch:
-        ids, numbers = raw.get("categories"), raw.get("numbers")
-        return TableBatch(
-            id_BC=None if ids is None else jnp.asarray(ids),
-            number_BN=None if numbers is None else jnp.asarray(numbers),
-            valid_B=real_rows(raw),
-            row_B=raw["row"],
-        )
-
-    def _targets(self, raw: RawBatch) -> Float[Array, "B T"]:
-        return jnp.stack([jnp.asarray(raw[name]) for name in self.names], axis=1)
-
     def known(self, raw: RawBatch) -> Bool[Array, "B T"]:
-        return ~jnp.isnan(self._targets(raw))
+        return ~jnp.isnan(self.targets(raw))
 
     def weights(self, raw: RawBatch) -> dict[str, Float[Array, ""]]:
         """Rows in which each target is known."""
@@ -115,7 +100,7 @@ class TargetsOfRow:
         """-log sigmoid(+-logit) of binary targets, (value - target)^2 of real ones; 0 of unknown
         ones."""
         known_BT, value_BT = self.known(raw), predictions.value_BT
-        wanted_BT = jnp.where(known_BT, self._targets(raw), 0)
+        wanted_BT = jnp.where(known_BT, self.targets(raw), 0)
         nats_BT = jax.nn.softplus(jnp.where(wanted_BT > 0.5, -1.0, 1.0) * value_BT)
         is_binary_T = jnp.arange(len(self.names), dtype=jnp.int32) < self._binary
         errors_BT = jnp.where(is_binary_T[None], nats_BT, jnp.square(value_BT - wanted_BT))
@@ -129,13 +114,13 @@ class TargetsOfRow:
 
     def rows(self, predictions: TargetValues, raw: RawBatch) -> dict[str, Array]:
         """What the area under a curve needs: it is no function of sums."""
-        return {"value": predictions.value_BT, "target": self._targets(raw)}
+        return {"value": predictions.value_BT, "target": self.targets(raw)}
 
     def sums(self, predictions: TargetValues, raw: RawBatch) -> Sums:
         known_BT, error_BT = self.known(raw), self.errors(predictions, raw)
         known_T = jnp.sum(known_BT, axis=0, dtype=jnp.int32)
         error_T, count_T = jnp.sum(error_BT, axis=0), known_T.astype(jnp.float32)
-        positive_BT = known_BT & (self._targets(raw) > 0.5)
+        positive_BT = known_BT & (self.targets(raw) > 0.5)
         loss_T, learned = jnp.asarray(self._weights, jnp.float32) * error_T, {}
         if predictions.log_variance_T is not None:
             s_T = predictions.log_variance_T
