@@ -266,10 +266,10 @@ class LoadedRun:
         items of histories; None of others."""
         rows = self.rows
         if isinstance(rows, PairRows) and self.writes:
-            return samples.translated(rows, self.info.domains, self.translate)
+            return samples.translated(rows, self.translate)
         if isinstance(rows, HistoryRows):
             batch = next(self.batches())
-            return samples.recommended(rows, batch, self.predictions(batch), len(rows.names))
+            return samples.recommended(rows, batch, self.predictions(batch))
         return None
 
     def text_of_token(self, token: int) -> str:
@@ -383,10 +383,9 @@ class LoadedRun:
         each = [into] * len(texts) if isinstance(into, str) else list(into)
         if len(each) != len(texts):
             raise UserError(f"into: {len(each)} languages for {len(texts)} texts")
-        for language in each:
-            if language not in self.languages:
-                known = ", ".join(self.languages)
-                raise UserError(f"into {language!r}: the run translates into {known}")
+        known, asked = self.languages, [into] if isinstance(into, str) else each
+        if unknown := [language for language in asked if language not in known]:
+            raise UserError(f"into {unknown[0]!r}: the run translates into {', '.join(known)}")
         if not self.writes:
             raise UserError(LATER_TOKENS)
         decoding = Decoding(beams=beams, length_penalty=length_penalty)

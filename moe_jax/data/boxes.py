@@ -12,7 +12,7 @@ from moe_jax.config.errors import UserError
 from moe_jax.config.fields import Rule, at_least
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.order import place_of
-from moe_jax.data.pictures import MirroredPictures
+from moe_jax.data.pictures import COLOUR, MirroredPictures
 from moe_jax.data.types import NO_LABEL, ArraySpec, require_split
 
 
@@ -83,7 +83,7 @@ class BoxDataset(MirroredPictures):
 def box_columns(height: int, width: int, objects: int) -> dict[str, ArraySpec]:
     """Of an image with room for so many objects."""
     return {
-        "image": ArraySpec((height, width, 3), "float32"),
+        "image": ArraySpec((height, width, COLOUR), "float32"),
         "boxes": ArraySpec((objects, 4), "float32"),
         "classes": ArraySpec((objects,), padding=NO_LABEL),
         "objects": ArraySpec(padding=NO_LABEL),

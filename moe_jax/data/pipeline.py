@@ -97,6 +97,16 @@ def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def filled_up(
+    rows: Sequence[Mapping[str, np.ndarray]], size: int, columns: Columns
+) -> dict[str, np.ndarray]:
+    """A batch of the columns of a few rows; those behind them are padding, as FILLS says."""
+    batch = {name: spec.filled(size) for name, spec in columns.items()}
+    for name, filled in batch.items():
+        filled[: len(rows)] = np.stack([row[name] for row in rows])
+    return {**batch, FILLS: np.arange(size) >= len(rows)}
+
+
 # Evaluation
 
 

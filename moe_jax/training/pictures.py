@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from moe_jax.analysis.report.pictures import Framed, Picture
-from moe_jax.data.types import FILLS, NO_LABEL, DataInfo
+from moe_jax.data.pipeline import filled_up
+from moe_jax.data.types import NO_LABEL, DataInfo
 from moe_jax.tasks.detection import detections
 from moe_jax.training.build import Program
 
@@ -71,9 +72,5 @@ def framed(
 
 
 def _first(program: Program, row: Row) -> dict[str, np.ndarray]:
-    """A batch whose first row it is; the others are padding."""
-    columns, size = program.columns, program.eval_batch_size
-    batch = {name: spec.filled(size) for name, spec in columns.items()}
-    for name in batch:
-        batch[name][0] = row[name]
-    return {**batch, FILLS: np.arange(size) > 0}
+    """A batch whose first row it is."""
+    return filled_up([row], program.eval_batch_size, program.columns)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from moe_jax.analysis.routes import churn, margin, overlap
-from moe_jax.data.types import FILLS, Rows
+from moe_jax.data.pipeline import filled_up
+from moe_jax.data.types import Rows
 from moe_jax.parallel.placement import put
 from moe_jax.training.build import Program
 from moe_jax.training.evaluation import by_layer
@@ -29,11 +30,7 @@ class Probe:
         # batch that fits the mesh; its other rows are padding, which no router counts.
         count, whole = program.probe_rows, program.probe_batch_size
         chosen = [rows[i % len(rows)] for i in range(count)]
-        self._raw = {}
-        for name, spec in program.columns.items():
-            self._raw[name] = spec.filled(whole)
-            self._raw[name][:count] = np.stack([row[name] for row in chosen])
-        self._raw[FILLS] = np.arange(whole) >= count
+        self._raw = filled_up(chosen, whole, program.columns)
         valid_PBS = program.tokens_and_segments(self._raw)[1][:, :count] > 0
         gates = program.experiment.moe.gates  # beside each other where layers are
         parts = np.repeat(program.layout.part_of_moe_layers, gates)

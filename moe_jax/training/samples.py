@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,16 +18,15 @@ SEARCHED = 2000  # rows, for one of each pair of languages
 LATELY, OFFERED = 4, 5  # items: the last ones of a history, the first ones of a model
 
 
-def translated(
-    rows: PairRows, domains: Sequence[str], translate: Callable[[list[str], list[str]], list[str]]
-) -> Samples:
+def translated(rows: PairRows, translate: Callable[[list[str], list[str]], list[str]]) -> Samples:
     """The first row of each pair of languages, and others up to eight. translate: of texts, each
     with its language."""
-    domain = [int(rows[index]["domain"]) for index in range(min(SEARCHED, len(rows)))]
+    places = map(rows.place_of, range(min(SEARCHED, len(rows))))
+    domain = [int(rows.domain_of_row[place]) for place in places]
     first = [domain.index(number) for number in sorted(set(domain))]
     others = [index for index in range(len(domain)) if index not in first]
     shown = [*first, *others[: max(ROWS - len(first), 0)]][:MOST]
-    pairs, texts = [domains[domain[i]] for i in shown], [rows.texts(i) for i in shown]
+    pairs, texts = [rows.domains[domain[i]] for i in shown], [rows.texts(i) for i in shown]
     written = translate([source for source, _ in texts], [p.partition("-")[2] for p in pairs])
     return Samples(
         "Some held-out texts, as people translated them and as the model does (beam search).",
@@ -39,13 +38,11 @@ def translated(
     )
 
 
-def recommended(
-    rows: HistoryRows, batch: Mapping[str, np.ndarray], predictions: Any, items: int
-) -> Samples:
+def recommended(rows: HistoryRows, batch: Mapping[str, np.ndarray], predictions: Any) -> Samples:
     """Of the first rows of a batch what somebody had lately, had next, and what the model says."""
-    objective = ItemOfHistory(items)
+    items = len(rows.names)
     raw = {name: jnp.asarray(values) for name, values in batch.items()}
-    ranks = np.asarray(objective.ranks(predictions, raw))
+    ranks = np.asarray(ItemOfHistory(items).ranks(predictions, raw))
     logits_BV = np.asarray(predictions.at(np.maximum(batch["held"], 0)))
     found = []
     for b in np.flatnonzero(ranks > 0)[:ROWS]:

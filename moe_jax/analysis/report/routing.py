@@ -44,8 +44,7 @@ VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 class RoutingView:
     """Traces of one run on the same tokens, at its checkpoints, the newest last. text: of a token
     id, for people. picture: of a row, where rows are images. rows_are_text: rows without a picture
-    are so, and not rows of a table. samples: some rows with what the
-    model makes of them."""
+    are so, and not rows of a table. samples: some rows with what the model makes of them."""
 
     traces: Sequence[Trace]
     text: Callable[[int], str]
