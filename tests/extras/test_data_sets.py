@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import scipy.optimize
@@ -68,9 +66,7 @@ def test_descriptions_of_packages(data_dir, debian):
 
 def test_pages_of_a_book(data_dir, debian):
     """2,186 pages; of 161,399 pieces of text that are not blank, those that follow on each other in
-    one font are one run. Other versions of poppler may cut a line otherwise."""
-    if any(shutil.which(name) is None for name in ("pdftohtml", "pdftoppm")):
-        pytest.skip("poppler-utils is not here")
+    one font are one run. Needs poppler-utils, other versions of which may cut a line otherwise."""
     data = Pages(data_dir=data_dir)
     counts, number = np.zeros(len(CLASSES), int), 0
     folder = data.opened_folder()
