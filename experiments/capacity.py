@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.card import Card, Scale
 from experiments.figures import curves
 from moe_jax.notebook import LoadedRun, load
 
@@ -36,13 +37,33 @@ def at_falling_capacity(
     return found
 
 
-def figure(
-    runs: Sequence[Mapping[str, Any]], arm: str, factors: Sequence[float], what: str, title: str
-) -> str:
-    """The metric over the factor, a line an order."""
-    own = [run for run in runs if run["arm"] == arm]
-    series = {
-        order: [(f, [run.get(name_of(what, order, f)) for run in own]) for f in sorted(factors)]
-        for order in ORDERS
-    }
-    return curves(series, title, "capacity factor of the evaluation")
+def priority_card(
+    *,
+    title: str,
+    arm: str,
+    overrides: Mapping[str, Any],
+    scales: Mapping[str, Scale],
+    factors: Sequence[float],
+    metric: str,
+    what: str,
+    heading: str,
+) -> Card:
+    """A card of one arm, which is trained and then evaluated under both orders. heading: of the
+    figure, the metric over the factor, a line an order."""
+
+    def figure(runs: Sequence[Mapping[str, Any]]) -> str:
+        own = [run for run in runs if run["arm"] == arm]
+        series = {
+            order: [(f, [run.get(name_of(what, order, f)) for run in own]) for f in sorted(factors)]
+            for order in ORDERS
+        }
+        return curves(series, heading, "capacity factor of the evaluation")
+
+    return Card(
+        title=title,
+        arms=lambda base: {arm: overrides},
+        scales=scales,
+        measure=lambda run: at_falling_capacity(run, factors, metric, what),
+        figure=figure,
+        shown=tuple(name_of(what, order, factor) for order in ORDERS for factor in factors),
+    )

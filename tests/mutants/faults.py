@@ -1495,7 +1495,8 @@ APPLICATIONS = (
         "tables: statistics of the whole",
         "moe_jax/data/fetched_table.py",
         'Vocabulary.of(parts["train"][0],',
-        "Vocabulary.of({n: [x for c, *_ in parts.values() for x in c[n]] for n in parts['train'][0]},",
+        "Vocabulary.of("
+        "{n: [x for c, *_ in parts.values() for x in c[n]] for n in parts['train'][0]},",
         "tests/data/test_census_income.py::test_statistics_and_values_are_of_those_who_train",
     ),
     _fault(
