@@ -53,3 +53,12 @@ def one_of(
     for name in names:
         if getattr(config, name) not in choices:
             yield name, "must be one of " + ", ".join(choices)
+
+
+def languages_of(config: object, known: tuple[str, ...], name: str = "languages") -> Iterator[Rule]:
+    """Rule: the field is some of the `known` languages, at least one and each once."""
+    chosen = getattr(config, name)
+    if not chosen or not set(chosen) <= set(known):
+        yield name, f"must be some of {', '.join(known)}"
+    elif len(set(chosen)) < len(chosen):
+        yield name, "names a language twice"

@@ -104,14 +104,6 @@ class DebianDescriptions(Fetched):
         }
 
 
-def unknown_languages(languages: Sequence[str]) -> str | None:
-    """What is wrong with a choice of languages."""
-    unknown = [language for language in languages if language not in LANGUAGES]
-    if unknown or not languages:
-        return f"must be some of {', '.join(LANGUAGES)}"
-    return "names a language twice" if len(set(languages)) < len(languages) else None
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moe_jax.config.fields import Rule
+from moe_jax.config.fields import Rule, languages_of
 from moe_jax.config.json_files import JsonObject
-from moe_jax.data.debian import ENGLISH, DebianDescriptions, Text, unknown_languages
+from moe_jax.data.debian import ENGLISH, LANGUAGES, DebianDescriptions, Text
 from moe_jax.data.faults import Tally
 from moe_jax.data.labelled import Example, LabelledText
 from moe_jax.data.store import in_share
@@ -39,8 +39,7 @@ class PackageSections(DebianDescriptions, LabelledText):
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
-        if rule := unknown_languages(self.languages):
-            yield "languages", rule
+        yield from languages_of(self, LANGUAGES)
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", "must lie between 0 and 1"
 

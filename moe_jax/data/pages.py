@@ -17,7 +17,7 @@ import numpy as np
 
 from moe_jax.config.activity import counted
 from moe_jax.config.errors import UserError
-from moe_jax.config.fields import Rule
+from moe_jax.config.fields import Rule, languages_of
 from moe_jax.config.json_files import JsonObject, read_object
 from moe_jax.data.boxes import Annotated, BoxDataset
 from moe_jax.data.fetch import deb
@@ -106,11 +106,7 @@ class Pages(FetchedFolder, BoxDataset):
 
     def check(self) -> Iterator[Rule]:
         yield from super().check()
-        unknown = [name for name in self.languages if name not in LANGUAGES]
-        if unknown or not self.languages:
-            yield "languages", f"must be some of {', '.join(LANGUAGES)}"
-        if len(set(self.languages)) < len(self.languages):
-            yield "languages", "names a language twice"
+        yield from languages_of(self, LANGUAGES)
         if set(self.held_out) - set(self.languages):
             yield "held_out", "must be some of data.languages"
         elif self.languages and set(self.held_out) == set(self.languages):

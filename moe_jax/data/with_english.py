@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moe_jax.config.fields import Rule, one_of
+from moe_jax.config.fields import Rule, languages_of, one_of
 from moe_jax.config.json_files import JsonObject
 from moe_jax.data.debian import ENGLISH
 from moe_jax.data.faults import Tally
@@ -33,10 +33,8 @@ class WithEnglish(PairedText):
         yield from super().check()
         if ENGLISH in self.languages:
             yield "languages", "are those beside English"
-        elif not self.languages or not set(self.languages) <= set(self.known):
-            yield "languages", f"must be some of {', '.join(self.known)}"
-        elif len(set(self.languages)) < len(self.languages):
-            yield "languages", "names a language twice"
+        else:
+            yield from languages_of(self, self.known)
         yield from one_of(self, DIRECTIONS, "direction")
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", "must lie between 0 and 1"
