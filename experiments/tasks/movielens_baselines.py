@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 
-RULES = ("popular", "neighbours")
-
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -21,9 +19,10 @@ def main() -> None:
 
     data = MovieLens100k()
     train = data.open("train")
+    rules = {"popularity": tables.popular_scores, "neighbours": tables.neighbours_scores}
     for split in ("validation", "test"):
-        for name in RULES:
-            found = tables.figures(getattr(tables, f"{name}_scores"), train, data.open(split))
+        for name, scores in rules.items():
+            found = tables.figures(scores, train, data.open(split))
             shown = ", ".join(f"{metric} {x:.4f}" for metric, x in found.items())
             print(f"{name}, {split}: {shown}", flush=True)
 
